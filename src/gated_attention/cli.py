@@ -1,0 +1,155 @@
+"""The command line: reads options, hands them to `studies`, prints what comes back."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="gated-attention",
+    help="Train, compare and inspect gated softmax attention.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Size = Annotated[str, typer.Option(help="Model size: tiny, xs, s, m, 1.7b-28l or 1.7b-48l.")]
+Steps = Annotated[int | None, typer.Option(help="Optimizer steps; default by size.", show_default=False)]
+Data = Annotated[
+    str,
+    typer.Option(help="Training text: a file, a folder, a hub name, or 'stdlib', the source of Python's own library."),
+]
+Validation = Annotated[
+    str | None, typer.Option(help="Held-out text; default: documents held out of --data.", show_default=False)
+]
+Tokenizer = Annotated[
+    str | None,
+    typer.Option(
+        help="'bytes', 'bpe-N' trained on --data, or a folder or hub name; default by size.", show_default=False
+    ),
+]
+Context = Annotated[int | None, typer.Option(help="Tokens per sequence; default by size.", show_default=False)]
+Bos = Annotated[bool, typer.Option("--bos", help="Begin every sequence with the BOS token.")]
+BatchSize = Annotated[int | None, typer.Option(help="Sequences per pass; default by size.", show_default=False)]
+Accumulation = Annotated[int | None, typer.Option(help="Passes per step; default by size.", show_default=False)]
+LearningRate = Annotated[float | None, typer.Option(help="Peak learning rate; default by size.", show_default=False)]
+WeightDecay = Annotated[float, typer.Option(help="AdamW's weight decay on matrices.")]
+Device = Annotated[str, typer.Option(help="'auto', 'cpu' or 'cuda'.")]
+Compile = Annotated[
+    bool | None, typer.Option("--compile/--no-compile", help="torch.compile; default: on a GPU.", show_default=False)
+]
+TensorBoard = Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard events.")]
+Output = Annotated[Path, typer.Option(help="Folder for runs/<name>/ and reports/<name>/.")]
+Seeds = Annotated[int, typer.Option(help="Seeds per variant; a seed pairs data order and weights across variants.")]
+Name = Annotated[str | None, typer.Option(help="Name of the study.", show_default=False)]
+
+
+@app.command()
+def compare(
+    variants: Annotated[
+        str, typer.Option(help="Variants to train, separated by commas; `gated-attention variants` lists them.")
+    ] = "baseline,sdpa-headwise,sdpa-elementwise",
+    size: Size = "tiny",
+    steps: Steps = None,
+    seeds: Seeds = 1,
+    data: Data = "stdlib",
+    validation: Validation = None,
+    tokenizer: Tokenizer = None,
+    context: Context = None,
+    bos: Bos = False,
+    batch_size: BatchSize = None,
+    accumulation: Accumulation = None,
+    learning_rate: LearningRate = None,
+    weight_decay: WeightDecay = 0.1,
+    device: Device = "auto",
+    compile: Compile = None,
+    tensorboard: TensorBoard = False,
+    output: Output = Path(),
+    name: Name = None,
+) -> None:
+    """Train variants side by side, measure them, and write a report.
+
+    Run the same command again to go on where an interrupted one stopped; finished arms are kept.
+    """
+    from gated_attention.studies.display import Display
+    from gated_attention.studies.plan import make_plan, pick_device
+    from gated_attention.studies.report import write_report
+    from gated_attention.studies.study import run_study
+
+    chosen = pick_device(device)
+    plan = make_plan(
+        name=name,
+        variants=[part.strip() for part in variants.split(",") if part.strip()],
+        size=size,
+        seeds=seeds,
+        output=output,
+        device=chosen,
+        tensorboard=tensorboard,
+        data={"source": data, "validation": validation, "tokenizer": tokenizer, "block_size": context, "bos": bos},
+        train={
+            "steps": steps,
+            "batch_size": batch_size,
+            "accumulation": accumulation,
+            "learning_rate": learning_rate,
+            "weight_decay": weight_decay,
+            "compile": compile,
+        },
+    )
+    display = Display(plan, chosen)
+    with display:
+        results = run_study(plan, chosen, _cache_folder(), display)
+    folder = plan.output / "reports" / plan.name
+    write_report(plan.runs, folder)
+    display.summary(results, folder)
+
+
+@app.command()
+def report(
+    runs: Annotated[Path, typer.Argument(help="A study's folder, runs/<name>.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the report; default: reports/<name> beside runs.", show_default=False),
+    ] = None,
+) -> None:
+    """Write a study's report again from its records."""
+    from gated_attention.studies.report import write_report
+
+    if not runs.is_dir():
+        raise ValueError(f"{runs} is not a folder; give the folder of a study, runs/<name>")
+    folder = output or runs.resolve().parent.parent / "reports" / runs.resolve().name
+    write_report(runs, folder)
+    typer.echo(f"wrote {folder / 'report.html'}")
+
+
+@app.command()
+def variants() -> None:
+    """List the variants that `compare` can train."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from gated_attention.studies.variants import VARIANTS
+
+    table = Table("variant", "gates", "rows in the paper", box=None, pad_edge=False)
+    for variant in VARIANTS.values():
+        table.add_row(variant.name, variant.describe(), " ".join(variant.cites))
+    Console().print(table)
+
+
+def _cache_folder() -> Path:
+    """Where packed data is kept between runs, by the XDG convention."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gated_attention"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command; bad input is one line and exit code 2, an interruption exit code 130."""
+    try:
+        app(arguments)
+    except ValueError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("stopped; the same command goes on from the last checkpoint", err=True)
+        sys.exit(130)

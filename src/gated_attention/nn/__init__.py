@@ -1,0 +1,6 @@
+"""The gate and gated attention as PyTorch modules."""
+
+from gated_attention.nn.attention import GatedAttention
+from gated_attention.nn.gate import AttentionGate, GatedBlock
+
+__all__ = ["AttentionGate", "GatedAttention", "GatedBlock"]

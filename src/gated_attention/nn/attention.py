@@ -1,0 +1,94 @@
+"""Gated attention as one module, for models that are not built on transformers."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from gated_attention import ops
+from gated_attention.nn.gate import GatedBlock
+from gated_attention.ops import AttentionBackend
+from gated_attention.spec import AttentionGeometry, Gates, as_gates, check_qk_norm
+
+
+class GatedAttention(GatedBlock):
+    """Grouped-query attention with RoPE, QK-norm and a gate at any of the five sites.
+
+    Args:
+        hidden_size: Width of the input and the output.
+        num_heads: Query heads.
+        num_kv_heads: Key/value heads; None is one per query head.
+        head_dim: Channels per head; None is `hidden_size // num_heads`.
+        gates: None, one `GateSpec`, or several, at most one per site.
+        causal: Whether a token sees only itself and earlier ones.
+        rope_theta: Base of the rotary position embedding; None for no position embedding.
+        qk_norm: Whether queries and keys pass an RMS norm over each head before RoPE.
+        bias: Whether the q, k, v and o projections have biases.
+        backend: Attention backend; see `gated_attention.ops.attention`.
+
+    Raises:
+        ValueError: if the widths, the gates or the backend do not fit together.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        num_kv_heads: int | None = None,
+        head_dim: int | None = None,
+        *,
+        gates: Gates = None,
+        causal: bool = True,
+        rope_theta: float | None = 10_000.0,
+        qk_norm: bool = True,
+        bias: bool = False,
+        backend: AttentionBackend = "auto",
+    ) -> None:
+        super().__init__()
+        if head_dim is None and hidden_size % num_heads:
+            raise ValueError(f"hidden_size {hidden_size} is not a multiple of num_heads {num_heads}; give head_dim")
+        geometry = AttentionGeometry(
+            hidden_size, num_heads, num_kv_heads or num_heads, head_dim or hidden_size // num_heads
+        )
+        if rope_theta is not None and geometry.head_dim % 2:
+            raise ValueError(f"RoPE turns pairs of channels, head_dim {geometry.head_dim} is odd; use rope_theta=None")
+        if qk_norm:
+            check_qk_norm(as_gates(gates))
+        self.head_dim, self.causal, self.rope_theta, self.backend = geometry.head_dim, causal, rope_theta, backend
+        q_width, kv_width = num_heads * self.head_dim, geometry.num_kv_heads * self.head_dim
+        self.q_proj = nn.Linear(hidden_size, q_width, bias=bias)
+        self.k_proj = nn.Linear(hidden_size, kv_width, bias=bias)
+        self.v_proj = nn.Linear(hidden_size, kv_width, bias=bias)
+        self.o_proj = nn.Linear(q_width, hidden_size, bias=bias)
+        self.q_norm = nn.RMSNorm(self.head_dim, eps=1e-6) if qk_norm else nn.Identity()
+        self.k_norm = nn.RMSNorm(self.head_dim, eps=1e-6) if qk_norm else nn.Identity()
+        self.add_gates(gates, geometry)
+
+    def forward(
+        self, hidden_states: Float[Tensor, "b t c"], mask: Bool[Tensor, "#b #h t t"] | None = None
+    ) -> Float[Tensor, "b t c"]:
+        """Attend within `hidden_states`, which has passed its block's pre-norm; `mask` is True where a query may look."""
+        x = hidden_states
+        q = self.gate("query", self._heads(self.q_proj(x)), x)  # G4
+        k = self.gate("key", self._heads(self.k_proj(x)), x)  # G3
+        v = self.gate("value", self._heads(self.v_proj(x)), x)  # G2
+        q, k = self.q_norm(q), self.k_norm(k)
+        if self.rope_theta is not None:
+            q, k = apply_rope(q, self.rope_theta), apply_rope(k, self.rope_theta)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, T, D)
+        y, _ = ops.attention(q, k, v, causal=self.causal, mask=mask, backend=self.backend)
+        y = self.gate("sdpa", y.transpose(1, 2), x)  # G1, (B, T, H, D)
+        y = self.o_proj(y.flatten(-2))
+        return self.gate("output", y, x)  # G5
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (-1, self.head_dim))  # (B, T, H, D)
+
+
+def apply_rope(x: Float[Tensor, "b t h d"], theta: float) -> Float[Tensor, "b t h d"]:
+    """Rotary position embedding for positions 0 to t - 1, channel i paired with i + d / 2; angles in float32."""
+    half = x.shape[-1] // 2
+    frequency = theta ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
+    angle = torch.arange(x.shape[1], device=x.device, dtype=torch.float32)[:, None] * frequency  # (T, D / 2)
+    cos, sin = angle.cos()[:, None].to(x.dtype), angle.sin()[:, None].to(x.dtype)  # (T, 1, D / 2)
+    low, high = x[..., :half], x[..., half:]
+    return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1)

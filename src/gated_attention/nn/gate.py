@@ -1,0 +1,111 @@
+"""Gates as modules: who owns the weight, and how an attention block carries a tuple of gates."""
+
+from typing import cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from gated_attention import ops
+from gated_attention.spec import AttentionGeometry, Gates, GateSpec, Site, as_gates
+
+GATE_MODULES: dict[Site, str] = {
+    "sdpa": "g_proj",
+    "value": "v_g_proj",
+    "key": "k_g_proj",
+    "query": "q_g_proj",
+    "output": "o_g_proj",
+}
+"""The attribute under which an attention block keeps the gate of each site."""
+
+
+class AttentionGate(nn.Linear):
+    """The projection of one gate: its forward turns what the gate reads into flat gate logits.
+
+    It is a plain linear layer, so that tensor parallelism, LoRA and quantisation treat it as one. A
+    gate without input owns its logits as the weight of a projection that reads a constant one.
+
+    Args:
+        spec: The gate.
+        hidden_size: Width of the hidden state.
+        num_heads: Query heads.
+        num_kv_heads: Key/value heads; None is `num_heads`.
+        head_dim: Channels per head; None is `hidden_size // num_heads`.
+
+    Raises:
+        ValueError: if the gate does not fit the widths.
+    """
+
+    def __init__(
+        self,
+        spec: GateSpec,
+        hidden_size: int,
+        num_heads: int,
+        num_kv_heads: int | None = None,
+        head_dim: int | None = None,
+    ) -> None:
+        geometry = AttentionGeometry(
+            hidden_size, num_heads, num_kv_heads or num_heads, head_dim or hidden_size // num_heads
+        )
+        heads, channels = spec.logit_shape(geometry)
+        self.spec = spec
+        super().__init__(spec.in_features(geometry), heads * channels, bias=spec.bias is not None)
+
+    def reset_parameters(self, std: float = 0.02) -> None:
+        """Initialise as the spec says; `std` is that of a normal start."""
+        if self.spec.init == "zeros":
+            nn.init.zeros_(self.weight)
+        else:
+            nn.init.normal_(self.weight, std=std)
+        if self.bias is not None:
+            nn.init.constant_(self.bias, cast(float, self.spec.bias))
+
+    def modulate(self, y: Float[Tensor, "b t h d"], hidden_states: Float[Tensor, "b t c"]) -> Float[Tensor, "b t h d"]:
+        """`y` gated by `hidden_states`, e.g. the output of one's own attention before it is projected."""
+        return apply_gate(self, self.spec, y, hidden_states)
+
+    def extra_repr(self) -> str:
+        """The widths and the gate in words."""
+        return f"{super().extra_repr()}, {self.spec.describe()}"
+
+
+def apply_gate(
+    projection: nn.Module, spec: GateSpec, y: Float[Tensor, "b t h d"], hidden_states: Float[Tensor, "b t c"]
+) -> Float[Tensor, "b t h d"]:
+    """`y` gated through any module that maps what the gate reads to flat logits, e.g. one that PEFT wraps."""
+    if spec.input == "parameter":
+        gate_input = hidden_states.new_ones(1, 1, 1)
+    else:
+        gate_input = hidden_states[..., : spec.input_dim]
+    channels = 1 if spec.granularity == "headwise" else y.shape[-1]
+    gate_logits = projection(gate_input).unflatten(-1, (-1, channels))  # (B, T, H, D or 1)
+    return ops.gate(y, gate_logits, spec)
+
+
+class GatedBlock(nn.Module):
+    """An attention block with at most one gate per site; blocks inherit from it and call `gate` at each site."""
+
+    gates: tuple[GateSpec, ...]
+
+    def add_gates(self, gates: Gates, geometry: AttentionGeometry) -> None:
+        """Give the block its gates; each becomes the submodule that `GATE_MODULES` names."""
+        self.gates = as_gates(gates)
+        for spec in self.gates:
+            module = AttentionGate(
+                spec, geometry.hidden_size, geometry.num_heads, geometry.num_kv_heads, geometry.head_dim
+            )
+            self.add_module(GATE_MODULES[spec.site], module)
+
+    def gate(self, site: Site, y: Tensor, hidden_states: Tensor) -> Tensor:
+        """The tensor at this site, gated if the block has a gate there.
+
+        Args:
+            y: (B, T, H, D), or (B, T, C) at the output site.
+        """
+        for spec in self.gates:
+            if spec.site == site:
+                projection = self.get_submodule(GATE_MODULES[site])
+                if site == "output":
+                    return apply_gate(projection, spec, y.unsqueeze(-2), hidden_states).squeeze(-2)
+                return apply_gate(projection, spec, y, hidden_states)
+        return y

@@ -1,0 +1,119 @@
+"""Model sizes as data, what their parameters are spent on, and FFN widths of equal cost.
+
+Imports neither torch nor transformers; a test builds every size and counts.
+"""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+
+from gated_attention.spec import AttentionGeometry, GateSpec
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSize:
+    """A dense Qwen3-shaped decoder.
+
+    Attributes:
+        ffn_multiple: Narrowed FFN widths are rounded to this multiple.
+        context: Tokens per training sequence.
+        cites: Where the shape is published; empty for our own small sizes.
+    """
+
+    name: str
+    num_hidden_layers: int
+    hidden_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    intermediate_size: int
+    vocab_size: int
+    context: int
+    tie_word_embeddings: bool = True
+    rope_theta: float = 10_000.0
+    ffn_multiple: int = 128
+    cites: str = ""
+
+    @property
+    def geometry(self) -> AttentionGeometry:
+        """The attention widths that gate shapes follow from."""
+        return AttentionGeometry(self.hidden_size, self.num_attention_heads, self.num_key_value_heads, self.head_dim)
+
+
+# Query width num_attention_heads * head_dim is a multiple of 3 in our own sizes: an elementwise sdpa gate
+# then costs exactly num_attention_heads * head_dim / 3 FFN channels, and matching leaves no residue.
+SIZES: dict[str, ModelSize] = {
+    size.name: size
+    for size in (
+        ModelSize("tiny", 4, 128, 6, 3, 32, 384, 257, 256, ffn_multiple=2),
+        ModelSize("xs", 24, 256, 6, 3, 64, 768, 16_384, 512, ffn_multiple=2),
+        ModelSize("s", 12, 512, 6, 3, 128, 1536, 16_384, 1024, ffn_multiple=8),
+        ModelSize("m", 12, 768, 6, 3, 128, 2304, 16_384, 1024, ffn_multiple=8),
+        ModelSize("1.7b-28l", 28, 2048, 16, 8, 128, 6144, 152_064, 4096, cites="T7"),
+        ModelSize("1.7b-48l", 48, 1536, 16, 8, 128, 4608, 152_064, 4096, cites="T7"),
+    )
+}
+"""Table 7's dense models and four small ones for experiments."""
+
+
+def get_size(name: str) -> ModelSize:
+    """The size of that name.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if name not in SIZES:
+        raise ValueError(f"unknown size {name!r}; choose from {', '.join(SIZES)}")
+    return SIZES[name]
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterAccount:
+    """Parameter counts of a whole model, by what they are spent on."""
+
+    embeddings: int
+    attention: int
+    gates: int
+    ffn: int
+    norms: int
+
+    @property
+    def total(self) -> int:
+        """All parameters, tied embeddings counted once."""
+        return self.embeddings + self.attention + self.gates + self.ffn + self.norms
+
+    def to_dict(self) -> dict[str, int]:
+        """Every count and the total."""
+        return {**asdict(self), "total": self.total}
+
+
+def count_parameters(size: ModelSize, gates: Iterable[GateSpec] = ()) -> ParameterAccount:
+    """What a model of this size with these gates in every block spends its parameters on."""
+    geometry, layers, hidden = size.geometry, size.num_hidden_layers, size.hidden_size
+    heads_width = (2 * size.num_attention_heads + 2 * size.num_key_value_heads) * size.head_dim
+    return ParameterAccount(
+        embeddings=size.vocab_size * hidden * (1 if size.tie_word_embeddings else 2),
+        attention=layers * hidden * heads_width,
+        gates=layers * sum(gate.num_parameters(geometry) for gate in gates),
+        ffn=layers * 3 * hidden * size.intermediate_size,
+        norms=layers * (2 * hidden + 2 * size.head_dim) + hidden,
+    )
+
+
+def match_parameters(size: ModelSize, gates: Iterable[GateSpec]) -> ModelSize:
+    """The size with its FFN narrowed so that the gates cost no extra parameters.
+
+    The width is rounded to the nearest `ffn_multiple`, as the paper's release does (6144 becomes
+    5504 for the elementwise gate of 1.7B-28L); `count_parameters` of both gives the residue.
+
+    Raises:
+        ValueError: if the gates cost more than the whole FFN.
+    """
+    gate_cost = sum(gate.num_parameters(size.geometry) for gate in gates)
+    width = size.intermediate_size - gate_cost / (3 * size.hidden_size)
+    rounded = round(width / size.ffn_multiple) * size.ffn_multiple
+    if rounded < 1:
+        raise ValueError(
+            f"the gates cost {gate_cost} parameters a block, more than the FFN of size {size.name!r}; "
+            "use fewer gates or a wider FFN"
+        )
+    return replace(size, intermediate_size=rounded)

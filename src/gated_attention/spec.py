@@ -1,0 +1,233 @@
+"""What a gate is, as data.
+
+A gate multiplies (or adds to) a tensor inside the attention block by an activation of a learned
+function of the block's input, `Y' = Y * sigmoid(X W)` (Qiu et al., arXiv 2505.06708, eq. 5). This
+module says which tensor, which function, and what it costs. It imports neither torch nor
+transformers.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from math import isfinite
+from typing import Any, Literal, get_args
+
+Site = Literal["sdpa", "value", "key", "query", "output"]
+Granularity = Literal["headwise", "elementwise"]
+Combine = Literal["multiply", "add"]
+Activation = Literal["sigmoid", "silu", "identity", "ns_sigmoid", "hard_sigmoid"]
+GateInput = Literal["hidden_state", "parameter"]
+Init = Literal["normal", "zeros"]
+ScoreDtype = Literal["float32", "model"]
+
+SITES: tuple[Site, ...] = get_args(Site)
+"""The five sites in the paper's order: G1 to G5."""
+
+SITE_LABELS: dict[Site, str] = {site: f"G{i}" for i, site in enumerate(SITES, start=1)}
+"""How a site is printed: `sdpa` is G1, `value` G2, `key` G3, `query` G4, `output` G5."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionGeometry:
+    """The widths of an attention block that a gate's shape follows from."""
+
+    hidden_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value < 1:
+                raise ValueError(f"{field.name} is {value}; it must be at least 1")
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}; "
+                "query heads share key/value heads in equal groups"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class GateSpec:
+    """One gate of an attention block.
+
+    The default is the paper's best: G1, elementwise, head-specific, multiplicative, sigmoid (T1.5).
+
+    Attributes:
+        site: Which tensor is gated: the output of scaled dot-product attention before `o_proj`
+            (`sdpa`, G1), the projected value, key or query before norm and RoPE (G2, G3, G4), or
+            the block's output after `o_proj` (`output`, G5).
+        granularity: One score per head, or one per element.
+        head_shared: Average the scores over heads, after the activation, so that all heads share
+            one score per channel. The projection keeps its full size (T1.12, T1.13).
+        combine: `Y * score` or `Y + score`.
+        activation: `ns_sigmoid` is `0.5 + 0.5 sigmoid(x)` (T4.7); `hard_sigmoid` is
+            `clamp(x / 6 + 0.5, 0, 1)`, whose closed side is exactly zero.
+        input: The hidden state after pre-normalisation, which q, k and v read too, or no input: the
+            logits are then a learned parameter (T4.6).
+        input_dim: Read only the first `input_dim` channels of the hidden state; None reads all.
+        init: The weight starts as N(0, initializer_range), the released class's choice, or as zeros.
+        bias: Start of a learned bias on the logits; None for no bias.
+        scale: Constant factor on the activation; 2.0 with `init="zeros"` starts the gate at one.
+        dtype: Scores are formed in float32 and cast, or in the model's dtype, which reproduces
+            Hugging Face's bfloat16 rounding bit for bit.
+
+    Raises:
+        ValueError: if a value is unknown or two of them contradict each other.
+    """
+
+    site: Site = "sdpa"
+    granularity: Granularity = "elementwise"
+    head_shared: bool = False
+    combine: Combine = "multiply"
+    activation: Activation = "sigmoid"
+    input: GateInput = "hidden_state"
+    input_dim: int | None = None
+    init: Init = "normal"
+    bias: float | None = None
+    scale: float = 1.0
+    dtype: ScoreDtype = "float32"
+
+    def __post_init__(self) -> None:
+        for name, choices in _CHOICES.items():
+            value = getattr(self, name)
+            if value not in choices:
+                raise ValueError(f"gate {name} is {value!r}; choose from {', '.join(choices)}")
+        if self.granularity == "headwise" and self.site == "output":
+            raise ValueError("an output gate (G5) acts after heads are merged; use granularity='elementwise'")
+        if self.head_shared and self.site == "output":
+            raise ValueError("an output gate (G5) has no heads to share; use head_shared=False")
+        if self.head_shared and self.granularity == "headwise":
+            raise ValueError("head_shared with granularity='headwise' leaves one score per token; use 'elementwise'")
+        if self.input == "parameter" and (self.input_dim is not None or self.bias is not None):
+            raise ValueError("input='parameter' reads nothing: leave input_dim and bias at None")
+        if self.input_dim is not None and self.input_dim < 1:
+            raise ValueError(f"gate input_dim is {self.input_dim}; it must be at least 1, or None for all channels")
+        if not isfinite(self.scale) or self.scale == 0.0:
+            raise ValueError(f"gate scale is {self.scale}; it must be finite and not zero")
+        if self.bias is not None and not isfinite(self.bias):
+            raise ValueError(f"gate bias is {self.bias}; it must be finite, or None for no bias")
+
+    @property
+    def label(self) -> str:
+        """The site as the paper prints it, G1 to G5."""
+        return SITE_LABELS[self.site]
+
+    def describe(self) -> str:
+        """The gate in words, naming only what departs from the plain multiplicative sigmoid gate."""
+        words = [self.label, self.site, "head-shared" if self.head_shared else self.granularity]
+        if self.combine == "add":
+            words.append("additive")
+        words.append(self.activation if self.scale == 1.0 else f"{self.scale:g}*{self.activation}")
+        if self.input == "parameter":
+            words.append("input-independent")
+        if self.input_dim is not None:
+            words.append(f"reads {self.input_dim} channels")
+        if self.init == "zeros":
+            words.append("zero init")
+        if self.bias is not None:
+            words.append(f"bias {self.bias:g}")
+        if self.dtype == "model":
+            words.append("scores in model dtype")
+        return " ".join(words)
+
+    def logit_shape(self, geometry: AttentionGeometry) -> tuple[int, int]:
+        """(heads, channels) of one token's gate logits, before heads are averaged."""
+        if self.site == "output":
+            return 1, geometry.hidden_size
+        heads = geometry.num_kv_heads if self.site in ("value", "key") else geometry.num_heads
+        return heads, 1 if self.granularity == "headwise" else geometry.head_dim
+
+    def score_shape(self, geometry: AttentionGeometry) -> tuple[int, int]:
+        """(heads, channels) of one token's gate scores, the paper's "score shape" column (Table 1)."""
+        heads, channels = self.logit_shape(geometry)
+        return (1 if self.head_shared else heads), channels
+
+    def in_features(self, geometry: AttentionGeometry) -> int:
+        """Channels that the gate's projection reads; 1, a constant, for a learned parameter.
+
+        Raises:
+            ValueError: if `input_dim` exceeds the hidden size.
+        """
+        if self.input == "parameter":
+            return 1
+        if self.input_dim is None:
+            return geometry.hidden_size
+        if self.input_dim > geometry.hidden_size:
+            raise ValueError(
+                f"gate input_dim {self.input_dim} exceeds hidden_size {geometry.hidden_size}; use at most that, or None"
+            )
+        return self.input_dim
+
+    def num_parameters(self, geometry: AttentionGeometry) -> int:
+        """Parameters this gate adds to one attention block."""
+        heads, channels = self.logit_shape(geometry)
+        bias = 0 if self.bias is None else heads * channels
+        return heads * channels * self.in_features(geometry) + bias
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field, defaults included, so that a stored gate keeps its meaning."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "GateSpec":
+        """The inverse of `to_dict`; missing fields take their defaults.
+
+        Raises:
+            ValueError: if a field is unknown.
+        """
+        known = [field.name for field in fields(cls)]
+        for name in values:
+            if name not in known:
+                raise ValueError(f"unknown gate field {name!r}; choose from {', '.join(known)}")
+        return cls(**values)
+
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "site": SITES,
+    "granularity": get_args(Granularity),
+    "combine": get_args(Combine),
+    "activation": get_args(Activation),
+    "input": get_args(GateInput),
+    "init": get_args(Init),
+    "dtype": get_args(ScoreDtype),
+}
+
+Gates = GateSpec | Mapping[str, Any] | Iterable[GateSpec | Mapping[str, Any]] | None
+"""What callers may write for `gates`: none, one, or several, as specs or as their dictionaries."""
+
+
+def as_gates(gates: Gates) -> tuple[GateSpec, ...]:
+    """The gates of one block in site order, at most one per site.
+
+    Raises:
+        ValueError: if two gates share a site or an entry is not a gate.
+    """
+    if gates is None:
+        return ()
+    if isinstance(gates, GateSpec | Mapping):
+        gates = (gates,)
+    specs = []
+    for gate in gates:
+        if isinstance(gate, Mapping):
+            gate = GateSpec.from_dict(gate)
+        if not isinstance(gate, GateSpec):
+            raise ValueError(f"{gate!r} is not a gate; pass GateSpec(...) or a mapping of its fields")
+        if any(gate.site == other.site for other in specs):
+            raise ValueError(f"two gates at site {gate.site!r}; a block carries at most one gate per site")
+        specs.append(gate)
+    return tuple(sorted(specs, key=lambda spec: SITES.index(spec.site)))
+
+
+def check_qk_norm(gates: Iterable[GateSpec]) -> None:
+    """Refuse gates that the RMS norm of queries and keys would undo.
+
+    Raises:
+        ValueError: for a multiplicative headwise gate on queries or keys, a factor that the norm of
+            the same head divides out again.
+    """
+    for gate in gates:
+        if gate.site in ("query", "key") and gate.granularity == "headwise" and gate.combine == "multiply":
+            raise ValueError(
+                f"a headwise {gate.site} gate is divided out by the QK-norm that follows; use granularity='elementwise'"
+            )

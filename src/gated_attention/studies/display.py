@@ -1,0 +1,83 @@
+"""A study as it shows in the terminal: live progress per arm, then the table."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
+
+from gated_attention.sizes import count_parameters
+from gated_attention.studies.record import Result
+from gated_attention.studies.table import terminal_table
+from gated_attention.studies.study import Arm, StudyPlan, device_name
+from gated_attention.train.callbacks import Progress as TrainingProgress
+
+
+class Display:
+    """Watches a study (`studies.study.Observer`) and draws one bar per arm."""
+
+    def __init__(self, plan: StudyPlan, device: torch.device, console: Console | None = None) -> None:
+        self.plan, self.console = plan, console or Console()
+        self.bars = Progress(
+            SpinnerColumn(finished_text="✓"),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed:>5}/{task.total} steps"),
+            TextColumn("{task.fields[status]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+        )
+        self.tasks: dict[tuple[str, int], TaskID] = {}
+        self.device = device
+
+    def __enter__(self) -> "Display":
+        plan, train = self.plan, self.plan.train
+        tokens = train.steps * train.sequences_per_step * plan.data.block_size
+        self.console.print(
+            f"[bold]{plan.name}[/]: {len(plan.variants)} variants x {plan.seeds} seed{'s' * (plan.seeds > 1)}, "
+            f"size {plan.size.name} ({count_parameters(plan.size).total / 1e6:.1f}M parameters), "
+            f"{tokens / 1e6:.1f}M tokens each, on {device_name(self.device)}, {train.precision}"
+        )
+        self.bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bars.stop()
+
+    def say(self, message: str) -> None:
+        """Print a line above the bars."""
+        self.bars.console.print(f"[dim]{message}[/]")
+
+    def start(self, arm: Arm) -> None:
+        """Add the arm's bar."""
+        self.tasks[arm.variant.name, arm.seed] = self.bars.add_task(
+            f"{arm.variant.name} seed {arm.seed}", total=self.plan.train.steps, status="starting"
+        )
+
+    def progress(self, arm: Arm, progress: TrainingProgress) -> None:
+        """Move the arm's bar."""
+        status = "" if progress.loss_nats is None else f"loss {progress.loss_nats:.3f}"
+        if progress.tokens_per_s is not None:
+            status += f"  {progress.tokens_per_s:,.0f} tokens/s"
+        self.bars.update(self.tasks[arm.variant.name, arm.seed], completed=progress.step, status=status)
+
+    def finish(self, arm: Arm, result: Result, kept: bool) -> None:
+        """Fill the arm's bar, or say that it was there already."""
+        loss = result.measures["val_loss_nats"].value
+        if kept:
+            self.say(f"{arm.variant.name} seed {arm.seed}: kept from an earlier run, validation loss {loss:.4f}")
+            return
+        self.bars.update(
+            self.tasks[arm.variant.name, arm.seed],
+            completed=self.plan.train.steps,
+            status=f"validation loss {loss:.4f}",
+        )
+
+    def summary(self, results: Sequence[Result], report: Path) -> None:
+        """Print the table, and where the report lies."""
+        self.console.print(terminal_table(results))
+        self.console.print(f"report: {report / 'report.html'}")

@@ -1,0 +1,87 @@
+"""A plan from what a caller names: everything checked, defaults filled in by size and device."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gated_attention.sizes import get_size
+from gated_attention.studies.settings import SETTINGS
+from gated_attention.studies.study import StudyPlan
+from gated_attention.studies.variants import get_variant
+from gated_attention.train.data import DataConfig
+from gated_attention.train.tokenizer import vocabulary_size
+from gated_attention.train.trainer import TrainConfig
+
+
+def make_plan(
+    *,
+    variants: Sequence[str],
+    size: str,
+    seeds: int,
+    output: Path,
+    device: torch.device,
+    name: str | None = None,
+    tensorboard: bool = False,
+    data: Mapping[str, Any] | None = None,
+    train: Mapping[str, Any] | None = None,
+) -> StudyPlan:
+    """A study plan; fields of `data` and `train` that are missing or None take the size's defaults.
+
+    Raises:
+        ValueError: if a variant, a size or a setting is unknown or out of range.
+    """
+    shape, defaults = get_size(size), SETTINGS[size]
+    on_gpu = device.type == "cuda"
+    data_values = {
+        "tokenizer": defaults.tokenizer,
+        "block_size": shape.context,
+        "max_validation_tokens": defaults.validation_tokens,
+        **_given(data),
+    }
+    train_values = {
+        "steps": defaults.steps,
+        "batch_size": defaults.batch_size,
+        "accumulation": defaults.accumulation,
+        "learning_rate": defaults.learning_rate,
+        "precision": "bfloat16" if on_gpu else "float32",
+        "compile": on_gpu,
+        **_given(train),
+    }
+    steps = train_values["steps"]
+    # About 50 points on the loss curve, ten on the validation curve, and at most a tenth of a run to repeat.
+    every = {
+        "log_every": max(1, steps // 50),
+        "evaluate_every": max(1, steps // 10),
+        "checkpoint_every": max(1, steps // 10),
+    }
+    return StudyPlan(
+        name=name or f"compare-{size}",
+        variants=tuple(get_variant(variant) for variant in variants),
+        size=shape,
+        seeds=seeds,
+        data=DataConfig(**data_values),
+        train=TrainConfig(**{**every, **train_values}),
+        output=output,
+        tensorboard=tensorboard,
+    )
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; `auto` is CUDA where there is one.
+
+    Raises:
+        ValueError: if the name is unknown or the device is not there.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"unknown device {name!r}; choose from auto, cpu, cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device 'cuda' was asked for, and PyTorch sees none; use --device cpu")
+    use_cuda = name == "cuda" or (name == "auto" and torch.cuda.is_available())
+    return torch.device("cuda" if use_cuda else "cpu")
+
+
+def _given(values: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {key: value for key, value in (values or {}).items() if value is not None}

@@ -1,0 +1,216 @@
+"""The first half of a report in words: what was trained, what came out, how to read the table."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+from gated_attention.studies.comparison import LOSS, Comparison, VariantRow, diverged
+from gated_attention.studies.page import Bullets, Paragraph
+from gated_attention.studies.record import Result
+from gated_attention.studies.statistics import CONFIDENCE, t_quantile
+from gated_attention.studies.table import ABSENT, fixed, significant, spread_text
+
+SINK_FACTOR = 10.0
+"""F-Attn over its uniform value from which a model counts as having an attention sink."""
+
+REMOVED_SHARE = 1 / 3
+"""A sink counts as removed if F-Attn falls to this share of the reference's."""
+
+EQUAL_PARAMETERS = 0.01
+"""Residue up to which parameter counts are called equal."""
+
+_WORDS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 7: "seven", 8: "eight", 9: "nine"}
+
+MASSIVE = 100.0
+"""Activations below this do not count as massive (Sun et al., arXiv 2402.17762)."""
+
+
+def setting(results: Sequence[Result], comparison: Comparison) -> Paragraph:
+    """One paragraph: what was trained, on what, for how long and where."""
+    config, rows = results[0].config, comparison.rows
+    variants = f"{_WORDS.get(len(rows), str(len(rows)))} variant{'s' * (len(rows) > 1)}"
+    text = (
+        f"{variants.capitalize()} of one decoder{_shape(rows[0], config.get('model', {}))}, trained from scratch"
+        f"{_data(config.get('data', {}))}{_length(results)}{_place(results)}."
+    )
+    if comparison.reference:
+        text += f" They differ in the gate inside attention{_residue(rows)}; equal seeds see equal data in equal order."
+    return Paragraph(text, "lead")
+
+
+def _residue(rows: Sequence[VariantRow]) -> str:
+    largest = max((abs(row.residue) for row in rows if row.residue is not None), default=None)
+    if largest is None:
+        return ""
+    if largest > EQUAL_PARAMETERS:
+        return f" and by up to {100 * largest:.1f} % in parameters"
+    return f", the FFN narrowed so that parameter counts agree within {100 * largest:.2f} %"
+
+
+def _shape(row: VariantRow, model: Mapping[str, Any]) -> str:
+    parts = [f"{count_text(row.parameters)} parameters"] if row.parameters else []
+    if {"num_hidden_layers", "hidden_size"} <= model.keys():
+        parts.append(f"{model['num_hidden_layers']} layers of width {model['hidden_size']}")
+    if {"num_attention_heads", "num_key_value_heads"} <= model.keys():
+        parts.append(f"{model['num_attention_heads']} query and {model['num_key_value_heads']} key/value heads")
+    return f" ({', '.join(parts)})" if parts else ""
+
+
+def _data(data: Mapping[str, Any]) -> str:
+    text = f" on `{source_name(data['source'])}`" if data.get("source") else ""
+    return text + (f" with the `{source_name(data['tokenizer'])}` tokenizer" if data.get("tokenizer") else "")
+
+
+def _length(results: Sequence[Result]) -> str:
+    seeds = sorted({len([other for other in results if other.variant == run.variant]) for run in results})
+    each = f"{seeds[0]} seed{'s' * (seeds[0] > 1)} each" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds each"
+    steps, tokens = results[0].config.get("train", {}).get("steps"), results[0].tokens_seen
+    length = f"{count_text(tokens)} tokens a run"
+    if steps:
+        length = f"{steps:,} steps of {count_text(tokens // steps)} tokens, {length}"
+    return f": {each}, {length}"
+
+
+def _place(results: Sequence[Result]) -> str:
+    config = results[0].config
+    precision = config.get("train", {}).get("precision") or config.get("model", {}).get("dtype")
+    devices = " and ".join(dict.fromkeys(run.device for run in results))
+    return f", on {devices}{f' in {precision}' if precision else ''}"
+
+
+def outcome(comparison: Comparison) -> Bullets:
+    """What came out, a bullet for each variant's loss, then sinks, activations and cost."""
+    items = [_loss_sentence(row, comparison.reference) for row in comparison.rows if row.difference]
+    if not items:
+        items = [f"`{row.variant}`: validation loss {_loss_text(row)}." for row in comparison.rows]
+    reference = comparison.rows[0]
+    items += [item for item in (_sink(reference, comparison), _activations(comparison), _cost(comparison)) if item]
+    return Bullets(items)
+
+
+def _loss_text(row: VariantRow) -> str:
+    text = spread_text(row.measures.get(LOSS), fixed(4), count=True)
+    return text if text in (ABSENT, "diverged") else f"{text} nats/token"
+
+
+def _loss_sentence(row: VariantRow, reference: str | None) -> str:
+    found = row.difference
+    if found is None or found.n == 0:
+        verdict = found.verdict if found else ABSENT
+        return f"**`{row.variant}`** cannot be compared with `{reference}`: {verdict}."
+    size, lower = f"{abs(found.mean):.4f}", "lower" if found.mean < 0 else "higher"
+    lost = f" In {found.num_lost} of {found.n + found.num_lost} pairs a run diverged." if found.num_lost else ""
+    if found.t is None or found.standard_error is None:
+        return (
+            f"**`{row.variant}`** ended {size} nats/token {lower} than `{reference}` in one pair of runs: "
+            f"with n = 1 there is no spread, so this is not evidence.{lost}"
+        )
+    numbers = f"{size} ± {found.standard_error:.4f} nats/token"
+    test = f"n = {found.n}, t = {found.t:+.1f}, counts from |t| > {t_quantile(found.n - 1):.2f}"
+    verdict = found.verdict.split(";")[0]
+    if verdict == "within noise":
+        return f"**`{row.variant}`** is **within noise** of `{reference}`: {lower} by {numbers} ({test}).{lost}"
+    return f"**`{row.variant}`** is **{verdict}** than `{reference}`: loss {lower} by {numbers} ({test}).{lost}"
+
+
+def _sink(reference: VariantRow, comparison: Comparison) -> str | None:
+    share, uniform = reference.mean("f_attn"), reference.mean("f_attn_uniform")
+    if share is None or not uniform:
+        return None
+    text = (
+        f"**Attention sink:** `{reference.variant}` puts {share:.4f} of its attention on the first token, "
+        f"{share / uniform:.1f} times the {uniform:.4f} of uniform attention"
+    )
+    if share < SINK_FACTOR * uniform:
+        return f"{text}. Below {SINK_FACTOR:.0f} times this is no sink, so the study cannot show that one is removed."
+    others = [
+        f"`{row.variant}` {found:.4f} ({'removed' if found <= REMOVED_SHARE * share else 'not removed'})"
+        for row in comparison.rows[1:]
+        if (found := row.mean("f_attn")) is not None
+    ]
+    rest = f" The others: {', '.join(others)}; removed means a third or less." if others else ""
+    return f"{text}: a sink.{rest}"
+
+
+def _activations(comparison: Comparison) -> str | None:
+    found = [(row.variant, value) for row in comparison.rows if (value := row.mean("m_act")) is not None]
+    if not found:
+        return None
+    listed = ", ".join(f"`{name}` {value:,.{significant(3)(value)}f}" for name, value in found)
+    small = max(value for _, value in found) < MASSIVE
+    comment = f" None is massive: that starts at {MASSIVE:.0f}." if small else ""
+    return f"**Largest activations** (M-Act): {listed}.{comment}"
+
+
+def _cost(comparison: Comparison) -> str | None:
+    reference, *others = comparison.rows
+    speed = reference.mean("train_tokens_per_s")
+    shares = [
+        f"`{row.variant}` at {100 * found / speed:.0f} %"
+        for row in others
+        if speed and (found := row.mean("train_tokens_per_s")) is not None
+    ]
+    if not shares:
+        return None
+    return f"**Training speed** against `{reference.variant}` ({speed:,.0f} tokens/s): {', '.join(shares)}."
+
+
+def table_notes(results: Sequence[Result], comparison: Comparison, unfinished: Sequence[str]) -> Iterator[Paragraph]:
+    """How to read the comparison table, and what is missing from it or unequal in it."""
+    several = max(len(row.seeds) for row in comparison.rows) > 1
+    text = "± after a mean is the standard deviation over seeds. " if several else "One run each, so no spread. "
+    if comparison.reference:
+        text += (
+            f"Difference: validation loss minus that of `{comparison.reference}` with the same seed, below zero is "
+            "better; ± there is the standard error of the mean. It counts as confirmed when |t| exceeds the two-sided "
+            f"{100 * CONFIDENCE:.0f} % quantile of Student's t for n - 1 degrees of freedom (4.30 at n = 3). "
+        )
+    else:
+        text += "There is no second variant to compare with, so the paired columns are left out. "
+    yield Paragraph(text + "F-Attn, gate mean and their like are shares from 0 to 1.", "note")
+    if comparison.reference and comparison.reference != "baseline":
+        yield Paragraph(f"No variant is named `baseline`; `{comparison.reference}` stands in for it.", "note")
+    lost = [f"`{run.variant}` seed {run.seed}" for run in results if diverged(run)]
+    if lost:
+        yield Paragraph(
+            f"**Diverged** ({len(lost)} of {len(results)} runs): {', '.join(lost)}. "
+            "Means and differences leave these runs out, which flatters a variant that diverges."
+        )
+    if unfinished:
+        yield Paragraph(f"**Not finished, left out:** {', '.join(f'`{name}`' for name in unfinished)}.")
+    unequal = list(_unequal_settings(results))
+    if unequal:
+        yield Paragraph(f"**The runs do not share one setting:** {'; '.join(unequal)}.")
+
+
+def _unequal_settings(results: Sequence[Result]) -> Iterator[str]:
+    """Settings beyond the variant in which the runs differ, each with its values."""
+    flat = [
+        {
+            **{f"{part}.{key}": value for part in ("data", "train") for key, value in run.config.get(part, {}).items()},
+            "device": run.device,
+            "commit": run.git_commit,
+            "tokens": run.tokens_seen,
+            **{f"version of {name}": version for name, version in run.versions.items()},
+        }
+        for run in results
+    ]
+    for key in dict.fromkeys(key for settings in flat for key in settings):
+        values = dict.fromkeys(str(settings.get(key)) for settings in flat)
+        if len(values) > 1:
+            yield f"`{key}` is {' or '.join(values)}"
+
+
+def count_text(count: int) -> str:
+    """A count in words of three digits: 8,192, 492k, 1.21M, 3.50B."""
+    if count < 10_000:
+        return f"{count:,}"
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if count >= 0.9995 * size:
+            return f"{count / size:.{significant(3)(count / size)}f}{unit}"
+    return f"{count:,}"
+
+
+def source_name(source: str) -> str:
+    """A data source without the folders of the machine it was read on; hub names stay whole."""
+    return PurePath(source).name if PurePath(source).is_absolute() else source

@@ -1,0 +1,253 @@
+"""A study: variants times seeds, each arm trained, measured and recorded; whatever is finished is kept."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from gated_attention.models import GatedQwen3Config
+from gated_attention.sizes import ModelSize, count_parameters, match_parameters
+from gated_attention.studies.measure import measure_arm
+from gated_attention.studies.record import (
+    ARRAYS_NAME,
+    CONFIG_NAME,
+    METRICS_NAME,
+    RESULT_NAME,
+    SCHEMA,
+    Result,
+    git_commit,
+    library_versions,
+    read_result,
+    write_arrays,
+    write_json,
+    write_result,
+)
+from gated_attention.studies.variants import Variant
+from gated_attention.train.callbacks import MetricsCallback, Progress, tensorboard_callback
+from gated_attention.train.data import DataConfig, PackedData, collate, load_data
+from gated_attention.train.trainer import TrainConfig, checkpoint_step, last_checkpoint, train
+from gated_attention.models.build import build_model
+
+
+@dataclass(frozen=True, slots=True)
+class StudyPlan:
+    """What a study trains and where it leaves its records: `<output>/runs/<name>/<variant>/seed<k>/`."""
+
+    name: str
+    variants: tuple[Variant, ...]
+    size: ModelSize
+    seeds: int
+    data: DataConfig
+    train: TrainConfig
+    output: Path
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1:
+            raise ValueError(f"seeds is {self.seeds}; it must be at least 1")
+        if not self.variants:
+            raise ValueError("a study needs at least one variant")
+        names = [variant.name for variant in self.variants]
+        if len(set(names)) < len(names):
+            raise ValueError(f"a variant is named twice in {', '.join(names)}; name each once")
+
+    @property
+    def runs(self) -> Path:
+        """Where the arms' folders lie."""
+        return self.output / "runs" / self.name
+
+    @property
+    def arms(self) -> list["Arm"]:
+        """Every variant with every seed, seeds outermost so that early results pair."""
+        return [Arm(self, variant, seed) for seed in range(self.seeds) for variant in self.variants]
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One variant trained with one seed."""
+
+    plan: StudyPlan
+    variant: Variant
+    seed: int
+
+    @property
+    def folder(self) -> Path:
+        """Where this arm's records lie."""
+        return self.plan.runs / self.variant.name / f"seed{self.seed}"
+
+    @property
+    def size(self) -> ModelSize:
+        """The size with this variant's FFN."""
+        size = self.plan.size
+        return match_parameters(size, self.variant.gates) if self.variant.match_parameters else size
+
+    def model_config(self, data: PackedData) -> GatedQwen3Config:
+        """The model's configuration, its vocabulary taken from the tokenizer."""
+        # No pad_token_id: an embedding never trains the row of its padding index, and here padding is EOS.
+        return GatedQwen3Config.from_size(
+            self.size,
+            self.variant.gates,
+            vocab_size=len(data.tokenizer),
+            max_position_embeddings=self.plan.data.block_size,
+            bos_token_id=data.tokenizer.bos_token_id,
+            eos_token_id=data.tokenizer.eos_token_id,
+        )
+
+    def resolve(self) -> dict[str, Any]:
+        """Everything that decides this arm's numbers, known before the data is read."""
+        variant = self.variant
+        settings = {
+            "variant": {"name": variant.name, "description": variant.describe(), "cites": list(variant.cites)},
+            "size": {**asdict(self.size), "gates": [gate.to_dict() for gate in variant.gates]},
+            "parameters": count_parameters(self.size, variant.gates).to_dict(),
+            "data": asdict(self.plan.data),
+            "train": asdict(self.plan.train),
+        }
+        return {
+            "schema": SCHEMA,
+            "study": self.plan.name,
+            "variant": variant.name,
+            "seed": self.seed,
+            "config": settings,
+        }
+
+    def finished(self) -> Result | None:
+        """This arm's result if it is there.
+
+        Raises:
+            ValueError: if the folder holds an arm of other settings or of another schema.
+        """
+        wanted = self.resolve()
+        result_path, config_path = self.folder / RESULT_NAME, self.folder / CONFIG_NAME
+        result = read_result(result_path) if result_path.exists() else None
+        if result is None and not config_path.exists():
+            return None
+        found = {"config": result.config} if result else _read_config(config_path)
+        if difference := _first_difference(found["config"], wanted["config"]):
+            raise ValueError(f"{self.folder} was run with {difference}; choose another --name or --output")
+        return result
+
+
+class Observer(Protocol):
+    """Who watches a study run."""
+
+    def say(self, message: str) -> None:
+        """Something that takes a while begins."""
+
+    def start(self, arm: Arm) -> None:
+        """An arm begins to train."""
+
+    def progress(self, arm: Arm, progress: Progress) -> None:
+        """An arm has gone on."""
+
+    def finish(self, arm: Arm, result: Result, kept: bool) -> None:
+        """An arm is done, in this run or (`kept`) in an earlier one."""
+
+
+def run_study(plan: StudyPlan, device: torch.device, cache: Path, observer: Observer) -> list[Result]:
+    """Train and measure every arm that is not finished yet; an unfinished one goes on from its last checkpoint.
+
+    Nothing is trained before every arm's folder has been checked.
+
+    Raises:
+        ValueError: if the plan contradicts what the folder holds, the data is unfit, or nothing can be written.
+    """
+    arms = plan.arms
+    finished = {(arm.variant.name, arm.seed): arm.finished() for arm in arms}
+    try:
+        plan.runs.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"cannot write to {plan.runs} ({error.strerror}); choose another --output") from error
+    results = []
+    data: PackedData | None = None
+    for arm in arms:
+        result = finished[arm.variant.name, arm.seed]
+        kept = result is not None
+        if result is None:
+            data = data or load_data(plan.data, cache, observer.say)
+            observer.start(arm)
+            result = run_arm(arm, data, device, observer)
+        observer.finish(arm, result, kept)
+        results.append(result)
+    return results
+
+
+def run_arm(arm: Arm, data: PackedData, device: torch.device, observer: Observer) -> Result:
+    """Train one arm, from its last checkpoint if there is one, measure it and write its record."""
+    plan, settings = arm.plan, arm.plan.train
+    arm.folder.mkdir(parents=True, exist_ok=True)
+    resolved = arm.resolve()
+    write_json(arm.folder / CONFIG_NAME, resolved)
+    torch.compiler.reset()  # each arm compiles its own model; without this, arms share one recompilation limit
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    model = build_model(arm.model_config(data), arm.seed)
+    checkpoint = last_checkpoint(arm.folder)
+    tokens_per_step = settings.sequences_per_step * plan.data.block_size
+    metrics = MetricsCallback(
+        arm.folder / METRICS_NAME,
+        tokens_per_step,
+        checkpoint_step(checkpoint) if checkpoint else 0,
+        lambda progress: observer.progress(arm, progress),
+    )
+    train(
+        model,
+        settings,
+        train_data=data.train,
+        validation_data=data.validation_sample,
+        collate=collate,
+        tokenizer=data.tokenizer,
+        output=arm.folder,
+        seed=arm.seed,
+        device=device,
+        callbacks=[metrics, *([tensorboard_callback(arm.folder / "tensorboard")] if plan.tensorboard else [])],
+    )
+    observer.say("measuring")
+    measures, arrays = measure_arm(model, data, settings, arm.folder / METRICS_NAME)
+    write_arrays(arm.folder / ARRAYS_NAME, arrays)
+    result = Result(
+        study=plan.name,
+        variant=arm.variant.name,
+        seed=arm.seed,
+        config={**resolved["config"], "model": model.config.to_dict()},
+        measures=measures,
+        tokens_seen=settings.steps * tokens_per_step,
+        device=device_name(device),
+        git_commit=git_commit(),
+        versions=library_versions(),
+    )
+    write_result(arm.folder, result)
+    return result
+
+
+def device_name(device: torch.device) -> str:
+    """The device in words, e.g. `NVIDIA H200` or `CPU, 2 threads`."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type.upper()}, {torch.get_num_threads()} threads"
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not readable JSON ({error}); move it away or choose another --output") from error
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        raise ValueError(f"{path} does not follow schema {SCHEMA}; move it away or choose another --output")
+    return content
+
+
+def _first_difference(found: Mapping[str, Any], wanted: Mapping[str, Any], path: str = "") -> str | None:
+    """The first setting in which two configurations differ, in words; keys that only `found` has do not count."""
+    for key, value in json.loads(json.dumps(wanted)).items():
+        other = found.get(key)
+        if isinstance(value, dict) and isinstance(other, dict):
+            if difference := _first_difference(other, value, f"{path}{key}."):
+                return difference
+        elif other != value:
+            return f"{path}{key} {other!r}, not {value!r}"
+    return None

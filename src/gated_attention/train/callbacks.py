@@ -1,0 +1,131 @@
+"""What a training run tells while it runs: a metrics file, TensorBoard, and live progress."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a run stands.
+
+    Attributes:
+        loss_nats: Mean training loss since the last report; None before the first.
+        tokens_per_s: Training throughput since the last report, evaluation and checkpoints left out.
+    """
+
+    step: int
+    steps: int
+    loss_nats: float | None = None
+    tokens_per_s: float | None = None
+
+
+class MetricsCallback(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
+    """Appends a line to `metrics.jsonl` for every log and every evaluation.
+
+    On a resumed run the lines after the checkpoint are dropped first, since those steps run again.
+
+    Args:
+        path: The metrics file.
+        tokens_per_step: Training tokens of one optimizer step.
+        resume_step: Step of the checkpoint the run goes on from; 0 for a new run.
+        report: Called with the progress after every step that was logged.
+    """
+
+    def __init__(
+        self, path: Path, tokens_per_step: int, resume_step: int = 0, report: Callable[[Progress], None] | None = None
+    ) -> None:
+        self.path, self.tokens_per_step, self.report = path, tokens_per_step, report
+        self._clock: _Clock | None = None
+        self._compiling = True
+        keep_metrics_until(path, resume_step)
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Start the clock once the first step, which compiles and allocates, is over."""
+        if self._clock is None and not self._compiling:
+            self._clock = _Clock(state.global_step)
+        self._compiling = False
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any
+    ) -> None:
+        """Write a training line; the Trainer's own summary and evaluation lines are passed over."""
+        if "loss" not in logs:
+            return
+        tokens_per_s = self._clock.read(state.global_step, self.tokens_per_step) if self._clock else None
+        line = {
+            "step": state.global_step,
+            "loss_nats": logs["loss"],
+            "learning_rate": logs["learning_rate"],
+            "grad_norm": logs.get("grad_norm"),
+            "tokens": state.global_step * self.tokens_per_step,
+            "tokens_per_s": tokens_per_s,
+        }
+        self._append(line)
+        if self.report:
+            self.report(Progress(state.global_step, state.max_steps, logs["loss"], tokens_per_s))
+        self._clock = None
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: dict[str, float], **_: Any
+    ) -> None:
+        """Write a validation line."""
+        self._append({"step": state.global_step, "val_loss_nats": metrics["eval_loss"]})
+        self._clock = None
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Leave the time that a checkpoint takes out of the throughput."""
+        self._clock = None
+
+    def _append(self, line: dict[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+@dataclass(slots=True)
+class _Clock:
+    """Throughput from one step to a later one."""
+
+    start_step: int
+    start: float = field(default_factory=time.perf_counter)
+
+    def read(self, step: int, tokens_per_step: int) -> float | None:
+        if step == self.start_step:
+            return None
+        return (step - self.start_step) * tokens_per_step / (time.perf_counter() - self.start)
+
+
+def keep_metrics_until(path: Path, step: int) -> None:
+    """Drop the lines after `step`, and a last line that a kill tore, from a metrics file."""
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        if record["step"] <= step:
+            lines.append(line + "\n")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text("".join(lines), encoding="utf-8")
+    part.replace(path)
+
+
+def tensorboard_callback(folder: Path) -> TrainerCallback:
+    """A callback that writes TensorBoard events below `folder`.
+
+    Raises:
+        ValueError: if TensorBoard is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ValueError("TensorBoard is not installed; pip install gated-attention[tensorboard]") from error
+    from transformers.integrations import TensorBoardCallback
+
+    return TensorBoardCallback(tb_writer=SummaryWriter(log_dir=str(folder)))

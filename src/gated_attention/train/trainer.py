@@ -1,0 +1,183 @@
+"""Training on transformers' Trainer: settings, parameter groups, resuming from the last whole checkpoint."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback
+from transformers import TrainingArguments as Arguments
+
+from gated_attention.nn import AttentionGate
+
+Precision = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainConfig:
+    """How a model is trained: AdamW, linear warm-up, cosine decay.
+
+    Attributes:
+        batch_size: Sequences per forward and backward pass.
+        accumulation: Passes per optimizer step.
+        min_learning_rate: Where the cosine ends, as a share of `learning_rate`; the paper's is 3e-5 / 2e-3.
+        warmup: Share of the steps in which the learning rate rises.
+        weight_decay: On matrices; norms and biases are not decayed.
+        gate_learning_rate: Factor on the learning rate of gate parameters.
+        gate_weight_decay: Weight decay of gate matrices; None is `weight_decay`.
+        precision: `bfloat16` computes under autocast and keeps float32 weights.
+        log_every, evaluate_every, checkpoint_every: In optimizer steps.
+    """
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    accumulation: int = 1
+    min_learning_rate: float = 0.015
+    warmup: float = 0.02
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    max_grad_norm: float = 1.0
+    gate_learning_rate: float = 1.0
+    gate_weight_decay: float | None = None
+    precision: Precision = "float32"
+    compile: bool = False
+    log_every: int = 10
+    evaluate_every: int = 100
+    checkpoint_every: int = 100
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulation", "log_every", "evaluate_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate is {self.learning_rate}; it must be above 0")
+
+    @property
+    def warmup_steps(self) -> int:
+        """Optimizer steps of linear warm-up, at least one."""
+        return max(1, round(self.warmup * self.steps))
+
+    @property
+    def sequences_per_step(self) -> int:
+        """Sequences that one optimizer step sees on one device."""
+        return self.batch_size * self.accumulation
+
+
+def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+    """AdamW's groups: matrices with decay, vectors without, and gates with their own rate and decay."""
+    gates = {id(p) for m in model.modules() if isinstance(m, AttentionGate) for p in m.parameters()}
+    trained = [p for p in model.parameters() if p.requires_grad]
+
+    def group(name: str, members: Iterable[nn.Parameter], decay: float, rate: float = 1.0) -> dict[str, Any]:
+        return {"name": name, "params": list(members), "weight_decay": decay, "lr": config.learning_rate * rate}
+
+    gate_decay = config.weight_decay if config.gate_weight_decay is None else config.gate_weight_decay
+    rate = config.gate_learning_rate
+    groups = [
+        group("matrices", (p for p in trained if p.ndim >= 2 and id(p) not in gates), config.weight_decay),
+        group("vectors", (p for p in trained if p.ndim < 2 and id(p) not in gates), 0.0),
+        group("gate matrices", (p for p in trained if p.ndim >= 2 and id(p) in gates), gate_decay, rate),
+        group("gate vectors", (p for p in trained if p.ndim < 2 and id(p) in gates), 0.0, rate),
+    ]
+    return [group for group in groups if group["params"]]
+
+
+class GroupedTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
+    """`transformers.Trainer` with the parameter groups above."""
+
+    def __init__(self, *args: Any, config: TrainConfig, **kwargs: Any) -> None:
+        self.config = config
+        super().__init__(*args, **kwargs)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW over `parameter_groups`."""
+        if self.optimizer is None:
+            model = self.model if model is None else model
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+            self.optimizer = optimizer_class(parameter_groups(model, self.config), **options)
+        return self.optimizer
+
+
+def train(
+    model: PreTrainedModel,
+    config: TrainConfig,
+    *,
+    train_data: Dataset[Any],
+    validation_data: Dataset[Any],
+    collate: Callable[[Any], dict[str, torch.Tensor]],
+    tokenizer: PreTrainedTokenizerBase | None,
+    output: Path,
+    seed: int,
+    device: torch.device,
+    callbacks: Iterable[TrainerCallback] = (),
+) -> None:
+    """Train in place, from the last whole checkpoint below `output` if there is one.
+
+    Checkpoints are `output/checkpoint-<step>`, readable by `from_pretrained`; the last one is kept.
+    The data order depends on the seed only, so runs of one seed pair, and a resumed run sees what an
+    uninterrupted one would.
+    """
+    arguments = Arguments(
+        output_dir=str(output),
+        max_steps=config.steps,
+        per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.accumulation,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs={"min_lr_rate": config.min_learning_rate},
+        warmup_steps=config.warmup_steps,
+        weight_decay=config.weight_decay,
+        adam_beta1=config.beta1,
+        adam_beta2=config.beta2,
+        max_grad_norm=config.max_grad_norm,
+        optim="adamw_torch_fused",
+        bf16=config.precision == "bfloat16",
+        torch_compile=config.compile,
+        use_cpu=device.type == "cpu",
+        seed=seed,
+        data_seed=seed,
+        logging_strategy="steps",
+        logging_steps=config.log_every,
+        logging_nan_inf_filter=False,  # it waits for the device at every step, and hides divergence
+        eval_strategy="steps",
+        eval_steps=config.evaluate_every,
+        prediction_loss_only=True,
+        save_strategy="steps",
+        save_steps=config.checkpoint_every,
+        save_total_limit=1,
+        dataloader_pin_memory=device.type == "cuda",
+        dataloader_drop_last=True,
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        report_to="none",
+    )
+    trainer = GroupedTrainer(
+        model=model,
+        args=arguments,
+        config=config,
+        train_dataset=train_data,
+        eval_dataset=validation_data,
+        data_collator=collate,
+        processing_class=tokenizer,
+        callbacks=list(callbacks),
+    )
+    trainer.remove_callback(PrinterCallback)
+    checkpoint = last_checkpoint(output)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+
+def last_checkpoint(output: Path) -> Path | None:
+    """The newest whole checkpoint below `output`; one that a kill left half-written is passed over."""
+    whole = [path.parent for path in output.glob("checkpoint-*/trainer_state.json") if path.stat().st_size]
+    return max(whole, key=checkpoint_step, default=None)
+
+
+def checkpoint_step(checkpoint: Path) -> int:
+    """The optimizer step that a checkpoint was written after."""
+    return int(checkpoint.name.removeprefix("checkpoint-"))
