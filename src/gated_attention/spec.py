@@ -209,13 +209,12 @@ def as_gates(gates: Gates) -> tuple[GateSpec, ...]:
         gates = (gates,)
     specs = []
     for gate in gates:
-        if isinstance(gate, Mapping):
-            gate = GateSpec.from_dict(gate)
-        if not isinstance(gate, GateSpec):
+        spec = GateSpec.from_dict(gate) if isinstance(gate, Mapping) else gate
+        if not isinstance(spec, GateSpec):
             raise ValueError(f"{gate!r} is not a gate; pass GateSpec(...) or a mapping of its fields")
-        if any(gate.site == other.site for other in specs):
-            raise ValueError(f"two gates at site {gate.site!r}; a block carries at most one gate per site")
-        specs.append(gate)
+        if any(spec.site == other.site for other in specs):
+            raise ValueError(f"two gates at site {spec.site!r}; a block carries at most one gate per site")
+        specs.append(spec)
     return tuple(sorted(specs, key=lambda spec: SITES.index(spec.site)))
 
 

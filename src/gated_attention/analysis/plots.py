@@ -21,7 +21,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 INK = "#22272e"
 """Colour of text and axes; nothing else has it, so a page may swap it for its own."""
@@ -109,38 +109,48 @@ def _styled(function: Callable[P, R]) -> Callable[P, R]:
 
 @_styled
 def loss_curves(
-    training: Mapping[str, Sequence[Curve]],
-    validation: Mapping[str, Sequence[Curve]],
+    training: Mapping[str, Mapping[int, Curve]],
+    validation: Mapping[str, Mapping[int, Curve]],
     strokes: Mapping[str, Stroke],
+    reference: str | None = None,
 ) -> Figure:
-    """Training loss, smoothed, beside validation loss: a thin line for each seed, a thick one for their mean.
+    """Training loss as smoothed lines with validation loss as points; with a reference, the distance to it.
 
-    A run whose loss stops being finite is left out of the mean and ends in a cross. The first tenth
-    of training may leave the frame at the top, so that the end can be told apart.
+    Thin lines are seeds, thick lines and points their mean. A run whose loss stops being finite is
+    left out of the mean and ends in a cross. The first fifth of training may leave the frame at the
+    top, so that the end can be told apart.
 
     Args:
         training: Loss in nats per token, a curve for each seed.
         validation: The same on held-out text.
         strokes: From `strokes_for`.
+        reference: Label whose validation loss the right-hand panel subtracts, seed by seed.
     """
-    panels = [
-        ("Training loss (running mean)", training, True),
-        ("Validation loss", validation, False),
-    ]
-    panels = [panel for panel in panels if any(panel[1].values())]
+    trained = {label: [_smoothed(curve) for curve in seeds.values()] for label, seeds in training.items()}
+    validated = {label: list(seeds.values()) for label, seeds in validation.items()}
+    pairs = _differences(validation, reference) if reference is not None else {}
     figure = Figure(figsize=(_WIDTH, 3.4), layout="constrained")
-    axes = figure.subplots(1, max(1, len(panels)), sharey=True, squeeze=False)[0]
-    for ax, (title, arms, smooth) in zip(axes, panels, strict=False):
-        ax.set_title(title)
+    axes = figure.subplots(1, 2 if pairs else 1, squeeze=False)[0]
+    for label, curves in trained.items():
+        _draw_seeds(axes[0], curves, strokes[label])
+    for label, curves in validated.items():
+        mean = _mean_curve(curves)
+        if mean is not None:
+            axes[0].plot(mean.steps, mean.values, "o", markersize=4.5, color=strokes[label].color, markeredgewidth=0)
+    _frame(axes[0], [*chain(*trained.values()), *chain(*validated.values())])
+    _mark_divergence(axes[0], trained or validated, strokes)
+    axes[0].set_title("Training (line), validation (points)")
+    axes[0].set_ylabel("Loss (nats/token)")
+    if pairs:
+        axes[1].axhline(0.0, color=strokes[str(reference)].color, linewidth=1.9)
+        for label, curves in pairs.items():
+            _draw_seeds(axes[1], curves, strokes[label], marker="o")
+        _frame(axes[1], [*chain(*pairs.values()), Curve(np.zeros(1), np.zeros(1))])
+        _mark_divergence(axes[1], pairs, strokes)
+        axes[1].set_title(f"Validation, minus {reference}")
+    for ax in axes:
         ax.set_xlabel("Step")
         ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        for label, curves in arms.items():
-            shown = [_smoothed(curve) if smooth else curve for curve in curves]
-            _draw_seeds(ax, shown, strokes[label], marker="" if smooth else "o")
-    axes[0].set_ylabel("Loss (nats/token)")
-    limits = _loss_limits([curve for _, arms, _ in panels for curve in chain.from_iterable(arms.values())])
-    if limits:
-        axes[0].set_ylim(*limits)
     _legend(figure, {**training, **validation}, strokes)
     return figure
 
@@ -169,8 +179,9 @@ def per_layer(
         _draw_seeds(ax, curves, strokes[label], marker="o")
     if log:
         ax.set_yscale("log")
+        ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        ax.yaxis.set_minor_formatter(NullFormatter())
+        ax.yaxis.set_minor_locator(NullLocator())
     else:
         ax.set_ylim(bottom=0.0)
     if uniform is not None:
@@ -230,7 +241,7 @@ def attention_maps(
     labels = list(maps)
     columns = max(1, min(columns, len(labels)))
     rows = max(1, ceil(len(labels) / columns) * len(layers))
-    figure = Figure(figsize=(_WIDTH, 0.9 + rows * (_WIDTH - 1.2) / max(columns, 2)), layout="constrained")
+    figure = Figure(figsize=(_WIDTH, 1.4 + rows * (_WIDTH - 0.9) / max(columns, 2)), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     image = None
     for ax in grid.flat:
@@ -250,14 +261,17 @@ def attention_maps(
             ax.spines[:].set_visible(False)
             ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
             ax.yaxis.set_major_locator(MaxNLocator(4, integer=True))
-            ax.set_title(f"{label}, layer {layer}")
+            if row == 0:
+                ax.set_title(label)
+            if column == 0:
+                ax.set_ylabel(f"Layer {layer}")
             ax.tick_params(labelbottom=block * len(layers) + row == rows - 1)
     figure.supxlabel("Key position", fontsize="medium")
     figure.supylabel("Query position", fontsize="medium")
     if image is not None:
-        bar = figure.colorbar(image, ax=grid, shrink=min(1.0, 2.0 / rows), aspect=18, extend="min")
+        bar = figure.colorbar(image, ax=grid, location="top", shrink=0.6, aspect=40, extend="min")
         bar.set_label("Attention weight, mean over heads")
-        bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        bar.ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     return figure
 
 
@@ -276,18 +290,25 @@ def to_svg(figure: Figure, salt: str) -> str:
     return buffer.getvalue()
 
 
-def _draw_seeds(ax: Axes, curves: Sequence[Curve], stroke: Stroke, marker: str) -> None:
-    """Thin lines for the seeds, crosses where they stop being finite, and a thick line for the mean."""
+def _draw_seeds(ax: Axes, curves: Sequence[Curve], stroke: Stroke, marker: str = "") -> None:
+    """Thin lines for the seeds and a thick one for their mean."""
     line = {"color": stroke.color, "linestyle": stroke.dashes}
     for curve in curves:
         ax.plot(curve.steps, curve.values, linewidth=0.8, alpha=0.45, **line)
-        finite = np.isfinite(curve.values)
-        if not finite.all() and finite.any():
-            last = np.flatnonzero(finite)[-1]
-            ax.plot(curve.steps[last], curve.values[last], marker="X", markersize=7, color=stroke.color, clip_on=False)
     mean = _mean_curve(curves)
     if mean is not None:
         ax.plot(mean.steps, mean.values, linewidth=1.9, marker=marker, markersize=3.5, **line)
+
+
+def _mark_divergence(ax: Axes, arms: Mapping[str, Sequence[Curve]], strokes: Mapping[str, Stroke]) -> None:
+    """A cross at the last finite value of each run that stops being finite, moved into the frame if need be."""
+    for label, curves in arms.items():
+        for curve in curves:
+            finite = np.isfinite(curve.values)
+            if finite.any() and not finite.all():
+                last = np.flatnonzero(finite)[-1]
+                height = np.clip(curve.values[last], *ax.get_ylim())
+                ax.plot(curve.steps[last], height, "X", markersize=7, color=strokes[label].color, clip_on=False)
 
 
 def _mean_curve(curves: Sequence[Curve]) -> Curve | None:
@@ -311,16 +332,28 @@ def _smoothed(curve: Curve) -> Curve:
     return Curve(curve.steps, np.asarray(values))
 
 
-def _loss_limits(curves: Sequence[Curve]) -> tuple[float, float] | None:
-    """Frame around what follows the first tenth of training, runs that diverge aside where others remain."""
+def _frame(ax: Axes, curves: Sequence[Curve]) -> None:
+    """Limit the axis to what follows the first fifth of training, diverging runs aside where others remain."""
     stable = [curve for curve in curves if np.isfinite(curve.values).all()] or curves
-    late = [curve.values[curve.steps > 0.1 * curve.steps.max()] for curve in stable if len(curve.steps)]
+    late = [curve.values[curve.steps >= 0.2 * curve.steps.max()] for curve in stable if len(curve.steps)]
     values = np.concatenate(late) if late else np.empty(0)
     values = values[np.isfinite(values)]
-    if not len(values):
-        return None
-    margin = max(0.06 * (values.max() - values.min()), 1e-3)
-    return float(values.min() - margin), float(values.max() + margin)
+    if len(values):
+        margin = max(0.08 * (values.max() - values.min()), 1e-3)
+        ax.set_ylim(float(values.min() - margin), float(values.max() + margin))
+
+
+def _differences(arms: Mapping[str, Mapping[int, Curve]], reference: str) -> dict[str, list[Curve]]:
+    """Each other arm's curves minus the reference's of the same seed, at the steps that both have."""
+    others = arms.get(reference, {})
+    found: dict[str, list[Curve]] = {}
+    for label, curves in arms.items():
+        for seed in sorted(curves.keys() & others.keys()) if label != reference else ():
+            steps, ours, theirs = np.intersect1d(curves[seed].steps, others[seed].steps, return_indices=True)
+            if len(steps):
+                difference = curves[seed].values[ours] - others[seed].values[theirs]
+                found.setdefault(label, []).append(Curve(steps, difference))
+    return found
 
 
 def _draw_ridges(ax: Axes, histogram: GateHistogram) -> None:
@@ -340,7 +373,7 @@ def _draw_ridges(ax: Axes, histogram: GateHistogram) -> None:
     ax.set_ylim(-0.15, len(counts))
     ax.grid(axis="y", visible=False)
     ax.xaxis.set_major_locator(MaxNLocator(5))
-    ax.yaxis.set_major_locator(MaxNLocator(12, integer=True))
+    ax.set_yticks(range(0, len(counts), ceil(len(counts) / 12)))
 
 
 def _legend(figure: Figure, labels: Iterable[str], strokes: Mapping[str, Stroke]) -> None:
@@ -349,4 +382,4 @@ def _legend(figure: Figure, labels: Iterable[str], strokes: Mapping[str, Stroke]
         for label in labels
     ]
     if lines:
-        figure.legend(handles=lines, loc="outside upper left", ncols=4, frameon=False, handlelength=1.8)
+        figure.legend(handles=lines, loc="outside upper left", ncols=3, frameon=False, handlelength=1.8)

@@ -38,9 +38,9 @@ def held_out_loss(model: nn.Module, blocks: Iterable[Tensor]) -> HeldOutLoss:
     model.eval()
     try:
         for block in blocks:
-            block = block.to(device)
-            logits = model(input_ids=block, use_cache=False).logits[:, :-1]
-            targets = block[:, 1:]
+            input_ids = block.to(device)
+            logits = model(input_ids=input_ids, use_cache=False).logits[:, :-1]
+            targets = input_ids[:, 1:]
             # One sequence at a time keeps the float32 copy of the logits small.
             for row, target in zip(logits, targets, strict=True):
                 total += F.cross_entropy(row.float(), target, reduction="sum").double()

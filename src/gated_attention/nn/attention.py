@@ -66,7 +66,7 @@ class GatedAttention(GatedBlock):
     def forward(
         self, hidden_states: Float[Tensor, "b t c"], mask: Bool[Tensor, "#b #h t t"] | None = None
     ) -> Float[Tensor, "b t c"]:
-        """Attend within `hidden_states`, which has passed its block's pre-norm; `mask` is True where a query may look."""
+        """Attention within `hidden_states`, taken after the block's pre-norm; `mask` is True where a query may look."""
         x = hidden_states
         q = self.gate("query", self._heads(self.q_proj(x)), x)  # G4
         k = self.gate("key", self._heads(self.k_proj(x)), x)  # G3

@@ -2,7 +2,6 @@
 
 from typing import cast
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -47,7 +46,7 @@ class AttentionGate(nn.Linear):
         geometry = AttentionGeometry(
             hidden_size, num_heads, num_kv_heads or num_heads, head_dim or hidden_size // num_heads
         )
-        heads, channels = spec.logit_shape(geometry)
+        heads, channels = self.logit_shape = spec.logit_shape(geometry)
         self.spec = spec
         super().__init__(spec.in_features(geometry), heads * channels, bias=spec.bias is not None)
 
@@ -73,10 +72,8 @@ def apply_gate(
     projection: nn.Module, spec: GateSpec, y: Float[Tensor, "b t h d"], hidden_states: Float[Tensor, "b t c"]
 ) -> Float[Tensor, "b t h d"]:
     """`y` gated through any module that maps what the gate reads to flat logits, e.g. one that PEFT wraps."""
-    if spec.input == "parameter":
-        gate_input = hidden_states.new_ones(1, 1, 1)
-    else:
-        gate_input = hidden_states[..., : spec.input_dim]
+    reads_nothing = spec.input == "parameter"
+    gate_input = hidden_states.new_ones(1, 1, 1) if reads_nothing else hidden_states[..., : spec.input_dim]
     channels = 1 if spec.granularity == "headwise" else y.shape[-1]
     gate_logits = projection(gate_input).unflatten(-1, (-1, channels))  # (B, T, H, D or 1)
     return ops.gate(y, gate_logits, spec)

@@ -32,9 +32,10 @@ def attention(
     """Attention output and the natural log-sum-exp of its scaled scores.
 
     The log-sum-exp is float32 (float64 for float64 inputs); the softmax is computed in that dtype, from
-    scores that only `eager` rounds to the dtype of its inputs first. Query head i reads key/value head `i // (h // k)`. With `causal`, the last query sees all
-    keys, so a short query block continues a longer context. A query that sees no key has output 0
-    and log-sum-exp -inf. Under autocast the inputs are cast as PyTorch casts its own attention's.
+    scores that only `eager` rounds to the dtype of its inputs first. Query head i reads key/value head
+    `i // (h // k)`. With `causal`, the last query sees all keys, so a short query block continues a longer
+    context. A query that sees no key has output 0 and log-sum-exp -inf. Under autocast the inputs are cast
+    as PyTorch casts its own attention's.
 
     Args:
         scale: Factor on the scores; None is `d ** -0.5`.

@@ -29,26 +29,46 @@ DEFINITIONS = {
     ),
     "f_attn": (
         "F-Attn",
-        "share of attention that goes to the first token, averaged over queries, heads, then layers "
-        "(arXiv 2505.06708, Table 4). Uniform is its value if each query spread its attention evenly over the tokens "
-        "it sees: the mean of 1/i over positions i",
+        "attention on the first token of a sequence, averaged over queries but the first, which sees nothing else, "
+        "over heads, then layers (arXiv 2505.06708, Table 4). Uniform is its value if every query spread its attention "
+        "evenly over the tokens it sees: the mean of 1/i over positions i from 2 on",
     ),
     "m_act": (
         "M-Act",
-        "largest absolute hidden state at a layer's output, averaged over layers (arXiv 2505.06708, Table 4)",
+        "largest absolute hidden state of any token at a layer's output, averaged over layers "
+        "(arXiv 2505.06708, Table 4)",
     ),
     "gate_score_mean": (
         "Gate mean",
-        "gate score after its activation, averaged over layers, heads, channels and tokens "
+        "gate score after its activation, averaged over tokens, channels, heads and layers, then over sites "
         "(arXiv 2505.06708, Table 4); below 0.1 is the share of scores under that value",
     ),
     "train_tokens_per_s": (
         "Tokens/s",
-        "training throughput in wall time on the device named above; it compares variants of this study only",
+        "median training throughput, evaluation and checkpoints left out, on the device named above",
     ),
-    "peak_memory_gib": ("Memory", "largest memory in use during training, in GiB"),
+    "peak_memory_gib": (
+        "Memory",
+        "peak device memory of a run; on a CPU, peak resident memory of the whole process up to then",
+    ),
 }
 """Measure to its name in the report and its definition."""
+
+# Option of `compare` to where a run's configuration keeps it.
+_OPTIONS = {
+    "size": ("size", "name"),
+    "data": ("data", "source"),
+    "validation": ("data", "validation"),
+    "tokenizer": ("data", "tokenizer"),
+    "context": ("data", "block_size"),
+    "bos": ("data", "bos"),
+    "steps": ("train", "steps"),
+    "batch-size": ("train", "batch_size"),
+    "accumulation": ("train", "accumulation"),
+    "learning-rate": ("train", "learning_rate"),
+    "weight-decay": ("train", "weight_decay"),
+    "compile": ("train", "compile"),
+}
 
 
 def beside_paper(results: Sequence[Result], comparison: Comparison) -> list[Block]:
@@ -63,15 +83,15 @@ def beside_paper(results: Sequence[Result], comparison: Comparison) -> list[Bloc
             Column("Variant", numeric=False): [Cell(row.variant) for row in rows],
             Column("Row of the paper", beneath=True, numeric=False): [Cell(_names(group)) for group in groups],
             Column("PPL"): [_first(group, "perplexity", 3) for group in groups],
-            Column("its baseline's PPL", beneath=True): [_first(group, "perplexity", 3) for group in baselines],
+            Column("baseline's PPL", beneath=True): [_first(group, "perplexity", 3) for group in baselines],
             Column("ln PPL ratio", "nats"): [_log_ratio(*pair) for pair in zip(groups, baselines, strict=True)],
-            Column("difference here", "nats", beneath=True): [_difference(row) for row in rows],
+            Column("here", "nats", beneath=True): [_difference(row) for row in rows],
             Column("F-Attn"): [_first(group, "f_attn", 3) for group in groups],
-            Column("its baseline's F-Attn", beneath=True): [_first(group, "f_attn", 3) for group in baselines],
+            Column("baseline's F-Attn", beneath=True): [_first(group, "f_attn", 3) for group in baselines],
             Column("M-Act"): [_first(group, "m_act", 0) for group in groups],
-            Column("its baseline's M-Act", beneath=True): [_first(group, "m_act", 0) for group in baselines],
+            Column("baseline's M-Act", beneath=True): [_first(group, "m_act", 0) for group in baselines],
             Column("Gate mean"): [_first(group, "gate_score", 3) for group in groups],
-            Column("gate mean here", beneath=True): [_gate_mean(row) for row in rows],
+            Column("here", beneath=True): [_gate_mean(row) for row in rows],
         }
     )
     settings = " and ".join(dict.fromkeys(row.setting for group in groups for row in group))
@@ -80,10 +100,11 @@ def beside_paper(results: Sequence[Result], comparison: Comparison) -> list[Bloc
         f"The paper's numbers are of {settings}; this study's models have {_parameters_text(comparison)}and saw "
         f"{count_text(tokens)} tokens. The scales differ by orders of magnitude: compare signs and ratios, not values."
     )
-    notes = [f"{row.cite}: {row.note}." for group in groups for row in group if row.note]
-    blocks: list[Block] = [Heading("Beside the paper"), Paragraph(scale), TableBlock(table)]
-    blocks.append(Paragraph("T1.5 is Table 1, row 5 of Qiu et al., arXiv 2505.06708, one run each.", "note"))
-    return [*blocks, Bullets(notes)] if notes else blocks
+    notes = [
+        "T1.5 is Table 1, row 5 of Qiu et al., arXiv 2505.06708; the paper has one run of each.",
+        *(f"{row.cite}: {row.note}." for group in groups for row in group if row.note),
+    ]
+    return [Heading("Beside the paper"), Paragraph(scale), TableBlock(table), Paragraph(" ".join(notes), "note")]
 
 
 def _published(row: VariantRow) -> list[tuple[PublishedRow, ...]]:
@@ -169,6 +190,8 @@ def limits(results: Sequence[Result], comparison: Comparison) -> list[Block]:
     """What a reader must not take from the study."""
     seeds = [len(row.seeds) for row in comparison.rows]
     compared = len([row for row in comparison.rows if row.difference and row.difference.n > 1])
+    other_text = any(run.config.get("data", {}).get("validation") for run in results)
+    held_out = "" if other_text else " of the same source as the training text"
     items = []
     if max(seeds) == 1:
         items.append("One seed: differences have no spread, and none of them is evidence.")
@@ -184,7 +207,7 @@ def limits(results: Sequence[Result], comparison: Comparison) -> list[Block]:
         f"Scale: {_parameters_text(comparison)}and {count_text(max(run.tokens_seen for run in results))} tokens. "
         "Effects of gates are known to change size, and below 2M parameters sign, with scale.",
         "One learning rate and one schedule for all variants; none was tuned for its own best.",
-        "Held-out text of the same source as the training text; no benchmark, no long context.",
+        f"Loss on held-out text{held_out}; no benchmark, no long context.",
     ]
     return [Heading("What this does not show"), Bullets(items)]
 
@@ -205,14 +228,20 @@ def reproduction(results: Sequence[Result], comparison: Comparison) -> list[Bloc
 
 
 def _command(results: Sequence[Result], comparison: Comparison) -> str:
-    """The `compare` call of these variants, seeds, size, data and steps; other settings are in the configs."""
-    config = results[0].config
-    options: dict[str, str | int | None] = {
+    """The `compare` call that makes these runs, every setting that it can take spelled out."""
+    run = results[0]
+    options: dict[str, object] = {
+        "name": run.study,
         "variants": ",".join(row.variant for row in comparison.rows),
-        "size": config.get("size", {}).get("name"),
-        "steps": config.get("train", {}).get("steps"),
         "seeds": max(len(row.seeds) for row in comparison.rows),
-        "data": config.get("data", {}).get("source"),
+        **{option: run.config.get(part, {}).get(key) for option, (part, key) in _OPTIONS.items()},
     }
-    given = (f"--{name} {shlex.quote(source_name(str(value)))}" for name, value in options.items() if value is not None)
-    return " ".join(["gated-attention compare", *given])
+    words = ["gated-attention compare"]
+    for option, value in options.items():
+        if value is True:
+            words.append(f"--{option}")
+        elif value is False:
+            words += ["--no-compile"] if option == "compile" else []  # the other switches are off by default
+        elif value is not None:
+            words.append(f"--{option} {shlex.quote(source_name(str(value)))}")
+    return " \\\n  ".join(words)

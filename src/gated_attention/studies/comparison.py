@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, nan
 
+from gated_attention.studies.published import ROWS
 from gated_attention.studies.record import Result
 from gated_attention.studies.statistics import PairedDifference, Spread, paired_difference, spread
 
@@ -42,7 +43,7 @@ class VariantRow:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The variants of a study, the reference first, the others by name.
+    """The variants of a study in the order of `variant_order`, the reference first.
 
     Attributes:
         reference: Whom the differences refer to; None where there is nothing to compare.
@@ -59,8 +60,14 @@ def diverged(result: Result) -> bool:
 
 
 def variant_order(results: Iterable[Result]) -> list[str]:
-    """Names of the variants: `baseline` first, then by name."""
-    return sorted({result.variant for result in results}, key=lambda name: (name != BASELINE, name))
+    """Names of the variants: `baseline` first, then in the order of the paper's rows, then by name."""
+    places = {key: place for place, key in enumerate(ROWS)}
+    cites = {result.variant: result.config.get("variant", {}).get("cites", ()) for result in results}
+
+    def place(name: str) -> tuple[bool, int, str]:
+        return name != BASELINE, min((places.get(key, len(ROWS)) for key in cites[name]), default=len(ROWS)), name
+
+    return sorted(cites, key=place)
 
 
 def compare_variants(results: Sequence[Result]) -> Comparison:

@@ -10,8 +10,8 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
 from gated_attention.sizes import count_parameters
 from gated_attention.studies.record import Result
-from gated_attention.studies.table import terminal_table
 from gated_attention.studies.study import Arm, StudyPlan, device_name
+from gated_attention.studies.table import terminal_table
 from gated_attention.train.callbacks import Progress as TrainingProgress
 
 

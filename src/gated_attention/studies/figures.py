@@ -33,11 +33,11 @@ Arms = Mapping[str, Sequence[Run]]
 """Runs by variant, in the order of the table, seeds in order."""
 
 
-def study_figures(arms: Arms) -> Iterator[FigureBlock]:
-    """The figures for which the runs hold data."""
+def study_figures(arms: Arms, reference: str | None) -> Iterator[FigureBlock]:
+    """The figures for which the runs hold data; losses are also drawn against the reference's."""
     strokes = plots.strokes_for(arms)
     drawn = (
-        _loss(arms, strokes),
+        _loss(arms, strokes, reference),
         _f_attn(arms, strokes),
         _m_act(arms, strokes),
         _gate_scores(arms, strokes),
@@ -52,18 +52,19 @@ def study_figures(arms: Arms) -> Iterator[FigureBlock]:
 Drawn = tuple[Figure, str, str] | None
 
 
-def _loss(arms: Arms, strokes: Mapping[str, plots.Stroke]) -> Drawn:
-    training = {label: _curves(runs, "loss_nats") for label, runs in arms.items()}
-    validation = {label: _curves(runs, "val_loss_nats") for label, runs in arms.items()}
-    if not any([*training.values(), *validation.values()]):
+def _loss(arms: Arms, strokes: Mapping[str, plots.Stroke], reference: str | None) -> Drawn:
+    training, validation = _curves(arms, "loss_nats"), _curves(arms, "val_loss_nats")
+    if not training and not validation:
         return None
     caption = (
-        f"{_seeds_caption(arms)} Training loss is a running mean; the validation points taken during training may use "
-        "less text than the final value in the table. The steep start of training lies above the frame."
+        f"{_seeds_caption(arms)} Training loss is a running mean; validation during training may use less text than "
+        "the final value in the table. The steep start lies above the frame."
     )
+    if reference is not None:
+        caption += f" Right: validation loss minus that of `{reference}` with the same seed; below zero is better."
     if any(diverged(run.result) for runs in arms.values() for run in runs):
         caption += " A cross marks the last finite loss of a run that diverged."
-    return plots.loss_curves(training, validation, strokes), "Loss during training", caption
+    return plots.loss_curves(training, validation, strokes, reference), "Loss during training", caption
 
 
 def _f_attn(arms: Arms, strokes: Mapping[str, plots.Stroke]) -> Drawn:
@@ -73,7 +74,7 @@ def _f_attn(arms: Arms, strokes: Mapping[str, plots.Stroke]) -> Drawn:
     measures = [run.result.measures for runs in arms.values() for run in runs]
     uniform = sorted({found["f_attn_uniform"].value for found in measures if "f_attn_uniform" in found})
     figure = plots.per_layer(
-        layers, strokes, "Share of attention on the first token", uniform=uniform[0] if len(uniform) == 1 else None
+        layers, strokes, "Attention on the first token", uniform=uniform[0] if len(uniform) == 1 else None
     )
     caption = (
         f"{_seeds_caption(arms)} F-Attn of each layer: a layer far above the dashed line, "
@@ -95,12 +96,12 @@ def _gate_scores(arms: Arms, strokes: Mapping[str, plots.Stroke]) -> Drawn:
     histograms = []
     for label, runs in arms.items():
         for site in SITES:
-            counts = [run.arrays[key] for run in runs if (key := f"gate_histogram_{site}") in run.arrays]
-            if counts:
-                edges = next(run.arrays[key] for run in runs if (key := f"gate_edges_{site}") in run.arrays)
-                summed = np.asarray(counts, dtype=np.float64).sum(axis=0)
+            found = [run.arrays for run in runs if f"gate_histogram_{site}" in run.arrays and not diverged(run.result)]
+            if found:
+                counts = np.asarray([arrays[f"gate_histogram_{site}"] for arrays in found], dtype=np.float64)
                 title = f"{label} ({SITE_LABELS[site]})"
-                histograms.append(plots.GateHistogram(title, summed, edges, strokes[label].color))
+                edges = found[0][f"gate_edges_{site}"]
+                histograms.append(plots.GateHistogram(title, counts.sum(axis=0), edges, strokes[label].color))
     if not histograms:
         return None
     caption = (
@@ -133,13 +134,16 @@ def _attention_maps(arms: Arms) -> Drawn:
     return plots.attention_maps(maps, layers), "Attention maps", caption
 
 
-def _curves(runs: Sequence[Run], key: str) -> list[plots.Curve]:
-    curves = []
-    for run in runs:
-        points = [(line["step"], line[key]) for line in run.metrics if line.get(key) is not None]
-        if points:
-            steps, values = zip(*points, strict=True)
-            curves.append(plots.Curve(np.asarray(steps), np.asarray(values, dtype=np.float64)))
+def _curves(arms: Arms, key: str) -> dict[str, dict[int, plots.Curve]]:
+    """Steps and values of one quantity by variant and seed; variants without it are left out."""
+    curves: dict[str, dict[int, plots.Curve]] = {}
+    for label, runs in arms.items():
+        for run in runs:
+            points = [(line["step"], line[key]) for line in run.metrics if line.get(key) is not None]
+            if points:
+                steps, values = zip(*points, strict=True)
+                curve = plots.Curve(np.asarray(steps), np.asarray(values, dtype=np.float64))
+                curves.setdefault(label, {})[run.result.seed] = curve
     return curves
 
 

@@ -1,17 +1,14 @@
 """The measures of one trained arm."""
 
 import resource
-from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
-from gated_attention.analysis import inspect_model
+from gated_attention.analysis import Inspection, inspect_model
 from gated_attention.evaluate import held_out_loss
 from gated_attention.studies.record import Measure, read_metrics
 from gated_attention.train.data import PackedData
@@ -19,3 +16,71 @@ from gated_attention.train.trainer import TrainConfig
 
 INSPECTED_TOKENS = 65_536
 """How much held-out text sinks, activations and gates are measured on."""
+
+
+def measure_arm(
+    model: PreTrainedModel, data: PackedData, settings: TrainConfig, metrics: Path
+) -> tuple[dict[str, Measure], dict[str, np.ndarray]]:
+    """Every measure of a trained model, and the arrays that its figures are drawn from.
+
+    The model is measured in the precision it was trained in.
+    """
+    device = next(model.parameters()).device
+    batches = data.validation.batches(settings.batch_size)
+    inspected = data.validation.first(INSPECTED_TOKENS).batches(settings.batch_size)
+    with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
+        loss = held_out_loss(model, batches)
+        inspection = inspect_model(model, inspected)
+    n = inspection.num_tokens
+    measures = {
+        "val_loss_nats": Measure(loss.loss_nats, "nats/token", loss.num_tokens),
+        "val_perplexity": Measure(loss.perplexity, "1", loss.num_tokens),
+        "f_attn": _layered(inspection.f_attn.mean(1), "share", n),
+        "f_attn_uniform": Measure(inspection.f_attn_uniform, "share", n),
+        "m_act": _layered(inspection.m_act, "1", n),
+        **_gate_measures(inspection),
+        **_training_measures(metrics),
+        "peak_memory_gib": Measure(_peak_memory_gib(device), "GiB", 1),
+    }
+    return measures, _arrays(inspection)
+
+
+def _gate_measures(inspection: Inspection) -> dict[str, Measure]:
+    """Gate scores averaged over layers, then over sites, as one number each and layer by layer for a single site."""
+    gates = list(inspection.gates.values())
+    if not gates:
+        return {}
+    n = inspection.num_tokens
+    return {
+        "gate_score_mean": _layered(np.mean([gate.mean for gate in gates], axis=0), "share", n),
+        "gate_share_below_0.1": _layered(np.mean([gate.share_below for gate in gates], axis=0), "share", n),
+        "gate_share_above_0.9": _layered(np.mean([gate.share_above for gate in gates], axis=0), "share", n),
+    }
+
+
+def _training_measures(metrics: Path) -> dict[str, Measure]:
+    """The last training loss, and throughput as the median over the run's log intervals."""
+    lines = [line for line in read_metrics(metrics) if "loss_nats" in line]
+    measures = {"train_loss_nats": Measure(lines[-1]["loss_nats"], "nats/token", 1)} if lines else {}
+    if speeds := [line["tokens_per_s"] for line in lines if line["tokens_per_s"]]:
+        measures["train_tokens_per_s"] = Measure(median(speeds), "tokens/s", len(speeds))
+    return measures
+
+
+def _layered(per_layer: np.ndarray, unit: str, n: int) -> Measure:
+    return Measure(float(per_layer.mean()), unit, n, per_layer=tuple(float(value) for value in per_layer))
+
+
+def _peak_memory_gib(device: torch.device) -> float:
+    """Device memory of this arm on CUDA; resident memory of the whole process so far elsewhere."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts KiB
+
+
+def _arrays(inspection: Inspection) -> dict[str, np.ndarray]:
+    arrays = {"attention_maps": inspection.attention_maps, "attention_layers": inspection.attention_layers}
+    for site, gate in inspection.gates.items():
+        arrays[f"gate_histogram_{site}"] = gate.histogram
+        arrays[f"gate_edges_{site}"] = gate.edges
+    return arrays

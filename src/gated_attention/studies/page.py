@@ -10,7 +10,7 @@ from html import escape
 from typing import Literal
 
 from gated_attention.analysis.plots import INK, PAPER
-from gated_attention.studies.table import ABSENT, Cell, Table
+from gated_attention.studies.table import ABSENT, Cell, Column, Table
 
 _MARK = re.compile(r"`([^`]+)`|\*\*(.+?)\*\*")
 _ARXIV = re.compile(r"arXiv (\d{4}\.\d{5})")
@@ -130,8 +130,13 @@ def html(title: str, blocks: Sequence[Block]) -> str:
 
 def _html_text(text: str) -> str:
     # Escaping leaves backticks and asterisks alone, so the marks are still found.
-    marked = _inline(escape(text, quote=False), str, "<code>{}</code>", "<strong>{}</strong>")
+    marked = _inline(escape(text, quote=False), _tied, "<code>{}</code>", "<strong>{}</strong>")
     return _ARXIV.sub(r'<a href="https://arxiv.org/abs/\1">arXiv \1</a>', marked)
+
+
+def _tied(text: str) -> str:
+    """Text in which no line breaks between a number and its sign or unit."""
+    return text.replace(" = ", "&nbsp;=&nbsp;").replace(" %", "&nbsp;%").replace(" ± ", "&nbsp;±&nbsp;")
 
 
 def _html_block(block: Block) -> str:
@@ -160,7 +165,7 @@ def _html_table(block: TableBlock) -> str:
     head = []
     for stack in stacks:
         columns = [table.columns[index] for index in stack]
-        lines = "".join(_line(column.beneath, "", f"<span>{escape(column.title)}</span>") for column in columns)
+        lines = "".join(_line(column.beneath, "", _html_title(column)) for column in columns)
         head.append(f'<th scope="col"{_side(columns[0].numeric)}>{lines}</th>')
     body = []
     for row in table.rows:
@@ -174,6 +179,12 @@ def _html_table(block: TableBlock) -> str:
         f'<div class="table"><table>\n<thead><tr>{"".join(head)}</tr></thead>\n'
         "<tbody>\n" + "\n".join(body) + "\n</tbody>\n</table></div>"
     )
+
+
+def _html_title(column: Column) -> str:
+    """Header and unit, which break a line between them and nowhere else."""
+    parts = [column.header, f"({column.unit})"] if column.unit else [column.header]
+    return " ".join(f"<span>{_html_text(part)}</span>" for part in parts)
 
 
 def _html_cell(block: TableBlock, cell: Cell, index: int, named: bool) -> str:
@@ -197,8 +208,8 @@ def _side(numeric: bool) -> str:
 
 
 def inline_svg(svg: str) -> str:
-    """A figure's SVG made part of a page: no prologue, no ids that nothing refers to, the page's own ink."""
-    svg = svg[svg.index("<svg") :]
+    """A figure's SVG made part of a page: no prologue, no rules for other elements, no idle ids, the page's ink."""
+    svg = re.sub(r"<style.*?</style>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     referred = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', svg))
     svg = re.sub(r' id="([^"]+)"', lambda match: match[0] if match[1] in referred else "", svg)
     return svg.replace(INK, "currentColor").replace(PAPER, "none")
@@ -236,10 +247,12 @@ pre { background: var(--shade); border-radius: 8px; padding: 0.9rem 1.1rem; over
 .table { overflow-x: auto; margin: 1.25rem 0; }
 table { border-collapse: collapse; width: 100%; font-size: 0.9rem; line-height: 1.4; }
 td { font-variant-numeric: tabular-nums; }
-th, td { padding: 0.55rem 0.7rem; text-align: right; vertical-align: top; white-space: nowrap; font-weight: normal; }
+th, td { padding: 0.55rem 0.6rem; text-align: right; vertical-align: top; white-space: nowrap; font-weight: normal; }
 .text { text-align: left; white-space: normal; }
 th:first-child, td:first-child { padding-left: 0; }
 thead th { border-bottom: 2px solid var(--line); font-weight: 600; vertical-align: bottom; white-space: normal; }
+thead span { white-space: nowrap; }
+tbody th { min-width: 10.5rem; }
 tbody tr > * { border-bottom: 1px solid var(--line); }
 tbody th div:first-child { font-weight: 600; }
 .beneath { color: var(--soft); font-size: 0.92em; font-weight: normal; }
@@ -250,7 +263,7 @@ tbody th div:first-child { font-weight: 600; }
 figure { margin: 2rem 0 2.5rem; max-width: 46rem; }
 figcaption { color: var(--soft); font-size: 0.9rem; max-width: 44rem; margin-top: 0.5rem; }
 .plot { overflow-x: auto; }
-.plot svg { display: block; width: 100%; min-width: 34rem; height: auto; }
+.plot svg { display: block; width: 100%; min-width: 34rem; height: auto; stroke-linejoin: round; }
 .plot svg text { font-family: inherit !important; }
 @media (max-width: 46rem) {
   main { padding-top: 1.5rem; }
@@ -259,7 +272,7 @@ figcaption { color: var(--soft); font-size: 0.9rem; max-width: 44rem; margin-top
   table, tbody, tr, th, td { display: block; text-align: left; white-space: normal; }
   tbody tr { border: 1px solid var(--line); border-radius: 10px; padding: 0.8rem 1rem; margin-bottom: 0.9rem; }
   tbody tr > * { border: 0; padding: 0; }
-  tbody th { padding-bottom: 0.4rem; font-size: 1rem; }
+  tbody th { min-width: 0; padding-bottom: 0.4rem; font-size: 1rem; }
   td div { display: flex; justify-content: space-between; gap: 1rem; padding: 0.15rem 0; }
   td div span { text-align: right; }
   td div::before { content: attr(data-name); color: var(--soft); flex: none; max-width: 50%; }

@@ -1,7 +1,6 @@
 """A plan from what a caller names: everything checked, defaults filled in by size and device."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ from gated_attention.studies.settings import SETTINGS
 from gated_attention.studies.study import StudyPlan
 from gated_attention.studies.variants import get_variant
 from gated_attention.train.data import DataConfig
-from gated_attention.train.tokenizer import vocabulary_size
 from gated_attention.train.trainer import TrainConfig
 
 

@@ -45,8 +45,8 @@ def write_report(study_folder: Path, report_folder: Path) -> list[Path]:
         for row in comparison.rows
     }
     ordered = [run.result for runs in arms.values() for run in runs]
-    title = f"{results[0].study}: {', '.join(arms)}"
-    figures = list(study_figures(arms))
+    title = f"Gated attention study: {results[0].study}"
+    figures = list(study_figures(arms, comparison.reference))
     colors = {label: stroke.color for label, stroke in strokes_for(arms).items()}
     blocks: list[Block] = [
         Heading(title, level=1),

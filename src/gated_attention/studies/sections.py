@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
-from gated_attention.studies.comparison import LOSS, Comparison, VariantRow, diverged
+from gated_attention.studies.comparison import BASELINE, LOSS, Comparison, VariantRow, diverged
 from gated_attention.studies.page import Bullets, Paragraph
 from gated_attention.studies.record import Result
 from gated_attention.studies.statistics import CONFIDENCE, t_quantile
@@ -18,6 +18,18 @@ REMOVED_SHARE = 1 / 3
 
 EQUAL_PARAMETERS = 0.01
 """Residue up to which parameter counts are called equal."""
+
+MANY = 4
+"""More comparisons than this are grouped instead of told one by one."""
+
+VERDICT_TITLES = {
+    "better": "Better",
+    "worse": "Worse",
+    "within noise": "Within noise",
+    "diverged": "Diverged",
+    "n = 1: no spread, not evidence": "One pair of runs each, no spread, not evidence",
+    "no common seed": "No common seed",
+}
 
 _WORDS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 7: "seven", 8: "eight", 9: "nine"}
 
@@ -44,7 +56,8 @@ def _residue(rows: Sequence[VariantRow]) -> str:
         return ""
     if largest > EQUAL_PARAMETERS:
         return f" and by up to {100 * largest:.1f} % in parameters"
-    return f", the FFN narrowed so that parameter counts agree within {100 * largest:.2f} %"
+    agree = "are equal" if largest == 0.0 else f"agree within {max(100 * largest, 0.01):.2f} %"
+    return f", the FFN narrowed so that parameter counts {agree}"
 
 
 def _shape(row: VariantRow, model: Mapping[str, Any]) -> str:
@@ -57,7 +70,9 @@ def _shape(row: VariantRow, model: Mapping[str, Any]) -> str:
 
 
 def _data(data: Mapping[str, Any]) -> str:
-    text = f" on `{source_name(data['source'])}`" if data.get("source") else ""
+    source = source_name(data.get("source", ""))
+    text = f" on `{source}`" if source else ""
+    text += " (the source text of Python's standard library)" if source == "stdlib" else ""
     return text + (f" with the `{source_name(data['tokenizer'])}` tokenizer" if data.get("tokenizer") else "")
 
 
@@ -80,16 +95,20 @@ def _place(results: Sequence[Result]) -> str:
 
 def outcome(comparison: Comparison) -> Bullets:
     """What came out, a bullet for each variant's loss, then sinks, activations and cost."""
-    items = [_loss_sentence(row, comparison.reference) for row in comparison.rows if row.difference]
-    if not items:
+    compared = [row for row in comparison.rows if row.difference]
+    if not compared:
         items = [f"`{row.variant}`: validation loss {_loss_text(row)}." for row in comparison.rows]
+    elif len(compared) <= MANY:
+        items = [_loss_sentence(row, comparison.reference) for row in compared]
+    else:
+        items = list(_loss_by_verdict(compared, comparison.reference))
     reference = comparison.rows[0]
     items += [item for item in (_sink(reference, comparison), _activations(comparison), _cost(comparison)) if item]
     return Bullets(items)
 
 
 def _loss_text(row: VariantRow) -> str:
-    text = spread_text(row.measures.get(LOSS), fixed(4), count=True)
+    text = spread_text(row.measures.get(LOSS), fixed(4))
     return text if text in (ABSENT, "diverged") else f"{text} nats/token"
 
 
@@ -107,10 +126,22 @@ def _loss_sentence(row: VariantRow, reference: str | None) -> str:
         )
     numbers = f"{size} ± {found.standard_error:.4f} nats/token"
     test = f"n = {found.n}, t = {found.t:+.1f}, counts from |t| > {t_quantile(found.n - 1):.2f}"
-    verdict = found.verdict.split(";")[0]
+    verdict = found.verdict
     if verdict == "within noise":
         return f"**`{row.variant}`** is **within noise** of `{reference}`: {lower} by {numbers} ({test}).{lost}"
     return f"**`{row.variant}`** is **{verdict}** than `{reference}`: loss {lower} by {numbers} ({test}).{lost}"
+
+
+def _loss_by_verdict(rows: Sequence[VariantRow], reference: str | None) -> Iterator[str]:
+    """A bullet for each verdict with its variants, lowest loss first."""
+    found = [(row.variant, row.difference) for row in rows if row.difference]
+    found.sort(key=lambda item: (item[1].n == 0, item[1].mean if item[1].n else 0.0))
+    for verdict in dict.fromkeys(difference.verdict for _, difference in found):
+        listed = ", ".join(
+            f"`{name}` {d.mean:+.4f}" if d.n else f"`{name}`" for name, d in found if d.verdict == verdict
+        )
+        title = VERDICT_TITLES.get(verdict, verdict)
+        yield f"**{title}**, against `{reference}` in nats/token: {listed}."
 
 
 def _sink(reference: VariantRow, comparison: Comparison) -> str | None:
@@ -136,7 +167,7 @@ def _activations(comparison: Comparison) -> str | None:
     found = [(row.variant, value) for row in comparison.rows if (value := row.mean("m_act")) is not None]
     if not found:
         return None
-    listed = ", ".join(f"`{name}` {value:,.{significant(3)(value)}f}" for name, value in found)
+    listed = _listed([(name, value, f"{value:,.{significant(3)(value)}f}") for name, value in found])
     small = max(value for _, value in found) < MASSIVE
     comment = f" None is massive: that starts at {MASSIVE:.0f}." if small else ""
     return f"**Largest activations** (M-Act): {listed}.{comment}"
@@ -146,13 +177,21 @@ def _cost(comparison: Comparison) -> str | None:
     reference, *others = comparison.rows
     speed = reference.mean("train_tokens_per_s")
     shares = [
-        f"`{row.variant}` at {100 * found / speed:.0f} %"
+        (row.variant, found, f"at {100 * found / speed:.0f} %")
         for row in others
         if speed and (found := row.mean("train_tokens_per_s")) is not None
     ]
     if not shares:
         return None
-    return f"**Training speed** against `{reference.variant}` ({speed:,.0f} tokens/s): {', '.join(shares)}."
+    return f"**Training speed** against `{reference.variant}` ({speed:,.0f} tokens/s): {_listed(shares)}."
+
+
+def _listed(entries: Sequence[tuple[str, float, str]]) -> str:
+    """Names with their printed values; of many, the lowest and the highest value."""
+    if len(entries) > MANY + 1:
+        entries = sorted(entries, key=lambda entry: entry[1])
+        return f"from `{entries[0][0]}` {entries[0][2]} to `{entries[-1][0]}` {entries[-1][2]}"
+    return ", ".join(f"`{name}` {text}" for name, _, text in entries)
 
 
 def table_notes(results: Sequence[Result], comparison: Comparison, unfinished: Sequence[str]) -> Iterator[Paragraph]:
@@ -160,15 +199,16 @@ def table_notes(results: Sequence[Result], comparison: Comparison, unfinished: S
     several = max(len(row.seeds) for row in comparison.rows) > 1
     text = "± after a mean is the standard deviation over seeds. " if several else "One run each, so no spread. "
     if comparison.reference:
+        text += f"Difference: validation loss minus that of `{comparison.reference}` with the same seed, less is better"
+        text += "; ± there is the standard error of the mean. " if several else ". "
         text += (
-            f"Difference: validation loss minus that of `{comparison.reference}` with the same seed, below zero is "
-            "better; ± there is the standard error of the mean. It counts as confirmed when |t| exceeds the two-sided "
-            f"{100 * CONFIDENCE:.0f} % quantile of Student's t for n - 1 degrees of freedom (4.30 at n = 3). "
+            f"It counts as confirmed when |t| exceeds the two-sided {100 * CONFIDENCE:.0f} % quantile of Student's t "
+            "for n - 1 degrees of freedom, 4.30 at n = 3. "
         )
     else:
         text += "There is no second variant to compare with, so the paired columns are left out. "
     yield Paragraph(text + "F-Attn, gate mean and their like are shares from 0 to 1.", "note")
-    if comparison.reference and comparison.reference != "baseline":
+    if comparison.reference and comparison.reference != BASELINE:
         yield Paragraph(f"No variant is named `baseline`; `{comparison.reference}` stands in for it.", "note")
     lost = [f"`{run.variant}` seed {run.seed}" for run in results if diverged(run)]
     if lost:
@@ -196,7 +236,7 @@ def _unequal_settings(results: Sequence[Result]) -> Iterator[str]:
         for run in results
     ]
     for key in dict.fromkeys(key for settings in flat for key in settings):
-        values = dict.fromkeys(str(settings.get(key)) for settings in flat)
+        values = dict.fromkeys(source_name(str(settings.get(key))) for settings in flat)
         if len(values) > 1:
             yield f"`{key}` is {' or '.join(values)}"
 

@@ -69,12 +69,10 @@ class PairedDifference:
             return "diverged" if self.num_lost else "no common seed"
         t = self.t
         if t is None:
-            verdict = "n = 1: no spread, not evidence"
-        elif abs(t) > t_quantile(self.n - 1):
-            verdict = "better" if t < 0 else "worse"
-        else:
-            verdict = "within noise"
-        return f"{verdict}; {self.num_lost} of {self.n + self.num_lost} pairs diverged" if self.num_lost else verdict
+            return "n = 1: no spread, not evidence"
+        if abs(t) <= t_quantile(self.n - 1):
+            return "within noise"
+        return "better" if t < 0 else "worse"
 
 
 def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]) -> PairedDifference:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from gated_attention.models import GatedQwen3Config
+from gated_attention.models.build import build_model
 from gated_attention.sizes import ModelSize, count_parameters, match_parameters
 from gated_attention.studies.measure import measure_arm
 from gated_attention.studies.record import (
@@ -29,7 +30,6 @@ from gated_attention.studies.variants import Variant
 from gated_attention.train.callbacks import MetricsCallback, Progress, tensorboard_callback
 from gated_attention.train.data import DataConfig, PackedData, collate, load_data
 from gated_attention.train.trainer import TrainConfig, checkpoint_step, last_checkpoint, train
-from gated_attention.models.build import build_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,6 @@ class Arm:
 
     def model_config(self, data: PackedData) -> GatedQwen3Config:
         """The model's configuration, its vocabulary taken from the tokenizer."""
-        # No pad_token_id: an embedding never trains the row of its padding index, and here padding is EOS.
         return GatedQwen3Config.from_size(
             self.size,
             self.variant.gates,

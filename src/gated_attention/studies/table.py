@@ -2,21 +2,28 @@
 
 import csv
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import StringIO
 from math import floor, isfinite, log10
+from textwrap import wrap
 from typing import Literal, NamedTuple
 
 from rich import box
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from gated_attention.studies.comparison import LOSS, Comparison, VariantRow, compare_variants
+from gated_attention.studies.comparison import LOSS, Comparison, compare_variants
 from gated_attention.studies.record import Result
 from gated_attention.studies.statistics import PairedDifference, Spread, t_quantile
 
 ABSENT = "-"
 """What a cell without content says."""
+
+WIDE = 110
+"""Columns of a terminal that hold the comparison with a row for each variant."""
+
+SIDE_BY_SIDE = 4
+"""Variants that a narrower terminal holds side by side."""
 
 Tone = Literal["", "good", "bad", "muted"]
 
@@ -85,25 +92,15 @@ def significant(digits: int) -> Callable[[float], int]:
 _LOSS_DIGITS, _PPL_DIGITS, _SHARE_DIGITS, _ACT_DIGITS = fixed(4), significant(5), fixed(4), significant(3)
 
 
-def spread_text(found: Spread | None, decimals: Callable[[float], int], count: bool = False) -> str:
-    """Mean and standard deviation, `diverged` where no value is finite.
-
-    Args:
-        found: What to print; None prints as absent.
-        decimals: Of the mean, which the deviation shares.
-        count: Whether to say how many of the values diverged.
-    """
+def spread_text(found: Spread | None, decimals: Callable[[float], int]) -> str:
+    """Mean and standard deviation with as many decimals as suit the mean, `diverged` where no value is finite."""
     if found is None:
         return ABSENT
     if found.n == 0:
         return "diverged"
     places = decimals(found.mean)
     text = f"{found.mean:,.{places}f}"
-    if found.sd is not None:
-        text += f" ± {found.sd:,.{places}f}"
-    if count and found.num_diverged:
-        text += f" ({found.num_diverged} of {found.n + found.num_diverged} diverged)"
-    return text
+    return text if found.sd is None else f"{text} ± {found.sd:,.{places}f}"
 
 
 def difference_text(difference: PairedDifference) -> str:
@@ -117,17 +114,18 @@ def difference_text(difference: PairedDifference) -> str:
 def verdict_text(difference: PairedDifference) -> str:
     """Verdict with the t statistic and the number of pairs it rests on."""
     verdict, t = difference.verdict, difference.t
-    if t is None:
-        return verdict
-    return f"{verdict} (t = {t:+.1f}, n = {difference.n})"
+    return verdict if t is None else f"{verdict} (t = {t:+.1f}, n = {difference.n})"
 
 
 def comparison_table(comparison: Comparison) -> Table:
     """Parameters, loss, paired difference and what the paper measures, a row for each variant."""
     rows = comparison.rows
 
-    def spreads(measure: str, decimals: Callable[[float], int], count: bool = False) -> list[Cell]:
-        return [_spread_cell(row.measures.get(measure), decimals, count) for row in rows]
+    def spreads(measure: str, decimals: Callable[[float], int]) -> list[Cell]:
+        return [Cell(spread_text(row.measures.get(measure), decimals)) for row in rows]
+
+    def means(measure: str, decimals: Callable[[float], int]) -> list[Cell]:
+        return [Cell(spread_text(_without_sd(row.measures.get(measure)), decimals)) for row in rows]
 
     millions = [Cell(ABSENT if row.parameters is None else f"{row.parameters / 1e6:,.3f}") for row in rows]
     residues = [Cell(ABSENT if row.residue is None else f"{100 * row.residue:+.2f}") for row in rows]
@@ -137,62 +135,90 @@ def comparison_table(comparison: Comparison) -> Table:
         Column("Gate", beneath=True, numeric=False): [Cell(row.gate or ABSENT) for row in rows],
         Column("Parameters", "M"): millions,
         Column("Residue", "%", beneath=True): residues,
-        Column("Validation loss", "nats/token"): spreads(LOSS, _LOSS_DIGITS, count=True),
+        Column("Validation loss", "nats/token"): spreads(LOSS, _LOSS_DIGITS),
         Column("PPL", beneath=True): spreads("val_perplexity", _PPL_DIGITS),
+        Column("Diverged", beneath=True): [_diverged_cell(row.measures.get(LOSS)) for row in rows],
         Column("Difference", "nats/token"): [Cell(difference_text(d) if d else ABSENT) for d in differences],
         Column("Verdict", beneath=True): [_verdict_cell(d) for d in differences],
-        Column("F-Attn"): spreads("f_attn", _SHARE_DIGITS),
-        Column("Uniform", beneath=True): [_mean_cell(row, "f_attn_uniform", _SHARE_DIGITS) for row in rows],
-        Column("M-Act"): spreads("m_act", _ACT_DIGITS),
-        Column("Gate mean"): spreads("gate_score_mean", _SHARE_DIGITS),
-        Column("Below 0.1", beneath=True): [_mean_cell(row, "gate_share_below_0.1", _SHARE_DIGITS) for row in rows],
-        Column("Tokens/s"): [_mean_cell(row, "train_tokens_per_s", fixed(0)) for row in rows],
-        Column("Memory", "GiB", beneath=True): [_mean_cell(row, "peak_memory_gib", fixed(2)) for row in rows],
+        Column("F-Attn"): means("f_attn", _SHARE_DIGITS),
+        Column("Uniform", beneath=True): means("f_attn_uniform", _SHARE_DIGITS),
+        Column("M-Act"): means("m_act", _ACT_DIGITS),
+        Column("Gate mean"): means("gate_score_mean", _SHARE_DIGITS),
+        Column("Below 0.1", beneath=True): means("gate_share_below_0.1", _SHARE_DIGITS),
+        Column("Tokens/s"): means("train_tokens_per_s", fixed(0)),
+        Column("Memory", "GiB", beneath=True): means("peak_memory_gib", fixed(2)),
     }
     return table_of(columns)
 
 
-def _spread_cell(found: Spread | None, decimals: Callable[[float], int], count: bool) -> Cell:
-    text = spread_text(found, decimals, count)
-    return Cell(text, "bad" if found and found.num_diverged else "")
+def _diverged_cell(loss: Spread | None) -> Cell:
+    if loss is None or not loss.num_diverged:
+        return Cell(ABSENT)
+    return Cell(f"{loss.num_diverged} of {loss.n + loss.num_diverged} diverged", "bad")
 
 
-def _mean_cell(row: VariantRow, measure: str, decimals: Callable[[float], int]) -> Cell:
-    found = row.measures.get(measure)
-    return _spread_cell(found and Spread(found.mean, None, found.n, found.num_diverged), decimals, count=False)
+def _without_sd(found: Spread | None) -> Spread | None:
+    return found and replace(found, sd=None)
 
 
 def _verdict_cell(difference: PairedDifference | None) -> Cell:
     if difference is None:
         return Cell(ABSENT)
-    tones: dict[str, Tone] = {"better": "good", "worse": "bad", "diverged": "bad"}
-    return Cell(verdict_text(difference), tones.get(difference.verdict.split(";")[0], "muted"))
+    tones: dict[str, Tone] = {"better": "muted" if difference.num_lost else "good", "worse": "bad", "diverged": "bad"}
+    return Cell(verdict_text(difference), tones.get(difference.verdict, "muted"))
 
 
-def terminal_table(results: Sequence[Result]) -> RichTable:
-    """The comparison for a terminal, paired columns stacked.
+def terminal_table(results: Sequence[Result], width: int = WIDE) -> RichTable:
+    """The comparison for a terminal: a row for each variant, or a column for each on a narrow one.
+
+    Args:
+        results: Finished runs.
+        width: Columns of the terminal.
 
     Raises:
         ValueError: as `compare_variants`.
     """
     table = comparison_table(compare_variants(results))
-    styles = {"": "", "good": "green", "bad": "red", "muted": "dim"}
-    printed = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
-    stacks = table.stacks()
-    for stack in stacks:
+    narrow = width < WIDE and len(table.rows) <= SIDE_BY_SIDE
+    return _side_by_side(table) if narrow else _stacked(table)
+
+
+def _stacked(table: Table) -> RichTable:
+    printed = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    stacks = []
+    for stack in table.stacks():
         columns = [table.columns[index] for index in stack]
-        header = Text("\n").join(Text(c.title, style="dim" if c.beneath else "bold") for c in columns)
-        printed.add_column(header, justify="right" if columns[0].numeric else "left")
-    for row in table.rows:
-        cells = []
-        for stack in stacks:
-            lines = [
-                Text(row[i].text, style=styles[row[i].tone] or ("dim" if table.columns[i].beneath else ""))
-                for i in stack
-            ]
-            cells.append(Text("\n").join(lines))
-        printed.add_row(*cells)
+        cells = [Text("\n").join(_line(table.columns[index], row[index]) for index in stack) for row in table.rows]
+        heads = [Text("\n".join(filter(None, (c.header, c.unit and f"({c.unit})"))), _style(c)) for c in columns]
+        numeric = columns[0].numeric  # numbers keep to their lines, the gate's words take what is left
+        justify: Literal["right", "left"] = "right" if numeric else "left"
+        printed.add_column(Text("\n").join(heads), justify=justify, no_wrap=numeric)
+        stacks.append(cells)
+    for row in zip(*stacks, strict=True):
+        printed.add_row(*row)
     return printed
+
+
+def _side_by_side(table: Table) -> RichTable:
+    printed = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    printed.add_column("")
+    for row in table.rows:
+        printed.add_column(Text(row[0].text, "bold"), justify="right")
+    for index, column in enumerate(table.columns[1:], start=1):
+        printed.add_row(Text(column.title, _style(column)), *(_line(column, row[index]) for row in table.rows))
+    return printed
+
+
+def _style(column: Column) -> str:
+    return "dim" if column.beneath else "bold"
+
+
+def _line(column: Column, cell: Cell) -> Text:
+    """A cell in the colour of its tone, a verdict's reasons on lines of their own."""
+    styles = {"": "dim" if column.beneath else "", "good": "green", "bad": "red", "muted": "dim"}
+    text = "" if column.beneath and cell.text == ABSENT else cell.text
+    lines = [line for part in text.replace(" (", "\n(").split("\n") for line in wrap(part, 20)]
+    return Text("\n".join(lines) if column.numeric else text, styles[cell.tone])
 
 
 def csv_text(comparison: Comparison) -> str:

@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback
 from transformers import TrainingArguments as Arguments
+from transformers.utils import logging
 
 from gated_attention.nn import AttentionGate
 
@@ -168,6 +169,7 @@ def train(
         callbacks=list(callbacks),
     )
     trainer.remove_callback(PrinterCallback)
+    logging.disable_progress_bar()
     checkpoint = last_checkpoint(output)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
