@@ -199,9 +199,8 @@ def _sdpa_backward_op(
         # Without dropout the kernels never read the random state that their signatures ask for.
         unread = torch.zeros((), dtype=torch.int64, device=q.device)
         if _is_cudnn(q):
-            none = torch.empty(0, device=q.device)
             grads = _aten._scaled_dot_product_cudnn_attention_backward(
-                grad, q, k, v, out, lse[..., None], unread, unread, bias, none, none,
+                grad, q, k, v, out, lse[..., None], unread, unread, bias, None, None,
                 q.shape[2], k.shape[2], 0.0, causal, scale=scale,
             )  # fmt: skip
         else:

@@ -125,7 +125,7 @@ def _names(group: Sequence[PublishedRow]) -> str:
 def _first(group: Sequence[PublishedRow], column: str, decimals: int) -> Cell:
     """The column's number from the first of the rows that has it."""
     value = _number(group, column)
-    return Cell(ABSENT if value is None else f"{value:.{decimals}f}")
+    return Cell(ABSENT if value is None else f"{value:,.{decimals}f}")
 
 
 def _number(group: Sequence[PublishedRow], column: str) -> float | None:

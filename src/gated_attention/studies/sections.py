@@ -246,8 +246,9 @@ def count_text(count: int) -> str:
     if count < 10_000:
         return f"{count:,}"
     for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if count >= 0.9995 * size:
-            return f"{count / size:.{significant(3)(count / size)}f}{unit}"
+        rounded = float(f"{count / size:.3g}")
+        if rounded >= 1.0:
+            return f"{rounded:.{significant(3)(rounded)}f}{unit}"
     return f"{count:,}"
 
 

@@ -1,0 +1,367 @@
+"""The report: complete, honest, reproducible, and one page that needs nothing else."""
+
+import csv
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from math import nan
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gated_attention.studies.page import CodeBlock, Heading, Paragraph, TableBlock, html, inline_svg, markdown
+from gated_attention.studies.record import Measure, Result, write_arrays, write_json, write_result
+from gated_attention.studies.report import write_report
+from gated_attention.studies.sections import count_text, source_name
+from gated_attention.studies.table import Cell, Column, Table
+
+STEPS = range(10, 101, 10)
+LAYERS = 3
+
+
+def write_arm(study, variant, seed, loss=2.0, *, cites=(), f_attn=0.05, m_act=12.0, gate=None, config=None, **changes):
+    """The records of one finished arm; `loss` falls to its value over the steps, or is NaN from half-way on."""
+    folder = study / variant / f"seed{seed}"
+    folder.mkdir(parents=True)
+    resolved = {
+        "variant": {"name": variant, "description": f"G1 {variant}", "cites": list(cites)},
+        "size": {"name": "tiny"},
+        "model": {"num_hidden_layers": LAYERS, "hidden_size": 128, "num_attention_heads": 6, "num_key_value_heads": 3},
+        "parameters": {"total": 919_040},
+        "data": {"source": "/home/someone/corpus.jsonl", "tokenizer": "bytes", "block_size": 256, "bos": False},
+        "train": {"steps": 100, "batch_size": 8, "learning_rate": 0.004, "precision": "float32", "compile": False},
+        **(config or {}),
+    }
+    measures = {
+        "val_loss_nats": Measure(loss, "nats/token", 1000),
+        "val_perplexity": Measure(float(np.exp(loss)), "1", 1000),
+        "f_attn": Measure(f_attn, "share", 500, per_layer=(f_attn,) * LAYERS),
+        "f_attn_uniform": Measure(0.02, "share", 500),
+        "m_act": Measure(m_act, "1", 500, per_layer=(m_act,) * LAYERS),
+        "train_tokens_per_s": Measure(20_000.0, "tokens/s", 9),
+    }
+    arrays = {"attention_maps": np.tril(np.full((1, 8, 8), 0.1, np.float16)), "attention_layers": np.array([1])}
+    if gate is not None:
+        measures["gate_score_mean"] = Measure(gate, "share", 500, per_layer=(gate,) * LAYERS)
+        arrays["gate_histogram_sdpa"] = np.arange(1, 13).reshape(LAYERS, 4)
+        arrays["gate_edges_sdpa"] = np.linspace(0, 1, 5)
+    curve = [nan if np.isnan(loss) and step > 50 else (2.0 if np.isnan(loss) else loss) + 30 / step for step in STEPS]
+    lines = [{"step": step, "loss_nats": value} for step, value in zip(STEPS, curve, strict=True)]
+    lines += [{"step": step, "val_loss_nats": value} for step, value in zip(STEPS, curve, strict=True)][1::3]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    write_json(folder / "config.json", {"config": resolved})
+    write_arrays(folder / "arrays.npz", arrays)
+    result = Result(
+        study.name, variant, seed, resolved, measures, 204_800, "CPU, 2 threads", "c0ffee", {"torch": "2.13"}
+    )
+    write_result(folder, replace(result, **changes))
+    return folder
+
+
+@pytest.fixture
+def study(tmp_path):
+    """Three seeds of a baseline, a gate that is better and one that is not told apart."""
+    folder = tmp_path / "runs" / "demo"
+    for seed, shared in enumerate((0.0, 0.3, 0.5)):
+        write_arm(folder, "baseline", seed, 2.0 + shared, cites=("T1.1", "T4.1"))
+        write_arm(folder, "sdpa-elementwise", seed, 1.9 + shared + 0.001 * seed, cites=("T1.5", "T4.2"), gate=0.4)
+        write_arm(folder, "sdpa-headwise", seed, 2.0 + shared + 0.01 * (-1) ** seed, cites=("T1.10", "T4.3"), gate=0.5)
+    return folder
+
+
+def report_of(study, folder=None):
+    folder = folder or study.parent.parent / "report"
+    write_report(study, folder)
+    return (folder / "report.md").read_text(encoding="utf-8")
+
+
+def contents(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+class Page(HTMLParser):
+    """Checks that tags close in order, and keeps what a browser might fetch."""
+
+    VOID = frozenset({"meta", "link", "br", "img", "input"})
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.fetched, self.links, self.ids, self.text = [], [], [], [], ""
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in self.VOID:
+            self.open.append(tag)
+        self.handle_attributes(tag, dict(attrs))
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_attributes(tag, dict(attrs))
+
+    def handle_attributes(self, tag, attributes):
+        self.ids += [attributes["id"]] if "id" in attributes else []
+        for name in ("src", "href", "xlink:href", "data", "action", "poster"):
+            if name in attributes:
+                (self.links if tag == "a" else self.fetched).append(attributes[name])
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_it_writes_every_file_and_says_which(study, tmp_path):
+    folder = tmp_path / "report"
+    written = write_report(study, folder)
+    names = ["loss", "f_attn", "m_act", "gate_scores", "attention_maps"]
+    figures = [f"figures/{name}.svg" for name in names]
+    assert [path.relative_to(folder).as_posix() for path in written] == [
+        "report.md", "report.html", "table.csv", *figures
+    ]  # fmt: skip
+    assert sorted(contents(folder)) == sorted(["report.md", "report.html", "table.csv", *figures])
+    for figure in figures:
+        assert f"]({figure})" in (folder / "report.md").read_text()
+
+
+def test_the_same_runs_give_the_same_bytes(study, tmp_path):
+    report_of(study, tmp_path / "one")
+    report_of(study, tmp_path / "deep" / "two")
+    report_of(study, tmp_path / "one")
+    assert contents(tmp_path / "one") == contents(tmp_path / "deep" / "two")
+
+
+def test_the_page_is_well_formed_and_requests_nothing(study, tmp_path):
+    report_of(study)
+    text = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert all(target.startswith(("#", "data:image/png;base64,")) for target in page.fetched)
+    assert all(target.startswith("https://arxiv.org/abs/") for target in page.links)
+    assert not re.search(r"@import|url\((?!#)|<script|<link", text)
+    assert len(page.ids) == len(set(page.ids))
+    assert text.count("<svg") == 5
+    assert "prefers-color-scheme: dark" in text
+    assert 'name="viewport"' in text
+
+
+def test_figures_on_the_page_take_its_ink(study, tmp_path):
+    report_of(study)
+    page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+    drawn = page[page.index("<svg") :]
+    assert "currentColor" in drawn
+    assert "#fffffe" not in drawn
+    assert "#fffffe" in (tmp_path / "report" / "figures" / "loss.svg").read_text()
+
+
+def test_it_says_what_was_compared_and_what_came_out(study):
+    text = report_of(study)
+    assert "Three variants of one decoder (919k parameters, 3 layers of width 128" in text
+    assert "3 seeds each, 100 steps of 2,048 tokens, 205k tokens a run, on CPU, 2 threads in float32" in text
+    assert "**`sdpa-elementwise`** is **better** than `baseline`: loss lower by 0.0990 ± 0.0006" in text
+    assert "**`sdpa-headwise`** is **within noise** of `baseline`" in text
+    assert "counts from |t| > 4.30" in text
+
+
+def test_the_table_in_markdown_html_and_csv_has_the_same_rows(study, tmp_path):
+    text = report_of(study)
+    (line,) = [line for line in text.splitlines() if line.startswith("| sdpa-elementwise | G1")]
+    assert "2.1677 ± 0.2527" in line
+    page = Page((tmp_path / "report" / "report.html").read_text(encoding="utf-8"))
+    assert "2.1677\xa0±\xa00.2527" in page.text
+    rows = list(csv.DictReader((tmp_path / "report" / "table.csv").open()))
+    assert [row["variant"] for row in rows] == ["baseline", "sdpa-elementwise", "sdpa-headwise"]
+    assert float(rows[1]["val_loss_nats"]) == pytest.approx(2.1677, abs=5e-5)
+
+
+def test_the_papers_rows_stand_beside_their_baseline(study):
+    text = report_of(study)
+    (line,) = [line for line in text.splitlines() if "T1.5, T4.2" in line]
+    for number in ("5.761", "6.026", "-0.0450", "0.048", "0.467", "94", "1,053", "0.116", "-0.0990 ± 0.0006"):
+        assert f"| {number} " in line
+    assert "orders of magnitude" in text
+
+
+def test_a_study_of_our_own_variants_has_no_papers_table(tmp_path):
+    for name in ("baseline", "own"):
+        write_arm(tmp_path / "runs" / "demo", name, 0, cites=("eq. 8", "T7"))
+    assert "Beside the paper" not in report_of(tmp_path / "runs" / "demo")
+
+
+def test_one_seed_is_not_evidence(tmp_path):
+    study = tmp_path / "runs" / "demo"
+    write_arm(study, "baseline", 0, 2.0)
+    write_arm(study, "other", 0, 1.5)
+    text = report_of(study)
+    assert "`other`** ended 0.5000 nats/token lower than `baseline` in one pair of runs" in text
+    assert "with n = 1 there is no spread, so this is not evidence" in text
+    assert "Every run" not in text
+
+
+def test_diverged_runs_are_named_and_counted(study):
+    for seed in range(3):
+        write_arm(study, "wild", seed, nan if seed else 2.1)
+        write_arm(study, "wilder", seed, nan)
+    text = report_of(study)
+    assert "**Diverged** (5 of 15 runs): `wild` seed 1, `wild` seed 2, `wilder` seed 0" in text
+    assert "In 2 of 3 pairs a run diverged." in text
+    assert "**`wilder`** cannot be compared with `baseline`: diverged." in text
+    assert "2 of 3 diverged" in text
+    assert "A cross marks" in text
+    assert "nan" not in re.sub(r"\(figures.*", "", text).lower().split()
+
+
+def test_a_diverged_baseline_leaves_nothing_to_compare(tmp_path):
+    study = tmp_path / "runs" / "demo"
+    write_arm(study, "baseline", 0, nan)
+    write_arm(study, "other", 0, 1.5)
+    assert "`other`** cannot be compared with `baseline`: diverged" in report_of(study)
+
+
+def test_unfinished_runs_are_named(study):
+    (study / "sdpa-headwise" / "seed2" / "result.json").unlink()
+    (study / "late" / "seed0").mkdir(parents=True)
+    write_json(study / "late" / "seed0" / "config.json", {})
+    assert "**Not finished, left out:** `late seed 0`, `sdpa-headwise seed 2`" in report_of(study)
+
+
+def test_without_a_second_variant_the_paired_columns_go_and_the_report_says_so(tmp_path):
+    study = tmp_path / "runs" / "demo"
+    write_arm(study, "sdpa-headwise", 0)
+    text = report_of(study)
+    assert "no second variant to compare with, so the paired columns are left out" in text
+    assert "Verdict" not in text
+
+
+def test_a_reference_that_is_not_named_baseline_is_pointed_out(tmp_path):
+    study = tmp_path / "runs" / "demo"
+    write_arm(study, "b", 0)
+    write_arm(study, "a", 0)
+    assert "No variant is named `baseline`; `a` stands in for it." in report_of(study)
+
+
+@pytest.mark.parametrize(
+    ("baseline", "gated", "sentence"),
+    [
+        (0.05, 0.01, "Below 10 times this is no sink, so the study cannot show that one is removed."),
+        (0.45, 0.15, "`other` 0.1500 (removed)"),
+        (0.45, 0.16, "`other` 0.1600 (not removed)"),
+    ],
+)
+def test_sinks_are_claimed_only_where_the_baseline_has_one(tmp_path, baseline, gated, sentence):
+    study = tmp_path / "runs" / "demo"
+    write_arm(study, "baseline", 0, f_attn=baseline)
+    write_arm(study, "other", 0, f_attn=gated)
+    assert sentence in report_of(study)
+
+
+def test_many_variants_are_grouped_by_verdict(tmp_path):
+    study = tmp_path / "runs" / "demo"
+    for seed in range(3):
+        write_arm(study, "baseline", seed, 2.0 + seed)
+        for place in range(6):
+            write_arm(study, f"v{place}", seed, 2.0 + seed - 0.1 * place + 0.001 * seed, m_act=10.0 + place)
+    text = report_of(study)
+    assert "- **Better**, against `baseline` in nats/token: `v5` -0.4990, `v4` -0.3990" in text
+    assert "- **Within noise**, against `baseline` in nats/token: `v0` +0.0010." in text
+    assert "from `v0` 10.0 to `v5` 15.0" in text
+
+
+def test_runs_of_unequal_settings_are_pointed_out(tmp_path):
+    study = tmp_path / "runs" / "demo"
+    write_arm(study, "baseline", 0)
+    write_arm(study, "other", 0, config={"train": {"steps": 200, "precision": "float32"}}, device="NVIDIA H200")
+    text = report_of(study)
+    assert "**The runs do not share one setting:**" in text
+    assert "`train.steps` is 100 or 200" in text
+    assert "`device` is CPU, 2 threads or NVIDIA H200" in text
+
+
+def test_no_folder_of_the_machine_enters_the_report(study, tmp_path):
+    report_of(study)
+    found = b"".join(contents(tmp_path / "report").values())
+    assert b"/home/someone" not in found
+    assert str(tmp_path).encode() not in found
+    assert b"corpus.jsonl" in found
+
+
+def test_the_command_is_spelled_out(study):
+    command = report_of(study).split("```sh\n")[1].split("\n```")[0].replace(" \\\n ", "")
+    assert command == (
+        "gated-attention compare --name demo --variants baseline,sdpa-elementwise,sdpa-headwise --seeds 3 --size tiny "
+        "--data corpus.jsonl --tokenizer bytes --context 256 --steps 100 --batch-size 8 --learning-rate 0.004 "
+        "--no-compile"
+    )
+
+
+def test_an_arm_without_metrics_or_arrays_still_reports(tmp_path):
+    folder = write_arm(tmp_path / "runs" / "demo", "baseline", 0)
+    (folder / "metrics.jsonl").unlink()
+    (folder / "arrays.npz").unlink()
+    text = report_of(tmp_path / "runs" / "demo")
+    assert "figures/loss.svg" not in text
+    assert "figures/f_attn.svg" in text
+
+
+def test_an_earlier_reports_figures_go_and_other_files_stay(study, tmp_path):
+    folder = tmp_path / "report"
+    report_of(study)
+    (folder / "notes.txt").write_text("mine")
+    for arrays in study.glob("*/*/arrays.npz"):
+        arrays.unlink()
+    report_of(study)
+    assert sorted(path.name for path in (folder / "figures").iterdir()) == ["f_attn.svg", "loss.svg", "m_act.svg"]
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
+def test_a_study_without_results_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no finished run below"):
+        write_report(tmp_path, tmp_path / "report")
+    assert not (tmp_path / "report").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_refused(study, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="cannot write the report to") as caught:
+        write_report(study, tmp_path / "file" / "report")
+    assert "\n" not in str(caught.value)
+
+
+def test_text_is_escaped_in_both_forms():
+    table = Table((Column("A", "a|b", numeric=False),), ((Cell("<b> & | 2*x"),),))
+    blocks = [Heading("1 < 2"), Paragraph("a *b* `c<d` **`e` & f**"), TableBlock(table), CodeBlock("a < b && c")]
+    text = markdown(blocks)
+    assert "## 1 \\< 2" in text
+    assert "a \\*b\\* `c<d` **`e` & f**" in text
+    assert "| \\<b> & \\| 2\\*x |" in text
+    page = Page(html("<title>", blocks))
+    assert "a *b* c<d e & f" in page.text
+    assert "<b> & | 2*x" in page.text
+    assert "<strong><code>e</code> &amp; f</strong>" in html("", blocks)
+
+
+def test_inline_svg_drops_idle_ids_and_foreign_rules():
+    svg = '<?xml?><svg><style>*{x}</style><g id="a"/><path id="b"/><use href="#b"/><p style="fill: #22272e"/></svg>'
+    assert inline_svg(svg) == '<svg><g/><path id="b"/><use href="#b"/><p style="fill: currentColor"/></svg>'
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (8_192, "8,192"),
+        (491_520, "492k"),
+        (919_040, "919k"),
+        (999_999, "1.00M"),
+        (1_213_000, "1.21M"),
+        (3.5e9, "3.50B"),
+    ],
+)
+def test_counts_in_words(count, text):
+    assert count_text(int(count)) == text
+
+
+def test_source_names_leave_out_folders_but_not_owners():
+    assert source_name(str(Path("/data/corpus").absolute())) == "corpus"
+    assert source_name("owner/corpus") == "owner/corpus"
