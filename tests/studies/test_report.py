@@ -5,6 +5,7 @@ import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from io import StringIO
 from math import nan
 from pathlib import Path
 
@@ -21,7 +22,9 @@ STEPS = range(10, 101, 10)
 LAYERS = 3
 
 
-def write_arm(study, variant, seed, loss=2.0, *, cites=(), f_attn=0.05, m_act=12.0, gate=None, config=None, **changes):
+def write_arm(
+    study, variant, seed, loss=2.0, *, cites=(), f_attn=0.05, m_act=12.0, gate=None, maps=False, config=None, **changes
+):
     """The records of one finished arm; `loss` falls to its value over the steps, or is NaN from half-way on."""
     folder = study / variant / f"seed{seed}"
     folder.mkdir(parents=True)
@@ -42,7 +45,10 @@ def write_arm(study, variant, seed, loss=2.0, *, cites=(), f_attn=0.05, m_act=12
         "m_act": Measure(m_act, "1", 500, per_layer=(m_act,) * LAYERS),
         "train_tokens_per_s": Measure(20_000.0, "tokens/s", 9),
     }
-    arrays = {"attention_maps": np.tril(np.full((1, 8, 8), 0.1, np.float16)), "attention_layers": np.array([1])}
+    arrays = {}
+    if maps:
+        arrays["attention_maps"] = np.tril(np.full((1, 8, 8), 0.1, np.float16))
+        arrays["attention_layers"] = np.array([1])
     if gate is not None:
         measures["gate_score_mean"] = Measure(gate, "share", 500, per_layer=(gate,) * LAYERS)
         arrays["gate_histogram_sdpa"] = np.arange(1, 13).reshape(LAYERS, 4)
@@ -60,15 +66,37 @@ def write_arm(study, variant, seed, loss=2.0, *, cites=(), f_attn=0.05, m_act=12
     return folder
 
 
+def write_demo(runs):
+    """Three seeds of a baseline, a gate that is better and one that is not told apart."""
+    study = runs / "demo"
+    for seed, shared in enumerate((0.0, 0.3, 0.5)):
+        write_arm(study, "baseline", seed, 2.0 + shared, cites=("T1.1", "T4.1"), maps=True)
+        write_arm(study, "sdpa-elementwise", seed, 1.9 + shared + 0.001 * seed, cites=("T1.5", "T4.2"), gate=0.4)
+        write_arm(study, "sdpa-headwise", seed, 2.0 + shared + 0.01 * (-1) ** seed, cites=("T1.10", "T4.3"), gate=0.5)
+    return study
+
+
 @pytest.fixture
 def study(tmp_path):
-    """Three seeds of a baseline, a gate that is better and one that is not told apart."""
-    folder = tmp_path / "runs" / "demo"
-    for seed, shared in enumerate((0.0, 0.3, 0.5)):
-        write_arm(folder, "baseline", seed, 2.0 + shared, cites=("T1.1", "T4.1"))
-        write_arm(folder, "sdpa-elementwise", seed, 1.9 + shared + 0.001 * seed, cites=("T1.5", "T4.2"), gate=0.4)
-        write_arm(folder, "sdpa-headwise", seed, 2.0 + shared + 0.01 * (-1) ** seed, cites=("T1.10", "T4.3"), gate=0.5)
-    return folder
+    return write_demo(tmp_path / "runs")
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """The folder of a finished report, for tests that only read it."""
+    folder = tmp_path_factory.mktemp("demo")
+    write_report(write_demo(folder / "runs"), folder / "report")
+    return folder / "report"
+
+
+@pytest.fixture(scope="module")
+def text(demo):
+    return (demo / "report.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def page(demo):
+    return (demo / "report.html").read_text(encoding="utf-8")
 
 
 def report_of(study, folder=None):
@@ -134,30 +162,25 @@ def test_the_same_runs_give_the_same_bytes(study, tmp_path):
     assert contents(tmp_path / "one") == contents(tmp_path / "deep" / "two")
 
 
-def test_the_page_is_well_formed_and_requests_nothing(study, tmp_path):
-    report_of(study)
-    text = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
-    page = Page(text)
-    assert all(target.startswith(("#", "data:image/png;base64,")) for target in page.fetched)
-    assert all(target.startswith("https://arxiv.org/abs/") for target in page.links)
-    assert not re.search(r"@import|url\((?!#)|<script|<link", text)
-    assert len(page.ids) == len(set(page.ids))
-    assert text.count("<svg") == 5
-    assert "prefers-color-scheme: dark" in text
-    assert 'name="viewport"' in text
+def test_the_page_is_well_formed_and_requests_nothing(page):
+    parsed = Page(page)
+    assert all(target.startswith(("#", "data:image/png;base64,")) for target in parsed.fetched)
+    assert all(target.startswith("https://arxiv.org/abs/") for target in parsed.links)
+    assert not re.search(r"@import|url\((?!#)|<script|<link", page)
+    assert len(parsed.ids) == len(set(parsed.ids))
+    assert page.count("<svg") == 5
+    assert "prefers-color-scheme: dark" in page
+    assert 'name="viewport"' in page
 
 
-def test_figures_on_the_page_take_its_ink(study, tmp_path):
-    report_of(study)
-    page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+def test_figures_on_the_page_take_its_ink(page, demo):
     drawn = page[page.index("<svg") :]
     assert "currentColor" in drawn
     assert "#fffffe" not in drawn
-    assert "#fffffe" in (tmp_path / "report" / "figures" / "loss.svg").read_text()
+    assert "#fffffe" in (demo / "figures" / "loss.svg").read_text(encoding="utf-8")
 
 
-def test_it_says_what_was_compared_and_what_came_out(study):
-    text = report_of(study)
+def test_it_says_what_was_compared_and_what_came_out(text):
     assert "Three variants of one decoder (919k parameters, 3 layers of width 128" in text
     assert "3 seeds each, 100 steps of 2,048 tokens, 205k tokens a run, on CPU, 2 threads in float32" in text
     assert "**`sdpa-elementwise`** is **better** than `baseline`: loss lower by 0.0990 ± 0.0006" in text
@@ -165,19 +188,16 @@ def test_it_says_what_was_compared_and_what_came_out(study):
     assert "counts from |t| > 4.30" in text
 
 
-def test_the_table_in_markdown_html_and_csv_has_the_same_rows(study, tmp_path):
-    text = report_of(study)
+def test_the_table_in_markdown_html_and_csv_has_the_same_rows(text, page, demo):
     (line,) = [line for line in text.splitlines() if line.startswith("| sdpa-elementwise | G1")]
     assert "2.1677 ± 0.2527" in line
-    page = Page((tmp_path / "report" / "report.html").read_text(encoding="utf-8"))
-    assert "2.1677\xa0±\xa00.2527" in page.text
-    rows = list(csv.DictReader((tmp_path / "report" / "table.csv").open()))
+    assert "2.1677\xa0±\xa00.2527" in Page(page).text
+    rows = list(csv.DictReader(StringIO((demo / "table.csv").read_text(encoding="utf-8"))))
     assert [row["variant"] for row in rows] == ["baseline", "sdpa-elementwise", "sdpa-headwise"]
     assert float(rows[1]["val_loss_nats"]) == pytest.approx(2.1677, abs=5e-5)
 
 
-def test_the_papers_rows_stand_beside_their_baseline(study):
-    text = report_of(study)
+def test_the_papers_rows_stand_beside_their_baseline(text):
     (line,) = [line for line in text.splitlines() if "T1.5, T4.2" in line]
     for number in ("5.761", "6.026", "-0.0450", "0.048", "0.467", "94", "1,053", "0.116", "-0.0990 ± 0.0006"):
         assert f"| {number} " in line
@@ -279,16 +299,15 @@ def test_runs_of_unequal_settings_are_pointed_out(tmp_path):
     assert "`device` is CPU, 2 threads or NVIDIA H200" in text
 
 
-def test_no_folder_of_the_machine_enters_the_report(study, tmp_path):
-    report_of(study)
-    found = b"".join(contents(tmp_path / "report").values())
+def test_no_folder_of_the_machine_enters_the_report(demo):
+    found = b"".join(contents(demo).values())
     assert b"/home/someone" not in found
-    assert str(tmp_path).encode() not in found
+    assert str(demo.parent).encode() not in found
     assert b"corpus.jsonl" in found
 
 
-def test_the_command_is_spelled_out(study):
-    command = report_of(study).split("```sh\n")[1].split("\n```")[0].replace(" \\\n ", "")
+def test_the_command_is_spelled_out(text):
+    command = text.split("```sh\n")[1].split("\n```")[0].replace(" \\\n ", "")
     assert command == (
         "gated-attention compare --name demo --variants baseline,sdpa-elementwise,sdpa-headwise --seeds 3 --size tiny "
         "--data corpus.jsonl --tokenizer bytes --context 256 --steps 100 --batch-size 8 --learning-rate 0.004 "

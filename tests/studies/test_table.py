@@ -178,7 +178,7 @@ def render(table, width):
 
 
 def test_the_terminal_table_has_a_row_for_each_variant():
-    text = render(terminal_table(make_study(baseline=(2.0, 3.0), other=(1.9, 2.8))), 130)
+    text = render(terminal_table(make_study(baseline=(2.0, 3.0), other=(1.9, 2.8)), width=130), 130)
     (line,) = [line for line in text.splitlines() if line.split()[:1] == ["other"]]
     assert "2.3500 ± 0.6364" in line
     assert "-0.1500 ± 0.0500" in line
@@ -192,6 +192,13 @@ def test_a_narrow_terminal_gets_variants_side_by_side():
     assert line.count("0.5000") == 3
     assert "…" not in text
     assert all(len(line) <= 80 for line in text.splitlines())
+
+
+def test_the_width_is_the_terminals_unless_given(monkeypatch):
+    results = make_study(baseline=(2.0,), other=(1.9,))
+    for columns, header in (("80", ""), ("140", "Variant\nGate")):
+        monkeypatch.setenv("COLUMNS", columns)
+        assert str(terminal_table(results).columns[0].header) == header
 
 
 def test_many_variants_keep_their_rows_on_a_narrow_terminal():

@@ -150,13 +150,13 @@ class _SinkMeter:
 
 class _ActivationMeter:
     def __init__(self, num_layers: int, device: torch.device) -> None:
-        self.largest = torch.zeros(num_layers, device=device)
+        self.largest = torch.zeros(num_layers, dtype=torch.float64, device=device)
 
     def see(self, layer: int, hidden_states: Float[Tensor, "b t c"]) -> None:
-        self.largest[layer] = torch.maximum(self.largest[layer], hidden_states.abs().max().float())
+        self.largest[layer] = torch.maximum(self.largest[layer], hidden_states.abs().max())
 
     def result(self) -> np.ndarray:
-        return self.largest.double().cpu().numpy()
+        return self.largest.cpu().numpy()
 
 
 class _GateMeter:

@@ -59,8 +59,8 @@ _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
 }
 
-P = ParamSpec("P")
-R = TypeVar("R")
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
 class Curve(NamedTuple):
@@ -94,11 +94,11 @@ def strokes_for(labels: Iterable[str]) -> dict[str, Stroke]:
     }
 
 
-def _styled(function: Callable[P, R]) -> Callable[P, R]:
+def _styled(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """Run under this module's style, whatever the caller's rcParams are."""
 
     @wraps(function)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+    def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         with mpl.rc_context():
             mpl.rcdefaults()
             mpl.rcParams.update(_STYLE)
@@ -179,7 +179,10 @@ def per_layer(
         _draw_seeds(ax, curves, strokes[label], marker="o")
     if log:
         ax.set_yscale("log")
-        ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        low, high = ax.get_ylim()
+        ax.yaxis.set_major_locator(
+            LogLocator(subs=(1.0, 2.0, 5.0) if high > 20 * low else (1.0, 1.5, 2.0, 3.0, 5.0, 7.0))
+        )
         ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         ax.yaxis.set_minor_locator(NullLocator())
     else:

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, create_block_mask, flex_attention
 
 AttentionBackend = Literal["auto", "eager", "sdpa", "flex"]
@@ -206,7 +207,7 @@ def _sdpa_backward_op(
         else:
             padding = -lse.shape[-1] % 32
             grads = _aten._scaled_dot_product_efficient_attention_backward(
-                grad, q, k, v, bias, out, torch.nn.functional.pad(lse, (0, padding), value=float("inf")),
+                grad, q, k, v, bias, out, F.pad(lse, (0, padding), value=float("inf")),
                 unread, unread, 0.0, [True, True, True, False], causal, scale=scale,
             )[:3]  # fmt: skip
     grad_q, grad_k, grad_v = grads[:3]
@@ -221,8 +222,10 @@ def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, T
 def _bias(mask: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
     if mask is None:
         return None
-    shape = (q.shape[0], q.shape[1], q.shape[2], k.shape[2])
-    return torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill(~mask, float("-inf")).expand(shape)
+    # The memory-efficient kernel wants rows that start at multiples of 16 bytes.
+    bias = F.pad(torch.zeros(mask.shape, dtype=q.dtype, device=q.device), (0, -mask.shape[-1] % 8))
+    bias = bias[..., : mask.shape[-1]].masked_fill_(~mask, float("-inf"))
+    return bias.expand(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
 
 
 def _sum_groups(grad: Tensor, num_kv_heads: int) -> Tensor:

@@ -205,7 +205,7 @@ def limits(results: Sequence[Result], comparison: Comparison) -> list[Block]:
         )
     items += [
         f"Scale: {_parameters_text(comparison)}and {count_text(max(run.tokens_seen for run in results))} tokens. "
-        "Effects of gates are known to change size, and below 2M parameters sign, with scale.",
+        "Others found that a gate's effect changes with scale, and below 2M parameters even its sign.",
         "One learning rate and one schedule for all variants; none was tuned for its own best.",
         f"Loss on held-out text{held_out}; no benchmark, no long context.",
     ]

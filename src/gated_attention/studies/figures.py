@@ -49,10 +49,10 @@ def study_figures(arms: Arms, reference: str | None) -> Iterator[FigureBlock]:
             yield FigureBlock(f"{FOLDER}/{name}.svg", plots.to_svg(figure, salt=name), title, caption)
 
 
-Drawn = tuple[Figure, str, str] | None
+_Drawn = tuple[Figure, str, str] | None
 
 
-def _loss(arms: Arms, strokes: Mapping[str, plots.Stroke], reference: str | None) -> Drawn:
+def _loss(arms: Arms, strokes: Mapping[str, plots.Stroke], reference: str | None) -> _Drawn:
     training, validation = _curves(arms, "loss_nats"), _curves(arms, "val_loss_nats")
     if not training and not validation:
         return None
@@ -67,7 +67,7 @@ def _loss(arms: Arms, strokes: Mapping[str, plots.Stroke], reference: str | None
     return plots.loss_curves(training, validation, strokes, reference), "Loss during training", caption
 
 
-def _f_attn(arms: Arms, strokes: Mapping[str, plots.Stroke]) -> Drawn:
+def _f_attn(arms: Arms, strokes: Mapping[str, plots.Stroke]) -> _Drawn:
     layers = _per_layer(arms, "f_attn")
     if not layers:
         return None
@@ -83,7 +83,7 @@ def _f_attn(arms: Arms, strokes: Mapping[str, plots.Stroke]) -> Drawn:
     return figure, "Attention on the first token, by layer", caption
 
 
-def _m_act(arms: Arms, strokes: Mapping[str, plots.Stroke]) -> Drawn:
+def _m_act(arms: Arms, strokes: Mapping[str, plots.Stroke]) -> _Drawn:
     layers = _per_layer(arms, "m_act")
     if not layers:
         return None
@@ -92,7 +92,7 @@ def _m_act(arms: Arms, strokes: Mapping[str, plots.Stroke]) -> Drawn:
     return figure, "Largest activation, by layer", caption
 
 
-def _gate_scores(arms: Arms, strokes: Mapping[str, plots.Stroke]) -> Drawn:
+def _gate_scores(arms: Arms, strokes: Mapping[str, plots.Stroke]) -> _Drawn:
     histograms = []
     for label, runs in arms.items():
         for site in SITES:
@@ -111,7 +111,7 @@ def _gate_scores(arms: Arms, strokes: Mapping[str, plots.Stroke]) -> Drawn:
     return plots.gate_histograms(histograms), "Gate scores, by layer", caption
 
 
-def _attention_maps(arms: Arms) -> Drawn:
+def _attention_maps(arms: Arms) -> _Drawn:
     chosen = {
         label: next((run for run in runs if "attention_maps" in run.arrays and not diverged(run.result)), None)
         for label, runs in arms.items()

@@ -65,6 +65,7 @@ class FigureBlock:
 
 
 Block = Heading | Paragraph | Bullets | CodeBlock | TableBlock | FigureBlock
+"""What a document is a sequence of."""
 
 
 def _inline(text: str, plain: Callable[[str], str], code: str, bold: str) -> str:

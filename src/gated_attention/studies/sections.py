@@ -140,8 +140,7 @@ def _loss_by_verdict(rows: Sequence[VariantRow], reference: str | None) -> Itera
         listed = ", ".join(
             f"`{name}` {d.mean:+.4f}" if d.n else f"`{name}`" for name, d in found if d.verdict == verdict
         )
-        title = VERDICT_TITLES.get(verdict, verdict)
-        yield f"**{title}**, against `{reference}` in nats/token: {listed}."
+        yield f"**{VERDICT_TITLES[verdict]}**, against `{reference}` in nats/token: {listed}."
 
 
 def _sink(reference: VariantRow, comparison: Comparison) -> str | None:
@@ -245,11 +244,9 @@ def count_text(count: int) -> str:
     """A count in words of three digits: 8,192, 492k, 1.21M, 3.50B."""
     if count < 10_000:
         return f"{count:,}"
-    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        rounded = float(f"{count / size:.3g}")
-        if rounded >= 1.0:
-            return f"{rounded:.{significant(3)(rounded)}f}{unit}"
-    return f"{count:,}"
+    scaled = ((float(f"{count / size:.3g}"), unit) for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")))
+    value, unit = next((value, unit) for value, unit in scaled if value >= 1.0)
+    return f"{value:.{significant(3)(value)}f}{unit}"
 
 
 def source_name(source: str) -> str:

@@ -9,6 +9,7 @@ from textwrap import wrap
 from typing import Literal, NamedTuple
 
 from rich import box
+from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -168,18 +169,18 @@ def _verdict_cell(difference: PairedDifference | None) -> Cell:
     return Cell(verdict_text(difference), tones.get(difference.verdict, "muted"))
 
 
-def terminal_table(results: Sequence[Result], width: int = WIDE) -> RichTable:
+def terminal_table(results: Sequence[Result], width: int | None = None) -> RichTable:
     """The comparison for a terminal: a row for each variant, or a column for each on a narrow one.
 
     Args:
         results: Finished runs.
-        width: Columns of the terminal.
+        width: Columns to print in; None for those of the terminal.
 
     Raises:
         ValueError: as `compare_variants`.
     """
     table = comparison_table(compare_variants(results))
-    narrow = width < WIDE and len(table.rows) <= SIDE_BY_SIDE
+    narrow = (Console().width if width is None else width) < WIDE and len(table.rows) <= SIDE_BY_SIDE
     return _side_by_side(table) if narrow else _stacked(table)
 
 
