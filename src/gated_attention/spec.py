@@ -46,6 +46,21 @@ class AttentionGeometry:
                 "query heads share key/value heads in equal groups"
             )
 
+    @classmethod
+    def of(
+        cls, hidden_size: int, num_heads: int, num_kv_heads: int | None = None, head_dim: int | None = None
+    ) -> "AttentionGeometry":
+        """The geometry with what is None filled in: one key/value head per query head, heads as wide as the input.
+
+        Raises:
+            ValueError: if the widths do not fit together.
+        """
+        if head_dim is None:
+            head_dim, rest = divmod(hidden_size, max(num_heads, 1))
+            if rest:
+                raise ValueError(f"hidden_size {hidden_size} is not a multiple of num_heads {num_heads}; give head_dim")
+        return cls(hidden_size, num_heads, num_heads if num_kv_heads is None else num_kv_heads, head_dim)
+
 
 @dataclass(frozen=True, slots=True)
 class GateSpec:
@@ -205,9 +220,9 @@ def as_gates(gates: Gates) -> tuple[GateSpec, ...]:
     """
     if gates is None:
         return ()
-    if isinstance(gates, GateSpec | Mapping):
+    if isinstance(gates, GateSpec | Mapping | str) or not isinstance(gates, Iterable):
         gates = (gates,)
-    specs = []
+    specs: list[GateSpec] = []
     for gate in gates:
         spec = GateSpec.from_dict(gate) if isinstance(gate, Mapping) else gate
         if not isinstance(spec, GateSpec):

@@ -7,7 +7,7 @@ and RoPE, whatever the model family. No model code is touched and everything is 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -46,7 +46,7 @@ def _observed_attention(
     """Attention as transformers calls it, computed once with its log-sum-exp and shown to the observer."""
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     out, lse = ops.attention(query, key, value, causal=attention_mask is None, mask=attention_mask, scale=scale)
-    _observer.get()(AttentionCall(module.layer_idx, query, key, value, lse, scale))
+    _observer.get()(AttentionCall(cast(int, module.layer_idx), query, key, value, lse, scale))
     return out.transpose(1, 2), None
 
 

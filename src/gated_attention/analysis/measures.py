@@ -66,7 +66,7 @@ class Inspection:
 @torch.no_grad()
 def inspect_model(
     model: PreTrainedModel,
-    blocks: Iterable[Int[Tensor, "b t"]],
+    blocks: Iterable[Int[Tensor, "_ t"]],
     *,
     map_layers: Sequence[int] | None = None,
     map_size: int = 48,
@@ -170,7 +170,7 @@ class _GateMeter:
 
     def see(self, layer: int, gate: AttentionGate, logits: Float[Tensor, "b t f"]) -> None:
         spec = gate.spec
-        scores = ops.gate_scores(logits.unflatten(-1, gate.logit_shape), spec).float()
+        scores = ops.gate_scores(torch.unflatten(logits, -1, gate.logit_shape), spec).float()
         low, high = _score_range(spec)
         bins = ((scores - low) / (high - low) * NUM_BINS).long().clamp(0, NUM_BINS - 1)
         histogram = torch.bincount(bins.flatten(), minlength=NUM_BINS).double()
@@ -192,8 +192,11 @@ class _GateMeter:
         for site, spec in self.specs.items():
             layers = [layer for layer in range(self.num_layers) if (site, layer) in self.totals]
             totals = torch.stack([self.totals[site, layer] for layer in layers]).cpu().numpy()  # (layers, 4)
+            mean, share_below, share_above = (totals[:, :3] / totals[:, 3:]).T
             measures[site] = GateMeasures(
-                *(totals[:, :3] / totals[:, 3:]).T,
+                mean=mean,
+                share_below=share_below,
+                share_above=share_above,
                 histogram=torch.stack([self.histograms[site, layer] for layer in layers]).cpu().numpy(),
                 edges=np.linspace(*_score_range(spec), NUM_BINS + 1),
             )

@@ -6,10 +6,10 @@ from transformers import Qwen3Config
 
 from gated_attention.nn.gate import GATE_MODULES
 from gated_attention.sizes import ModelSize
-from gated_attention.spec import AttentionGeometry, Gates, GateSpec, as_gates, check_qk_norm
+from gated_attention.spec import AttentionGeometry, Gates, as_gates, check_qk_norm
 
 
-class GatedQwen3Config(Qwen3Config):
+class GatedQwen3Config(Qwen3Config):  # type: ignore[misc]  # transformers is untyped
     """`Qwen3Config` plus `gates`: none, one, or at most one per site, as specs or as their dictionaries.
 
     Raises:
@@ -25,14 +25,19 @@ class GatedQwen3Config(Qwen3Config):
         **{f"layers.*.self_attn.{name}": "colwise" for site, name in GATE_MODULES.items() if site != "output"},
     }
 
-    gates: Any = ()
+    gates: Any = ()  # whatever `as_gates` takes; a tuple of GateSpec once assigned
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
-        self.gates: tuple[GateSpec, ...] = as_gates(self.gates)
-        check_qk_norm(self.gates)
         for spec in self.gates:
             spec.in_features(self.geometry)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # `from_pretrained(..., gates=...)` assigns to the finished configuration.
+        if name == "gates":
+            value = as_gates(value)
+            check_qk_norm(value)
+        super().__setattr__(name, value)
 
     @property
     def geometry(self) -> AttentionGeometry:

@@ -23,8 +23,16 @@ from gated_attention.models.configuration import GatedQwen3Config
 from gated_attention.nn import AttentionGate, GatedBlock
 
 
-class GatedQwen3Attention(Qwen3Attention, GatedBlock):
+class GatedQwen3Attention(Qwen3Attention, GatedBlock):  # type: ignore[misc]  # transformers is untyped
     """Qwen3's attention with a gate at any of the five sites."""
+
+    config: GatedQwen3Config
+    q_proj: nn.Linear
+    k_proj: nn.Linear
+    v_proj: nn.Linear
+    o_proj: nn.Linear
+    q_norm: Qwen3RMSNorm
+    k_norm: Qwen3RMSNorm
 
     def __init__(self, config: GatedQwen3Config, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
@@ -65,7 +73,7 @@ class GatedQwen3Attention(Qwen3Attention, GatedBlock):
         return self.gate("output", y, x), attention_weights  # G5
 
 
-class GatedQwen3DecoderLayer(Qwen3DecoderLayer):
+class GatedQwen3DecoderLayer(Qwen3DecoderLayer):  # type: ignore[misc]
     """Qwen3's decoder layer around gated attention."""
 
     def __init__(self, config: GatedQwen3Config, layer_idx: int) -> None:
@@ -77,7 +85,7 @@ class GatedQwen3DecoderLayer(Qwen3DecoderLayer):
         self.post_attention_layernorm = Qwen3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
 
-class GatedQwen3PreTrainedModel(Qwen3PreTrainedModel):
+class GatedQwen3PreTrainedModel(Qwen3PreTrainedModel):  # type: ignore[misc]
     """Initialisation and recording shared by the gated models."""
 
     config: GatedQwen3Config
@@ -97,7 +105,7 @@ class GatedQwen3PreTrainedModel(Qwen3PreTrainedModel):
             super()._init_weights(module)
 
 
-class GatedQwen3Model(GatedQwen3PreTrainedModel, Qwen3Model):
+class GatedQwen3Model(GatedQwen3PreTrainedModel, Qwen3Model):  # type: ignore[misc]
     """The decoder without a head."""
 
     def __init__(self, config: GatedQwen3Config) -> None:
@@ -113,7 +121,7 @@ class GatedQwen3Model(GatedQwen3PreTrainedModel, Qwen3Model):
         self.post_init()
 
 
-class GatedQwen3ForCausalLM(GatedQwen3PreTrainedModel, Qwen3ForCausalLM):
+class GatedQwen3ForCausalLM(GatedQwen3PreTrainedModel, Qwen3ForCausalLM):  # type: ignore[misc]
     """The language model; without gates its logits are `Qwen3ForCausalLM`'s exactly."""
 
     def __init__(self, config: GatedQwen3Config) -> None:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from gated_attention import ops
 from gated_attention.nn.gate import GatedBlock
-from gated_attention.ops import AttentionBackend
+from gated_attention.ops.attention import AttentionBackend, check_backend
 from gated_attention.spec import AttentionGeometry, Gates, as_gates, check_qk_norm
 
 
@@ -44,23 +44,21 @@ class GatedAttention(GatedBlock):
         backend: AttentionBackend = "auto",
     ) -> None:
         super().__init__()
-        if head_dim is None and hidden_size % num_heads:
-            raise ValueError(f"hidden_size {hidden_size} is not a multiple of num_heads {num_heads}; give head_dim")
-        geometry = AttentionGeometry(
-            hidden_size, num_heads, num_kv_heads or num_heads, head_dim or hidden_size // num_heads
-        )
+        geometry = AttentionGeometry.of(hidden_size, num_heads, num_kv_heads, head_dim)
         if rope_theta is not None and geometry.head_dim % 2:
             raise ValueError(f"RoPE turns pairs of channels, head_dim {geometry.head_dim} is odd; use rope_theta=None")
+        gates = as_gates(gates)
         if qk_norm:
-            check_qk_norm(as_gates(gates))
+            check_qk_norm(gates)
+        check_backend(backend)
         self.head_dim, self.causal, self.rope_theta, self.backend = geometry.head_dim, causal, rope_theta, backend
         q_width, kv_width = num_heads * self.head_dim, geometry.num_kv_heads * self.head_dim
         self.q_proj = nn.Linear(hidden_size, q_width, bias=bias)
         self.k_proj = nn.Linear(hidden_size, kv_width, bias=bias)
         self.v_proj = nn.Linear(hidden_size, kv_width, bias=bias)
         self.o_proj = nn.Linear(q_width, hidden_size, bias=bias)
-        self.q_norm = nn.RMSNorm(self.head_dim, eps=1e-6) if qk_norm else nn.Identity()
-        self.k_norm = nn.RMSNorm(self.head_dim, eps=1e-6) if qk_norm else nn.Identity()
+        self.q_norm = HeadNorm(self.head_dim, eps=1e-6) if qk_norm else nn.Identity()
+        self.k_norm = HeadNorm(self.head_dim, eps=1e-6) if qk_norm else nn.Identity()
         self.add_gates(gates, geometry)
 
     def forward(
@@ -81,13 +79,22 @@ class GatedAttention(GatedBlock):
         return self.gate("output", y, x)  # G5
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (-1, self.head_dim))  # (B, T, H, D)
+        return torch.unflatten(x, -1, (-1, self.head_dim))  # (B, T, H, D)
+
+
+class HeadNorm(nn.RMSNorm):
+    """RMS norm over the channels of a head, in the dtype of its weight, so that autocast leaves it in float32."""
+
+    def forward(self, x: Float[Tensor, "b t h d"]) -> Float[Tensor, "b t h d"]:
+        """The normalised heads, in the dtype of `x`."""
+        return super().forward(x.to(self.weight.dtype)).to(x.dtype)
 
 
 def apply_rope(x: Float[Tensor, "b t h d"], theta: float) -> Float[Tensor, "b t h d"]:
     """Rotary position embedding for positions 0 to t - 1, channel i paired with i + d / 2; angles in float32."""
-    half = x.shape[-1] // 2
-    frequency = theta ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
+    d, half = x.shape[-1], x.shape[-1] // 2
+    # As Qwen3 rounds it; theta ** -(i / half) differs in the last bit, which far positions multiply.
+    frequency = 1.0 / theta ** (torch.arange(0, d, 2, device=x.device, dtype=torch.float32) / d)
     angle = torch.arange(x.shape[1], device=x.device, dtype=torch.float32)[:, None] * frequency  # (T, D / 2)
     cos, sin = angle.cos()[:, None].to(x.dtype), angle.sin()[:, None].to(x.dtype)  # (T, 1, D / 2)
     low, high = x[..., :half], x[..., half:]

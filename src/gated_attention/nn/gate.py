@@ -43,9 +43,7 @@ class AttentionGate(nn.Linear):
         num_kv_heads: int | None = None,
         head_dim: int | None = None,
     ) -> None:
-        geometry = AttentionGeometry(
-            hidden_size, num_heads, num_kv_heads or num_heads, head_dim or hidden_size // num_heads
-        )
+        geometry = AttentionGeometry.of(hidden_size, num_heads, num_kv_heads, head_dim)
         heads, channels = self.logit_shape = spec.logit_shape(geometry)
         self.spec = spec
         super().__init__(spec.in_features(geometry), heads * channels, bias=spec.bias is not None)

@@ -71,8 +71,7 @@ def choose_backend(
     Raises:
         ValueError: if the backend is unknown or cannot run these inputs.
     """
-    if backend not in get_args(AttentionBackend):
-        raise ValueError(f"unknown attention backend {backend!r}; choose from {', '.join(get_args(AttentionBackend))}")
+    check_backend(backend)
     if backend == "auto":
         return "eager" if _why_not_sdpa(q) else "sdpa"
     if backend == "sdpa" and (reason := _why_not_sdpa(q)):
@@ -85,6 +84,16 @@ def choose_backend(
     if backend == "flex" and mask is not None:
         raise ValueError("attention backend 'flex' takes no mask tensor; use 'eager', 'sdpa' or 'auto'")
     return backend
+
+
+def check_backend(backend: AttentionBackend) -> None:
+    """Refuse what is no backend anywhere; whether it runs depends on the tensors.
+
+    Raises:
+        ValueError: if the backend is unknown.
+    """
+    if backend not in get_args(AttentionBackend):
+        raise ValueError(f"unknown attention backend {backend!r}; choose from {', '.join(get_args(AttentionBackend))}")
 
 
 def _why_not_sdpa(q: Tensor) -> str | None:
@@ -109,18 +118,20 @@ def _join_causal(mask: Tensor | None, t: int, s: int, device: torch.device) -> T
 
 def _eager(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
     k, v = _repeat_heads(k, q), _repeat_heads(v, q)
-    scores = (q @ k.transpose(-1, -2) * scale).to(torch.promote_types(q.dtype, torch.float32))  # (B, H, T, S)
+    scores = _widen(q @ k.transpose(-1, -2) * scale)  # (B, H, T, S)
     if causal:
         mask = _join_causal(None, q.shape[2], k.shape[2], q.device)
     if mask is None:
-        lse = scores.logsumexp(-1)
-        return (scores - lse[..., None]).exp().to(v.dtype) @ v, lse
+        return scores.softmax(-1).to(v.dtype) @ v, scores.logsumexp(-1)
     # Rows without a visible key would give NaN gradients; they are computed unmasked and then dropped.
     empty = ~mask.any(-1)  # (B, H, T)
     scores = scores.masked_fill(~mask & ~empty[..., None], float("-inf"))
-    lse = scores.logsumexp(-1)
-    weights = (scores - lse[..., None]).exp().masked_fill(empty[..., None], 0.0)
-    return weights.to(v.dtype) @ v, lse.masked_fill(empty, float("-inf"))
+    weights = scores.softmax(-1).masked_fill(empty[..., None], 0.0)
+    return weights.to(v.dtype) @ v, scores.logsumexp(-1).masked_fill(empty, float("-inf"))
+
+
+def _widen(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _repeat_heads(x: Tensor, q: Tensor) -> Tensor:
@@ -136,7 +147,17 @@ def _flex(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[
         block_mask = build(q.shape[2], k.shape[2], q.device)
     run = flex_attention if compiling else _compiled_flex()
     groups = q.shape[1] // k.shape[1]
-    out, aux = run(q, k, v, block_mask=block_mask, scale=scale, enable_gqa=groups > 1, return_aux=AuxRequest(lse=True))
+    out, aux = run(
+        q,
+        k,
+        v,
+        block_mask=block_mask,
+        scale=scale,
+        enable_gqa=groups > 1,
+        return_aux=AuxRequest(lse=True),
+        # Short queries with GQA would take the decoding kernel, which has no gradient of the log-sum-exp.
+        kernel_options={"FORCE_USE_FLEX_ATTENTION": True},
+    )
     return out, aux.lse
 
 
@@ -157,6 +178,7 @@ _cached_causal_block_mask = functools.lru_cache(maxsize=32)(_causal_block_mask)
 @torch.library.custom_op("gated_attention::sdpa", mutates_args=())
 def _sdpa_op(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
     bias = _bias(mask, q, k)
+    q, k, v = _adjacent(q), _adjacent(k), _adjacent(v)
     if not _is_cudnn(q):
         k, v = _repeat_heads(k, q), _repeat_heads(v, q)
     if q.device.type == "cpu":
@@ -189,7 +211,12 @@ def _sdpa_backward_op(
     causal: bool,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    num_kv_heads, bias = k.shape[1], _bias(mask, q, k)
+    dtype, num_kv_heads = q.dtype, k.shape[1]
+    if q.device.type == "cpu":
+        # The CPU kernel adds up the gradients of keys and values in the dtype of its inputs.
+        grad, q, k, v, out = (_widen(x) for x in (grad, q, k, v, out))
+    bias = _bias(mask, q, k)
+    grad, q, k, v = _adjacent(grad), _adjacent(q), _adjacent(k), _adjacent(v)
     if not _is_cudnn(q):
         k, v = _repeat_heads(k, q), _repeat_heads(v, q)
     if q.device.type == "cpu":
@@ -211,7 +238,8 @@ def _sdpa_backward_op(
                 unread, unread, 0.0, [True, True, True, False], causal, scale=scale,
             )[:3]  # fmt: skip
     grad_q, grad_k, grad_v = grads[:3]
-    return grad_q.contiguous(), _sum_groups(grad_k, num_kv_heads), _sum_groups(grad_v, num_kv_heads)
+    grad_k, grad_v = _sum_groups(grad_k, num_kv_heads), _sum_groups(grad_v, num_kv_heads)
+    return grad_q.to(dtype).contiguous(), grad_k.to(dtype), grad_v.to(dtype)
 
 
 @_sdpa_backward_op.register_fake
@@ -228,11 +256,16 @@ def _bias(mask: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
     return bias.expand(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
 
 
+def _adjacent(x: Tensor) -> Tensor:
+    """The same tensor with its channels side by side in memory, which the kernels take for granted unasked."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
 def _sum_groups(grad: Tensor, num_kv_heads: int) -> Tensor:
     """Gradients of repeated heads, summed back onto the heads they repeat."""
     if grad.shape[1] == num_kv_heads:
         return grad.contiguous()
-    return grad.unflatten(1, (num_kv_heads, -1)).sum(2)
+    return torch.unflatten(grad, 1, (num_kv_heads, -1)).sum(2)
 
 
 def _save_for_sdpa(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -17,6 +17,9 @@ from gated_attention.train.trainer import TrainConfig
 INSPECTED_TOKENS = 65_536
 """How much held-out text sinks, activations and gates are measured on."""
 
+BATCH_TOKENS = 32_768
+"""Tokens per forward pass of a measure."""
+
 
 def measure_arm(
     model: PreTrainedModel, data: PackedData, settings: TrainConfig, metrics: Path
@@ -26,8 +29,9 @@ def measure_arm(
     The model is measured in the precision it was trained in.
     """
     device = next(model.parameters()).device
-    batches = data.validation.batches(settings.batch_size)
-    inspected = data.validation.first(INSPECTED_TOKENS).batches(settings.batch_size)
+    batch_size = max(1, BATCH_TOKENS // data.validation.ids.shape[1])
+    batches = data.validation.batches(batch_size)
+    inspected = data.validation.first(INSPECTED_TOKENS).batches(batch_size)
     with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
         loss = held_out_loss(model, batches)
         inspection = inspect_model(model, inspected)

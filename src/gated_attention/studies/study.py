@@ -220,7 +220,7 @@ def run_arm(arm: Arm, data: PackedData, device: torch.device, observer: Observer
         versions=library_versions(),
     )
     write_result(arm.folder, result)
-    return result
+    return read_result(arm.folder / RESULT_NAME)
 
 
 def device_name(device: torch.device) -> str:

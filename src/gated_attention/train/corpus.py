@@ -1,141 +1,304 @@
 """Documents from files, folders, the hub, or the running Python's own standard library."""
 
+import bz2
+import gzip
+import json
+import lzma
+import os
+import re
+import ssl
 import sysconfig
+import urllib.error
+import urllib.request
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 import datasets
+import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow.compute as pc  # type: ignore[import-untyped]
+import pyarrow.parquet as pq  # type: ignore[import-untyped]
 from datasets import Dataset
+from huggingface_hub import constants as hub
+from huggingface_hub.utils import logging as hub_logging
+
+try:
+    import zstandard
+except ImportError:
+    zstandard = None  # type: ignore[assignment]
 
 STDLIB = "stdlib"
 """The embedded default corpus: the source text of Python's standard library, there on every machine."""
 
 _JSON = (".jsonl", ".json")
-_PACKED = (".gz", ".xz", ".zst", ".bz2")
 _PLAIN = (".txt", ".md", ".rst", ".py")
+_PARQUET = ".parquet"
+_OPEN: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
+_PACKED = (*_OPEN, ".zst")
+_KNOWN = f"{', '.join((*_PLAIN, *_JSON, _PARQUET))}, JSON also packed as {', '.join(_PACKED)}"
+
+_STDLIB_SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3"}
+_HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?::(?P<config>[^@]+))?(?:@(?P<split>.+))?")
+_HUB_TIMEOUT_S = 10
+
+_FEATURES = datasets.Features({"text": datasets.Value("string"), "domain": datasets.Value("string")})
+_ROWS = 1  # version of what `_documents` yields: datasets keeps its rows by its arguments, not by its code
+_DAMAGE = (
+    OSError,
+    EOFError,
+    UnicodeDecodeError,
+    lzma.LZMAError,
+    zlib.error,
+    pa.ArrowException,
+    *((zstandard.ZstdError,) if zstandard else ()),
+)
 
 
 def load_documents(source: str, text_field: str = "text") -> Dataset:
-    """One row per document: `text`, and `domain` where the source names one, otherwise empty.
+    """One row per document that has text: `text`, and `domain` where the source names one, otherwise empty.
 
     Args:
-        source: `stdlib`; a file or folder of plain text, JSON lines (also .gz .xz .zst .bz2) or Parquet; or a
-            hub data set, `owner/name`, `owner/name:config` or `owner/name:config@split`.
-        text_field: The field that holds the text in JSON lines, Parquet and hub data sets.
+        source: `stdlib`; a file of plain text (one document), JSON lines or an array (also .gz .xz .zst .bz2) or
+            Parquet, or a folder of such files; or a hub data set, `owner/name`, `owner/name:config`,
+            `owner/name@split` or both. A path that exists wins over a hub name.
+        text_field: The field that holds the text in JSON, Parquet and hub data sets; other fields are ignored.
 
     Raises:
         ValueError: if the source cannot be found or read, has no such field, or holds no text.
     """
-    path = Path(source).expanduser()
-    if source == STDLIB:
-        documents = _read_plain(_stdlib_files(), Path(sysconfig.get_path("stdlib")))
-    elif path.exists():
-        documents = _load_local(path)
-    else:
-        documents = _load_hub(source)
-    return _normalise(documents, source, text_field)
+    with quiet():
+        files = source_files(source)
+        return _load_files(files, source, text_field) if files else _load_hub(source, text_field)
 
 
 def source_files(source: str) -> list[Path]:
-    """The local files that a source is read from; empty for a hub name."""
-    path = Path(source).expanduser()
+    """The local files that a source is read from, sorted; empty for a hub name.
+
+    Hidden files and folders are passed over; so are the tests and the undecodable files of the standard library.
+
+    Raises:
+        ValueError: if a file is of no known format or a folder has none that is.
+    """
     if source == STDLIB:
         return _stdlib_files()
-    if not path.exists():
+    path = Path(os.path.expanduser(source))
+    if not source or not os.path.exists(path):
         return []
-    return [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and _format(p))
+    if path.is_dir():
+        files = [file for file in _files_below(path, {"__pycache__"}) if _format(file)]
+        if not files:
+            raise ValueError(f"{path} has no files of a known format; use {_KNOWN}")
+        return files
+    if not _format(path):
+        raise ValueError(f"{path} is of no known format; use {_KNOWN}")
+    return [path]
+
+
+def require_hub(name: str) -> None:
+    """Refuse at once where the hub does not answer; its own client retries for half a minute first.
+
+    With `HF_HUB_OFFLINE=1` nothing is asked: the libraries then look in their download cache only.
+
+    Raises:
+        ValueError: if nothing answers at the hub's address.
+    """
+    if hub.HF_HUB_OFFLINE or urllib.request.getproxies():
+        return
+    try:
+        urllib.request.urlopen(urllib.request.Request(hub.ENDPOINT, method="HEAD"), timeout=_HUB_TIMEOUT_S).close()
+    except urllib.error.HTTPError as error:
+        error.close()  # an answer, if an unfriendly one
+    except OSError as error:
+        if isinstance(getattr(error, "reason", None), ssl.SSLError):
+            return  # an answer too; which certificates to trust is for the hub's client to know
+        raise ValueError(
+            f"no file or folder {name!r} here, and {hub.ENDPOINT} does not answer; "
+            "check the path or the network, or set HF_HUB_OFFLINE=1 to use what was downloaded before"
+        ) from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence the progress bars and messages of `datasets` and the hub; what fails is raised all the same."""
+    loggers = (datasets.logging, hub_logging)
+    levels = [logger.get_verbosity() for logger in loggers]
+    had_bars = not datasets.are_progress_bars_disabled()
+    for logger in loggers:
+        logger.set_verbosity(datasets.logging.CRITICAL)
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.set_verbosity(level)
+        if had_bars:
+            datasets.enable_progress_bars()
+
+
+def one_line(error: BaseException) -> str:
+    """An error's message without line breaks, cut to a readable length."""
+    return " ".join(str(error).split())[:300]
 
 
 def _stdlib_files() -> list[Path]:
     root = Path(sysconfig.get_path("stdlib"))
-    skipped = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test", "lib2to3"}
-    files = [path for path in root.rglob("*.py") if not skipped.intersection(path.relative_to(root).parts)]
-    return sorted(files)
+    return [file for file in _files_below(root, {"__pycache__", *_STDLIB_SKIPPED}) if file.suffix == ".py"]
+
+
+def _files_below(root: Path, skipped: set[str]) -> list[Path]:
+    files = []
+    for folder, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if name not in skipped and not name.startswith(".")]
+        files += [Path(folder, name) for name in names if not name.startswith(".")]
+    return sorted(file for file in files if file.is_file())
 
 
 def _format(path: Path) -> str | None:
-    suffixes = path.suffixes
-    if suffixes and suffixes[-1] in _PACKED:
-        suffixes = suffixes[:-1]
-    last = suffixes[-1] if suffixes else ""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    packed = bool(suffixes) and suffixes[-1] in _PACKED
+    last = suffixes[-2 if packed else -1] if len(suffixes) > packed else ""
     if last in _JSON:
         return "json"
-    if path.suffix == ".parquet":
-        return "parquet"
-    return "text" if path.suffix in _PLAIN else None
+    if packed:
+        return None
+    return "parquet" if last == _PARQUET else "text" if last in _PLAIN else None
 
 
-def _load_local(path: Path) -> Dataset:
-    files = source_files(str(path))
-    by_format: dict[str, list[Path]] = {}
-    for file in files:
-        by_format.setdefault(_format(file) or "", []).append(file)
-    if path.is_file() and "" in by_format:
-        known = ", ".join((*_PLAIN, *_JSON, ".parquet"))
-        raise ValueError(f"{path} is of no known format; use {known}, JSON lines also packed as {', '.join(_PACKED)}")
-    if not files:
-        raise ValueError(f"{path} holds no text, JSON lines or Parquet files; give a file or another folder")
-    if len(by_format) > 1:
-        raise ValueError(f"{path} mixes {', '.join(sorted(by_format))} files; give one folder per format")
-    (kind, members), *_ = by_format.items()
-    if kind == "text":
-        return _read_plain(members, path if path.is_dir() else path.parent)
-    if any(file.suffix == ".zst" for file in members):
-        _require_zstandard()
-    empty = [file for file in members if file.stat().st_size == 0]
-    if empty:
-        raise ValueError(f"{empty[0]} is empty; give a file with text")
+def _load_files(files: list[Path], source: str, text_field: str) -> Dataset:
+    # One generator for all formats rather than datasets' loaders: those take the schema from the first 10 MB and
+    # refuse a field that comes or changes later, in a column that nobody reads.
+    states = tuple((str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+    arguments = {"files": states, "source": source, "text_field": text_field, "version": _ROWS}
     try:
-        return datasets.load_dataset(kind, data_files=[str(file) for file in members], split="train")
-    except (datasets.exceptions.DatasetGenerationError, datasets.exceptions.DataFilesNotFoundError, OSError) as error:
-        cause = str(error.__cause__ or error).splitlines()[0]
-        raise ValueError(f"{path} cannot be read as {kind}: {cause}") from error
+        return Dataset.from_generator(_documents, features=_FEATURES, gen_kwargs=arguments)
+    except datasets.exceptions.DatasetGenerationError as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, ValueError):
+            raise cause from None
+        raise ValueError(f"{source} cannot be copied to datasets' cache ({one_line(cause)}); set HF_HOME") from error
+    except OSError as error:
+        raise ValueError(f"datasets' cache cannot be written ({one_line(error)}); set HF_HOME") from error
 
 
-def _read_plain(files: list[Path], root: Path) -> Dataset:
-    texts = []
-    for file in files:
+def _documents(
+    files: tuple[tuple[str, int, int], ...], source: str, text_field: str, version: int
+) -> Iterator[dict[str, str]]:
+    # Size, time and version are there for the key that datasets makes of the arguments.
+    is_empty = True
+    for name, _, _ in files:
         try:
-            texts.append(file.read_text(encoding="utf-8"))
-        except UnicodeDecodeError:
-            if len(files) == 1:
-                raise ValueError(f"{file} is not UTF-8 text; convert it first") from None
-            continue  # one odd file in a folder of text
-    return Dataset.from_dict({"text": texts})
-
-
-def _require_zstandard() -> None:
-    try:
-        import zstandard  # noqa: F401
-    except ImportError as error:
-        raise ValueError("reading .zst needs zstandard; pip install gated-attention[zstd]") from error
-
-
-def _load_hub(source: str) -> Dataset:
-    name, _, split = source.partition("@")
-    name, _, config = name.partition(":")
-    if name.count("/") > 1 or name.startswith((".", "/", "~")):
-        raise ValueError(f"no file or folder {source!r}; give a path that exists, a hub data set, or 'stdlib'")
-    try:
-        return datasets.load_dataset(name, config or None, split=split or "train")
-    except (ValueError, OSError, RuntimeError) as error:
-        cause = str(error).splitlines()[0]
-        raise ValueError(
-            f"{source!r} is neither a file or folder nor a hub data set within reach ({cause}); check the path"
-        ) from error
-
-
-def _normalise(documents: Dataset, source: str, text_field: str) -> Dataset:
-    field = text_field if text_field in documents.column_names else None
-    if field is None and documents.num_rows:
-        columns = ", ".join(documents.column_names)
-        raise ValueError(f"{source} has no field {text_field!r}; it has {columns}; name the one with the text")
-    columns: dict[str, Any] = {"text": documents[field][:] if field else []}
-    if any(text is not None and not isinstance(text, str) for text in columns["text"][:100]):
-        raise ValueError(f"field {text_field!r} of {source} does not hold text; name the field that does")
-    domains = documents["domain"][:] if "domain" in documents.column_names else [""] * len(columns["text"])
-    rows = [(text, domain or "") for text, domain in zip(columns["text"], domains, strict=True) if text]
-    if not rows:
+            for place, row in _rows(Path(name), text_field):
+                if document := _document(row, place, text_field):
+                    is_empty = False
+                    yield document
+        except _DAMAGE as error:
+            if source == STDLIB and isinstance(error, UnicodeDecodeError):
+                continue
+            raise ValueError(f"{name} cannot be read ({one_line(error)}); repair it or leave it out") from error
+    if is_empty:
         raise ValueError(f"{source} holds no text; give another source")
-    texts, kept = zip(*rows, strict=True)
-    return Dataset.from_dict({"text": list(texts), "domain": list(kept)})
+
+
+def _rows(file: Path, text_field: str) -> Iterator[tuple[str, Any]]:
+    """Every row of a file with the place it stands at, for messages."""
+    match _format(file):
+        case "json":
+            yield from _json_rows(file)
+        case "parquet":
+            yield from _parquet_rows(file, text_field)
+        case _:
+            with _open(file) as stream:
+                yield str(file), {text_field: stream.read()}
+
+
+def _json_rows(file: Path) -> Iterator[tuple[str, Any]]:
+    with _open(file) as stream:
+        for number, line in enumerate(stream, start=1):
+            if not line.strip():
+                continue
+            place = f"{file} line {number}"
+            try:
+                if line.lstrip().startswith("["):
+                    rows = json.loads(line + stream.read())
+                    yield from ((f"{file} entry {i}", row) for i, row in enumerate(rows, start=1))
+                    return
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{place} is not JSON ({error.msg}); give one object a line, or an array") from error
+            yield place, row
+
+
+def _parquet_rows(file: Path, text_field: str) -> Iterator[tuple[str, Any]]:
+    with pq.ParquetFile(file) as parquet:
+        columns = parquet.schema_arrow.names
+        _require_field(columns, str(file), text_field)
+        read = [text_field, *(["domain"] if "domain" in columns and text_field != "domain" else [])]
+        for batch in parquet.iter_batches(columns=read):
+            for row in batch.to_pylist():
+                yield str(file), row
+
+
+def _open(file: Path) -> TextIO:
+    suffix = file.suffix.lower()
+    if suffix == ".zst":
+        if zstandard is None:
+            raise ValueError(f"reading {file} needs zstandard; pip install gated-attention[zstd]")
+        return cast(TextIO, zstandard.open(file, "rt", encoding="utf-8-sig"))
+    return cast(TextIO, _OPEN.get(suffix, open)(file, "rt", encoding="utf-8-sig"))
+
+
+def _document(row: Any, place: str, text_field: str) -> dict[str, str] | None:
+    if not isinstance(row, dict):
+        raise ValueError(f"{place} is not a JSON object; give objects with a field {text_field!r}")
+    _require_field(list(row), place, text_field)
+    text, domain = row[text_field], row.get("domain")
+    if not text and isinstance(text, str | None):
+        return None
+    if not isinstance(text, str):
+        raise ValueError(f"{place} holds {type(text).__name__} in {text_field!r}, not text; choose another text_field")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{place} is no valid Unicode ({error.reason}); repair it or leave it out") from error
+    return {"text": text, "domain": "" if domain is None else str(domain)}
+
+
+def _require_field(columns: list[str], place: str, text_field: str) -> None:
+    if text_field not in columns:
+        raise ValueError(f"{place} has no field {text_field!r}; choose text_field from {', '.join(columns) or 'none'}")
+
+
+def _load_hub(source: str, text_field: str) -> Dataset:
+    match = _HUB_NAME.fullmatch(source)
+    if not match or _format(Path(source)):
+        raise ValueError(f"no file or folder {source!r}; give a path that exists, a hub data set owner/name, or stdlib")
+    require_hub(source)
+    try:
+        documents = datasets.load_dataset(match["name"], match["config"], split=match["split"] or "train")
+    except (ValueError, OSError, RuntimeError, ImportError, datasets.exceptions.DatasetsError) as error:
+        raise ValueError(
+            f"{source!r} is no file or folder here and cannot be loaded from the hub ({one_line(error)}); "
+            "check the path, or the name as owner/name:config@split"
+        ) from error
+    _require_field(documents.column_names, source, text_field)
+    return _select_text(documents.with_format("arrow")[:], source, text_field)
+
+
+def _select_text(table: pa.Table, source: str, text_field: str) -> Dataset:
+    """The two columns of a hub table, not copied unless a document is empty."""
+    text = table[text_field]
+    if not (pa.types.is_string(text.type) or pa.types.is_large_string(text.type)):
+        raise ValueError(f"field {text_field!r} of {source} holds {text.type}, not text; choose another text_field")
+    if "domain" in table.column_names and not pa.types.is_nested(table["domain"].type):
+        domain = pc.fill_null(table["domain"].cast(pa.string()), "")
+    else:
+        domain = pa.repeat(pa.scalar("", pa.string()), len(table))
+    has_text = pc.fill_null(pc.greater(pc.binary_length(text), 0), False)
+    if not pc.any(has_text).as_py():
+        raise ValueError(f"{source} holds no text; give another source")
+    documents = pa.table({"text": text, "domain": domain})
+    if not pc.all(has_text).as_py():
+        documents = documents.filter(has_text)
+    return Dataset(datasets.table.InMemoryTable(documents))

@@ -1,13 +1,17 @@
 """Tokenizers: bytes, BPE trained on the corpus, or any that transformers can load."""
 
+import os
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from random import Random
 from typing import cast
 
 from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from gated_attention.train.corpus import one_line, quiet, require_hub
 
 END_OF_TEXT = "<|endoftext|>"
 """Follows every document; BOS and EOS of our own tokenizers.
@@ -18,9 +22,12 @@ They have no padding token: an embedding never trains the row of its padding ind
 BYTES = "bytes"
 _BPE = re.compile(r"bpe-(\d+)")
 _SMALLEST_BPE = 258  # 256 bytes, the end of text, and one merge
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
-def load_tokenizer(name: str, documents: Dataset, max_train_bytes: int = 50_000_000) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    name: str, documents: Dataset | None = None, max_train_bytes: int = 50_000_000
+) -> PreTrainedTokenizerBase:
     """The tokenizer of that name.
 
     Args:
@@ -33,16 +40,12 @@ def load_tokenizer(name: str, documents: Dataset, max_train_bytes: int = 50_000_
     """
     if name == BYTES:
         return _wrap(_byte_tokenizer())
+    check_tokenizer_name(name)
     if match := _BPE.fullmatch(name):
+        if documents is None:
+            raise ValueError(f"{name!r} is trained on text; pass documents, or name a tokenizer that exists")
         return _wrap(_train_bpe(int(match[1]), documents, max_train_bytes))
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, KeyError) as error:
-        cause = str(error).splitlines()[0]
-        raise ValueError(f"no tokenizer {name!r} ({cause}); use 'bytes', 'bpe-N', a folder or a hub name") from error
-    if tokenizer.eos_token_id is None:
-        raise ValueError(f"tokenizer {name!r} has no EOS token, which must follow every document; choose another")
-    return cast(PreTrainedTokenizerBase, tokenizer)
+    return _load(name)
 
 
 def check_tokenizer_name(name: str) -> None:
@@ -55,6 +58,32 @@ def check_tokenizer_name(name: str) -> None:
         raise ValueError(f"{name!r} is too small: bytes and the end of text take 257; use at least bpe-{_SMALLEST_BPE}")
 
 
+def tokenizer_files(name: str) -> list[Path]:
+    """The files of a tokenizer that is a local folder; none for any other."""
+    folder = Path(os.path.expanduser(name))
+    if name == BYTES or _BPE.fullmatch(name) or not os.path.isdir(folder):
+        return []
+    return sorted(path for path in folder.iterdir() if path.is_file())
+
+
+def _load(name: str) -> PreTrainedTokenizerBase:
+    path = os.path.expanduser(name)
+    if not os.path.isdir(path):
+        if not _HUB_NAME.fullmatch(name) or os.path.exists(path):
+            raise ValueError(f"no tokenizer folder {name!r}; use 'bytes', 'bpe-N', a folder or a hub name")
+        require_hub(name)
+    try:
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except Exception as error:  # the Rust core raises nothing narrower for a broken tokenizer.json
+        raise ValueError(
+            f"no tokenizer {name!r} ({one_line(error)}); use 'bytes', 'bpe-N', a folder or a hub name"
+        ) from error
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"tokenizer {name!r} has no EOS token, which must follow every document; choose another")
+    return cast(PreTrainedTokenizerBase, tokenizer)
+
+
 def _byte_tokenizer() -> Tokenizer:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(alphabet)}, merges=[]))
@@ -64,7 +93,6 @@ def _byte_tokenizer() -> Tokenizer:
 
 
 def _train_bpe(vocab_size: int, documents: Dataset, max_train_bytes: int) -> Tokenizer:
-    check_tokenizer_name(f"bpe-{vocab_size}")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -78,7 +106,8 @@ def _train_bpe(vocab_size: int, documents: Dataset, max_train_bytes: int) -> Tok
     tokenizer.train_from_iterator(_sample(documents, max_train_bytes), trainer)
     reached = tokenizer.get_vocab_size() + 1
     if reached < vocab_size:
-        raise ValueError(f"the text yields only {reached} tokens of bpe-{vocab_size}; use bpe-{reached} or more text")
+        smaller = f"bpe-{reached}" if reached >= _SMALLEST_BPE else BYTES
+        raise ValueError(f"the text yields only {reached} tokens of bpe-{vocab_size}; use {smaller} or more text")
     return tokenizer
 
 

@@ -1,11 +1,14 @@
 """Training on transformers' Trainer: settings, parameter groups, resuming from the last whole checkpoint."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch._inductor.config
+from safetensors.torch import load_model
 from torch import nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback
@@ -91,11 +94,13 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, An
 class GroupedTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
     """`transformers.Trainer` with the parameter groups above."""
 
+    optimizer: torch.optim.Optimizer | None
+
     def __init__(self, *args: Any, config: TrainConfig, **kwargs: Any) -> None:
         self.config = config
         super().__init__(*args, **kwargs)
 
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer | None:
         """AdamW over `parameter_groups`."""
         if self.optimizer is None:
             model = self.model if model is None else model
@@ -123,6 +128,11 @@ def train(
     The data order depends on the seed only, so runs of one seed pair, and a resumed run sees what an
     uninterrupted one would.
     """
+    checkpoint = last_checkpoint(output)
+    if checkpoint and checkpoint_step(checkpoint) >= config.steps:  # the Trainer would take one step more
+        load_model(model, checkpoint / "model.safetensors", strict=False)  # a tied head is stored once
+        model.to(device)
+        return
     arguments = Arguments(
         output_dir=str(output),
         max_steps=config.steps,
@@ -169,9 +179,23 @@ def train(
         callbacks=list(callbacks),
     )
     trainer.remove_callback(PrinterCallback)
+    # Inductor's compile workers fall asleep after an idle minute and may never wake again (pytorch#183884); a
+    # process that trains several models would then wait for ever.
+    torch._inductor.config.quiesce_async_compile_pool = False
     logging.disable_progress_bar()
-    checkpoint = last_checkpoint(output)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    with quiet():
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence transformers' warnings, e.g. of the tied head that a checkpoint does not repeat; errors are raised."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def last_checkpoint(output: Path) -> Path | None:

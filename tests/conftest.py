@@ -1,0 +1,81 @@
+"""What every test stands on: checked shapes, a fixed seed, two threads, no network, no GPU unless marked."""
+
+import functools
+import os
+import random
+import socket
+
+import jaxtyping
+import numpy as np
+import pytest
+import torch
+
+# Hugging Face's libraries read these when they are first imported.
+os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+# Only modules that are imported after this line are checked, so no test file may import them earlier.
+jaxtyping.install_import_hook(
+    ["gated_attention.ops", "gated_attention.nn", "gated_attention.analysis"], "beartype.beartype"
+)
+torch.set_num_threads(2)
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "gpu: needs a CUDA device, is skipped without one")
+
+
+def pytest_collection_modifyitems(items):
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed():
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    connect = socket.socket.connect
+
+    def connect_locally(self, address):
+        if self.family != socket.AF_UNIX and address[0] not in ("127.0.0.1", "::1", "localhost"):
+            raise OSError(f"tests use no network, refused {address}")
+        return connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", connect_locally)
+
+
+@pytest.fixture
+def without_shape_checks():
+    """Signatures unchecked, for what users meet and the checks would meet first: wrong arguments, torch.compile."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def compile_whole(without_shape_checks):
+    """`torch.compile` that refuses graph breaks, with nothing compiled before."""
+    torch.compiler.reset()
+    yield functools.partial(torch.compile, fullgraph=True)
+    torch.compiler.reset()
+
+
+@pytest.fixture
+def assert_within_twice():
+    """The error rule for low precision: no worse than twice the plain PyTorch expression in the same dtype."""
+
+    def check(name, out, plain, exact, atol):
+        assert out.isfinite().equal(exact.isfinite()), (
+            f"{name} is finite where it should not be, or not where it should"
+        )
+        finite = exact.isfinite()
+        error, allowed = ((x.double() - exact)[finite].abs().max().item() for x in (out, plain))
+        assert error <= 2 * allowed + atol, f"{name} is off by {error:.2e}, plain PyTorch by {allowed:.2e}"
+
+    return check

@@ -1,0 +1,220 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from gated_attention.sizes import SIZES
+from gated_attention.studies.plan import make_plan, pick_device
+from gated_attention.studies.record import find_results, read_arrays
+from gated_attention.studies.settings import SETTINGS
+from gated_attention.studies.study import run_study
+from gated_attention.studies.variants import VARIANTS
+
+CPU = torch.device("cpu")
+MEASURED_BY_CLOCK = {"train_tokens_per_s", "peak_memory_gib"}
+
+
+class Watcher:
+    """An observer that remembers, and can stop a run."""
+
+    def __init__(self, stop_at=None):
+        self.stop_at, self.started, self.kept, self.messages = stop_at, [], [], []
+
+    def say(self, message):
+        self.messages.append(message)
+
+    def start(self, arm):
+        self.started.append((arm.variant.name, arm.seed))
+
+    def progress(self, arm, progress):
+        if (arm.variant.name, arm.seed, progress.step) == self.stop_at:
+            raise KeyboardInterrupt
+
+    def finish(self, arm, result, kept):
+        if kept:
+            self.kept.append((arm.variant.name, arm.seed))
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    words = [f"word{i % 17} is followed by number {i % 5}.\n" for i in range(400)]
+    for i in range(8):
+        (folder / f"{i}.txt").write_text(f"file {i}\n" + "".join(words[i:]))
+    return folder
+
+
+@pytest.fixture
+def plan(tmp_path, corpus):
+    def make(output="out", variants=("baseline", "sdpa-headwise"), **settings):
+        train = {"steps": 6, "batch_size": 2, "checkpoint_every": 2, "log_every": 1, "evaluate_every": 3}
+        train |= settings.pop("train", {})
+        return make_plan(
+            variants=variants,
+            size="tiny",
+            seeds=settings.pop("seeds", 1),
+            output=tmp_path / output,
+            device=CPU,
+            data={"source": str(corpus), "block_size": 64, "max_validation_tokens": 1024},
+            train=train,
+            **settings,
+        )
+
+    return make
+
+
+def run(plan, tmp_path, watcher=None):
+    return run_study(plan, CPU, tmp_path / "cache", watcher or Watcher())
+
+
+def numbers(results):
+    return {
+        (result.variant, result.seed): {
+            name: (measure.value, measure.per_layer)
+            for name, measure in result.measures.items()
+            if name not in MEASURED_BY_CLOCK
+        }
+        for result in results
+    }
+
+
+def test_every_arm_leaves_a_whole_record(plan, tmp_path):
+    study = plan(seeds=2)
+    results = run(study, tmp_path)
+    assert [(r.variant, r.seed) for r in results] == [
+        ("baseline", 0),
+        ("sdpa-headwise", 0),
+        ("baseline", 1),
+        ("sdpa-headwise", 1),
+    ]
+    assert find_results(study.runs) == sorted(results, key=lambda r: (r.variant, r.seed))
+    gated = results[1]
+    assert gated.tokens_seen == 6 * 2 * 64
+    assert gated.config["parameters"]["gates"] == 4 * 128 * 6
+    assert gated.config["parameters"]["total"] == results[0].config["parameters"]["total"]
+    assert gated.config["model"]["intermediate_size"] == SIZES["tiny"].intermediate_size - 2
+    assert gated.measures["val_loss_nats"].unit == "nats/token"
+    assert gated.measures["val_perplexity"].value == pytest.approx(np.exp(gated.measures["val_loss_nats"].value))
+    assert gated.measures["f_attn_uniform"].value == pytest.approx(np.mean(1 / np.arange(2, 65)))
+    assert len(gated.measures["m_act"].per_layer) == 4
+    assert 0.3 < gated.measures["gate_score_mean"].value < 0.7
+    assert "gate_score_mean" not in results[0].measures
+    folder = study.runs / "sdpa-headwise" / "seed0"
+    arrays = read_arrays(folder / "arrays.npz")
+    assert arrays["gate_histogram_sdpa"].shape == (4, 50)
+    assert arrays["attention_maps"].shape == (3, 48, 48)
+    assert (folder / "checkpoint-6" / "model.safetensors").exists()
+    assert json.loads((folder / "config.json").read_text())["variant"] == "sdpa-headwise"
+
+
+def test_finished_arms_are_kept(plan, tmp_path):
+    first = run(plan(), tmp_path)
+    watcher = Watcher()
+    again = run(plan(variants=("baseline", "sdpa-headwise", "sdpa-ns-sigmoid")), tmp_path, watcher)
+    assert again[:2] == first
+    assert watcher.kept == [("baseline", 0), ("sdpa-headwise", 0)]
+    assert watcher.started == [("sdpa-ns-sigmoid", 0)]
+
+
+def test_interrupted_study_ends_as_an_uninterrupted_one(plan, tmp_path):
+    whole = run(plan("whole"), tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        run(plan("broken"), tmp_path, Watcher(stop_at=("sdpa-headwise", 0, 5)))
+    watcher = Watcher()
+    resumed = run(plan("broken"), tmp_path, watcher)
+    assert watcher.kept == [("baseline", 0)]
+    assert numbers(resumed) == numbers(whole)
+
+
+def test_run_killed_between_training_and_measuring_is_measured(plan, tmp_path):
+    study = plan(variants=("sdpa-headwise",))
+    whole = run(study, tmp_path)
+    (study.runs / "sdpa-headwise" / "seed0" / "result.json").unlink()
+    assert numbers(run(study, tmp_path)) == numbers(whole)
+
+
+def test_other_settings_do_not_mix_with_what_is_there(plan, tmp_path):
+    run(plan(variants=("baseline",)), tmp_path)
+    watcher = Watcher()
+    with pytest.raises(ValueError, match=r"train\.steps 6, not 7; choose another --name") as error:
+        run(plan(train={"steps": 7}), tmp_path, watcher)
+    assert "\n" not in str(error.value)
+    assert watcher.started == []
+
+
+def test_unfinished_arm_of_other_settings_is_refused(plan, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(plan(), tmp_path, Watcher(stop_at=("baseline", 0, 3)))
+    with pytest.raises(ValueError, match=r"train\.learning_rate"):
+        run(plan(train={"learning_rate": 1e-5}), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["result.json", "config.json"])
+def test_foreign_records_are_refused_and_left_alone(plan, tmp_path, name):
+    study = plan()
+    folder = study.runs / "sdpa-headwise" / "seed0"
+    folder.mkdir(parents=True)
+    (folder / name).write_text('{"schema": 99}')
+    watcher = Watcher()
+    with pytest.raises(ValueError, match="schema"):
+        run(study, tmp_path, watcher)
+    assert watcher.started == []
+    assert (folder / name).read_text() == '{"schema": 99}'
+
+
+def test_output_that_cannot_be_written(plan, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"cannot write to .*; choose another --output"):
+        run(plan("file"), tmp_path)
+
+
+def test_several_gates_are_measured_as_one_number_and_drawn_by_site(plan, tmp_path):
+    (result,) = run(plan(variants=("sdpa-value-elementwise",), train={"steps": 2}), tmp_path)
+    arrays = read_arrays(tmp_path / "out" / "runs" / "compare-tiny" / result.variant / "seed0" / "arrays.npz")
+    assert {"gate_histogram_sdpa", "gate_histogram_value"} <= set(arrays)
+    assert 0 < result.measures["gate_score_mean"].value < 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"variants": ["nope"]}, "unknown variant 'nope'; choose from baseline"),
+        ({"variants": []}, "at least one variant"),
+        ({"variants": ["baseline", "baseline"]}, "named twice"),
+        ({"size": "huge"}, "unknown size 'huge'; choose from tiny"),
+        ({"seeds": 0}, "seeds is 0"),
+        ({"train": {"steps": -1}}, "steps is -1"),
+        ({"data": {"block_size": 1}}, "block_size is 1"),
+    ],
+)
+def test_bad_plans_are_refused_in_one_line(settings, message):
+    values = {"variants": ["baseline"], "size": "tiny", "seeds": 1, "output": Path(), "device": CPU} | settings
+    with pytest.raises(ValueError, match=message) as error:
+        make_plan(**values)
+    assert "\n" not in str(error.value)
+
+
+def test_defaults_follow_the_size():
+    plan = make_plan(variants=["baseline"], size="s", seeds=1, output=Path(), device=CPU)
+    assert (plan.train.steps, plan.data.block_size, plan.data.tokenizer) == (3000, 1024, "bpe-16384")
+    assert (plan.train.precision, plan.train.compile) == ("float32", False)
+    on_gpu = make_plan(variants=["baseline"], size="s", seeds=1, output=Path(), device=torch.device("cuda"))
+    assert (on_gpu.train.precision, on_gpu.train.compile) == ("bfloat16", True)
+
+
+def test_every_size_has_settings_and_every_variant_a_matching_ffn():
+    assert set(SETTINGS) == set(SIZES)
+    assert all(name == variant.name for name, variant in VARIANTS.items())
+
+
+def test_devices():
+    assert pick_device("cpu") == CPU
+    with pytest.raises(ValueError, match="unknown device 'tpu'"):
+        pick_device("tpu")
+    if not torch.cuda.is_available():
+        assert pick_device("auto") == CPU
+        with pytest.raises(ValueError, match="use --device cpu"):
+            pick_device("cuda")

@@ -1,0 +1,168 @@
+import json
+import os
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from gated_attention.models import GatedQwen3Config
+from gated_attention.models.build import build_model
+from gated_attention.sizes import SIZES
+from gated_attention.spec import GateSpec
+from gated_attention.train.callbacks import MetricsCallback, keep_metrics_until, tensorboard_callback
+from gated_attention.train.data import collate
+from gated_attention.train.trainer import TrainConfig, checkpoint_step, last_checkpoint, parameter_groups, train
+
+CPU = torch.device("cpu")
+
+
+class Rows(torch.utils.data.Dataset):
+    """Random ids of few tokens, so that there is something to learn, that also remember who asked for them."""
+
+    def __init__(self, num_rows=64):
+        self.ids = torch.randint(0, 8, (num_rows, 16), generator=torch.Generator().manual_seed(3))
+        self.asked = []
+
+    def __len__(self):
+        return len(self.ids)
+
+    def __getitem__(self, index):
+        self.asked.append(index)
+        return {"input_ids": self.ids[index]}
+
+
+class Stop(TrainerCallback):
+    """What a kill looks like from inside: nothing after the step is done."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+HEADWISE = GateSpec(granularity="headwise")
+
+
+def run(output, gates=HEADWISE, stop=None, seed=0, **settings):
+    config = TrainConfig(
+        **{"steps": 8, "batch_size": 4, "learning_rate": 1e-2, "log_every": 1, "evaluate_every": 4}
+        | {"checkpoint_every": 3}
+        | settings
+    )
+    model = build_model(GatedQwen3Config.from_size(SIZES["tiny"], gates, num_hidden_layers=2), seed)
+    data = Rows()
+    checkpoint = last_checkpoint(output)
+    metrics = MetricsCallback(output / "metrics.jsonl", 64, checkpoint_step(checkpoint) if checkpoint else 0)
+    train(
+        model,
+        config,
+        train_data=data,
+        validation_data=Rows(8),
+        collate=collate,
+        tokenizer=None,
+        output=output,
+        seed=seed,
+        device=CPU,
+        callbacks=[metrics, *([Stop(stop)] if stop else [])],
+    )
+    return model, data
+
+
+def lines(output):
+    found = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "tokens_per_s"} for line in found]
+
+
+def test_training_lowers_the_loss_and_tells_about_it(tmp_path):
+    run(tmp_path, steps=30)
+    training = [line for line in lines(tmp_path) if "loss_nats" in line]
+    assert training[-1]["loss_nats"] < training[0]["loss_nats"] - 1
+    assert [line["step"] for line in training] == list(range(1, 31))
+    assert training[9]["tokens"] == 640
+    rates = [line["learning_rate"] for line in training]
+    assert max(rates) == pytest.approx(1e-2)
+    assert rates[-1] == pytest.approx(1e-2 * 0.015, rel=0.3)
+
+
+def test_interrupted_run_ends_as_an_uninterrupted_one(tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    expected, _ = run(whole)
+    with pytest.raises(KeyboardInterrupt):
+        run(broken, stop=5)
+    assert last_checkpoint(broken).name == "checkpoint-3"
+    resumed, _ = run(broken)
+    assert lines(whole) == lines(broken)
+    for left, right in zip(expected.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(left, right)
+
+
+def test_finished_run_is_only_loaded(tmp_path):
+    first, _ = run(tmp_path)
+    before = lines(tmp_path)
+    again, _ = run(tmp_path)
+    assert torch.equal(first.lm_head.weight, again.lm_head.weight)
+    assert lines(tmp_path) == before
+
+
+def test_variants_of_one_seed_read_the_same_batches(tmp_path):
+    _, plain = run(tmp_path / "a", gates=())
+    _, gated = run(tmp_path / "b", gates=GateSpec())
+    _, other = run(tmp_path / "c", gates=(), seed=1)
+    assert plain.asked == gated.asked
+    assert plain.asked != other.asked
+
+
+def test_accumulated_passes_equal_one_large_pass(tmp_path):
+    large, _ = run(tmp_path / "a", batch_size=8, steps=3)
+    small, _ = run(tmp_path / "b", batch_size=4, accumulation=2, steps=3)
+    for left, right in zip(large.parameters(), small.parameters(), strict=True):
+        assert torch.allclose(left, right, atol=2e-4)
+
+
+def test_half_written_checkpoints_are_passed_over(tmp_path):
+    assert last_checkpoint(tmp_path) is None
+    for step, state in ((9, "{}"), (10, "{}"), (20, None), (30, "")):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        if state is not None:
+            (folder / "trainer_state.json").write_text(state)
+    assert last_checkpoint(tmp_path).name == "checkpoint-10"
+
+
+def test_metrics_after_the_checkpoint_and_torn_lines_are_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"step": 4, "lo')
+    keep_metrics_until(path, 2)
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+    assert os.listdir(tmp_path) == ["metrics.jsonl"]
+
+
+def test_parameter_groups_hold_every_parameter_once():
+    model = build_model(GatedQwen3Config.from_size(SIZES["tiny"], GateSpec(bias=0.0)), 0)
+    config = TrainConfig(
+        steps=1, batch_size=1, learning_rate=1.0, weight_decay=0.1, gate_learning_rate=0.5, gate_weight_decay=0.02
+    )
+    groups = {group["name"]: group for group in parameter_groups(model, config)}
+    assert sum(len(group["params"]) for group in groups.values()) == len(list(model.parameters()))
+    assert (groups["matrices"]["weight_decay"], groups["vectors"]["weight_decay"]) == (0.1, 0.0)
+    assert (groups["gate matrices"]["weight_decay"], groups["gate matrices"]["lr"]) == (0.02, 0.5)
+    assert groups["gate vectors"]["weight_decay"] == 0.0
+    assert all(p.ndim == 1 for p in groups["vectors"]["params"])
+
+
+@pytest.mark.parametrize(("field", "value"), [("steps", 0), ("steps", -5), ("batch_size", 0), ("learning_rate", 0.0)])
+def test_bad_settings_are_refused_in_one_line(field, value):
+    values = {"steps": 1, "batch_size": 1, "learning_rate": 1.0} | {field: value}
+    with pytest.raises(ValueError, match=f"{field} is {value}") as error:
+        TrainConfig(**values)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # tensorboard's own
+def test_tensorboard_events_are_written(tmp_path):
+    callback = tensorboard_callback(tmp_path)
+    callback.tb_writer.add_scalar("loss", 1.0, 0)
+    callback.tb_writer.close()
+    assert list(tmp_path.glob("events.out.tfevents.*"))
