@@ -396,14 +396,15 @@ def test_batches_are_all_blocks_in_order():
 
 
 @pytest.mark.parametrize(("num_tokens", "blocks"), [(0, 1), (3, 1), (4, 2), (99, 7)])
-def test_the_first_blocks_are_at_least_one(num_tokens, blocks):
-    assert len(Blocks(np.zeros((7, 2), np.uint16)).first(num_tokens)) == blocks
+def test_a_sample_has_at_least_one_block(num_tokens, blocks):
+    assert len(Blocks(np.zeros((7, 2), np.uint16)).sample(num_tokens)) == blocks
 
 
-def test_a_curve_is_scored_on_the_beginning_of_the_held_out_text(source, cache, monkeypatch):
+def test_a_curve_is_scored_on_blocks_from_all_over_the_held_out_text(source, cache, monkeypatch):
     monkeypatch.setattr(data, "_CURVE_TOKENS", 40)
     packed = load_data(config(source, held_out=0.3), cache)
-    assert packed.validation_sample.ids.tolist() == packed.validation.ids[:2].tolist()
+    middle = len(packed.validation) // 2
+    assert packed.validation_sample.ids.tolist() == packed.validation.ids[[0, middle]].tolist()
 
 
 def test_a_loader_yields_what_a_causal_model_takes(source, cache):

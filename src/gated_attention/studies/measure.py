@@ -31,7 +31,7 @@ def measure_arm(
     device = next(model.parameters()).device
     batch_size = max(1, BATCH_TOKENS // data.validation.ids.shape[1])
     batches = data.validation.batches(batch_size)
-    inspected = data.validation.first(INSPECTED_TOKENS).batches(batch_size)
+    inspected = data.validation.sample(INSPECTED_TOKENS).batches(batch_size)
     with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
         loss = held_out_loss(model, batches)
         inspection = inspect_model(model, inspected)

@@ -93,9 +93,10 @@ class Blocks(Dataset[dict[str, Tensor]]):
         """Tokens in all blocks."""
         return int(self.ids.size)
 
-    def first(self, num_tokens: int) -> "Blocks":
-        """The first blocks, about `num_tokens` in all and at least one block."""
-        return Blocks(self.ids[: max(1, num_tokens // self.ids.shape[1])])
+    def sample(self, num_tokens: int) -> "Blocks":
+        """Evenly spaced blocks, about `num_tokens` in all and at least one block: neighbours share a document."""
+        num_blocks = min(len(self), max(1, num_tokens // self.ids.shape[1]))
+        return Blocks(self.ids[:: len(self) // num_blocks][:num_blocks])
 
     def batches(self, batch_size: int) -> list[Tensor]:
         """All blocks in order, (B, T) each."""
@@ -116,7 +117,7 @@ class PackedData:
     @property
     def validation_sample(self) -> Blocks:
         """The part of the held-out text that the points of a validation curve are scored on."""
-        return self.validation.first(_CURVE_TOKENS)
+        return self.validation.sample(_CURVE_TOKENS)
 
 
 def collate(blocks: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
