@@ -68,6 +68,17 @@ def test_empty_and_tiny_corpora_are_refused(tmp_path, capsys):
         assert error.count("\n") == 1
 
 
+def test_interruption_says_how_to_go_on(monkeypatch, capsys):
+    def interrupt(**_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gated_attention.studies.plan.make_plan", interrupt)
+    with pytest.raises(SystemExit) as stop:
+        main(["compare"])
+    assert stop.value.code == 130
+    assert "the same command goes on" in capsys.readouterr().err
+
+
 def test_report_of_nothing(tmp_path, capsys):
     assert "is not a folder" in fails(["report", str(tmp_path / "nowhere")], capsys)
     assert "no finished run" in fails(["report", str(tmp_path)], capsys)
