@@ -5,6 +5,7 @@ import dataclasses
 import gzip
 import http.server
 import json
+import logging
 import lzma
 import shutil
 import sysconfig
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 from huggingface_hub import constants as hub
+from huggingface_hub.utils import logging as hub_logging
 
 from gated_attention.train import corpus
 from gated_attention.train.corpus import load_documents, quiet, require_hub, source_files
@@ -113,7 +115,9 @@ def test_json_may_be_an_array_indented_or_not(tmp_path):
 
 def test_blank_lines_a_byte_order_mark_and_empty_texts_are_passed_over(tmp_path):
     content = lines(ROWS[0]) + "\n  \n" + lines({"text": ""}, {"text": None}, ROWS[1])
-    assert read(write(tmp_path / "a.jsonl", b"\xef\xbb\xbf" + content.encode())) == ROWS
+    marked = b"\xef\xbb\xbf" + content.encode()
+    assert read(write(tmp_path / "a.jsonl", marked)) == ROWS
+    assert read(write(tmp_path / "a.jsonl.zst", zstandard.ZstdCompressor().compress(marked))) == ROWS
 
 
 def test_other_fields_may_come_late_and_change_their_type(tmp_path):
@@ -329,6 +333,13 @@ def test_libraries_print_nothing_and_keep_their_settings(tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
     assert not datasets.are_progress_bars_disabled()
     assert datasets.logging.get_verbosity() == level
+
+
+def test_quiet_silences_what_the_libraries_log():
+    loggers = [datasets.logging.get_logger("datasets.load"), hub_logging.get_logger("huggingface_hub.utils._http")]
+    with quiet():
+        assert not any(logger.isEnabledFor(logging.ERROR) for logger in loggers)
+    assert all(logger.isEnabledFor(logging.ERROR) for logger in loggers)
 
 
 def test_quiet_leaves_bars_off_where_they_were_off():
