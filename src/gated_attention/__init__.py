@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 from gated_attention.spec import GateSpec
 
 if TYPE_CHECKING:
-    from gated_attention.models import GatedQwen3Config, GatedQwen3ForCausalLM, GatedQwen3Model
+    from gated_attention.models import (
+        GatedQwen3Config,
+        GatedQwen3ForCausalLM,
+        GatedQwen3Model,
+        GatedQwen3MoeConfig,
+        GatedQwen3MoeForCausalLM,
+        GatedQwen3MoeModel,
+    )
     from gated_attention.nn import AttentionGate, GatedAttention
 
 __all__ = [
@@ -19,21 +26,19 @@ __all__ = [
     "GatedQwen3Config",
     "GatedQwen3ForCausalLM",
     "GatedQwen3Model",
+    "GatedQwen3MoeConfig",
+    "GatedQwen3MoeForCausalLM",
+    "GatedQwen3MoeModel",
 ]
 
-_HOMES = {
-    "AttentionGate": "gated_attention.nn",
-    "GatedAttention": "gated_attention.nn",
-    "GatedQwen3Config": "gated_attention.models",
-    "GatedQwen3ForCausalLM": "gated_attention.models",
-    "GatedQwen3Model": "gated_attention.models",
-}
+_MODULES = ("AttentionGate", "GatedAttention")
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in __all__:
         raise AttributeError(f"module 'gated_attention' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    home = "gated_attention.nn" if name in _MODULES else "gated_attention.models"
+    return getattr(import_module(home), name)
 
 
 def __dir__() -> list[str]:

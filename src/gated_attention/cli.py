@@ -28,6 +28,7 @@ Data = Annotated[
 Validation = Annotated[
     str | None, typer.Option(help="Held-out text; default: documents held out of --data.", show_default=False)
 ]
+TextField = Annotated[str, typer.Option(help="The field that holds the text in JSON, Parquet and hub data sets.")]
 Tokenizer = Annotated[
     str | None,
     typer.Option(
@@ -60,6 +61,7 @@ def compare(
     seeds: Seeds = 1,
     data: Data = "stdlib",
     validation: Validation = None,
+    text_field: TextField = "text",
     tokenizer: Tokenizer = None,
     context: Context = None,
     bos: Bos = False,
@@ -91,7 +93,14 @@ def compare(
         output=output,
         device=chosen,
         tensorboard=tensorboard,
-        data={"source": data, "validation": validation, "tokenizer": tokenizer, "block_size": context, "bos": bos},
+        data={
+            "source": data,
+            "validation": validation,
+            "text_field": text_field,
+            "tokenizer": tokenizer,
+            "block_size": context,
+            "bos": bos,
+        },
         train={
             "steps": steps,
             "batch_size": batch_size,

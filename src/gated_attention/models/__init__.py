@@ -1,12 +1,28 @@
 """Hugging Face models with gated attention, registered with the Auto classes on import."""
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 
-from gated_attention.models.configuration import GatedQwen3Config
+from gated_attention.models.configuration import GatedQwen3Config, GatedQwen3MoeConfig
 from gated_attention.models.modelling import GatedQwen3ForCausalLM, GatedQwen3Model
+from gated_attention.models.modelling_moe import GatedQwen3MoeForCausalLM, GatedQwen3MoeModel
 
-__all__ = ["GatedQwen3Config", "GatedQwen3ForCausalLM", "GatedQwen3Model"]
+__all__ = [
+    "GatedQwen3Config",
+    "GatedQwen3ForCausalLM",
+    "GatedQwen3Model",
+    "GatedQwen3MoeConfig",
+    "GatedQwen3MoeForCausalLM",
+    "GatedQwen3MoeModel",
+]
 
-AutoConfig.register(GatedQwen3Config.model_type, GatedQwen3Config)
-AutoModel.register(GatedQwen3Config, GatedQwen3Model)
-AutoModelForCausalLM.register(GatedQwen3Config, GatedQwen3ForCausalLM)
+for _config, _model, _causal in (
+    (GatedQwen3Config, GatedQwen3Model, GatedQwen3ForCausalLM),
+    (GatedQwen3MoeConfig, GatedQwen3MoeModel, GatedQwen3MoeForCausalLM),
+):
+    AutoConfig.register(_config.model_type, _config)
+    AutoModel.register(_config, _model)
+    AutoModelForCausalLM.register(_config, _causal)
+
+# Without it experts are saved as fused tensors, which no other reader of Qwen3-MoE checkpoints knows.
+register_checkpoint_conversion_mapping(GatedQwen3MoeConfig.model_type, get_checkpoint_conversion_mapping("qwen2_moe"))

@@ -1,34 +1,27 @@
-"""The configuration of gated Qwen3 models: Qwen3's, and a tuple of gates."""
+"""The configurations of gated Qwen3 models, dense and mixture-of-experts: Qwen3's, and a tuple of gates."""
 
 from typing import Any
 
-from transformers import Qwen3Config
+from transformers import Qwen3Config, Qwen3MoeConfig
 
 from gated_attention.nn.gate import GATE_MODULES
 from gated_attention.sizes import ModelSize
-from gated_attention.spec import AttentionGeometry, Gates, as_gates, check_qk_norm
+from gated_attention.spec import AttentionGeometry, Gates, GateSpec, as_gates, check_qk_norm
 
 
-class GatedQwen3Config(Qwen3Config):  # type: ignore[misc]  # transformers is untyped
-    """`Qwen3Config` plus `gates`: none, one, or at most one per site, as specs or as their dictionaries.
+class GatedConfig:
+    """What gated configurations share: `gates`, normalised and checked whenever they are assigned."""
 
-    Raises:
-        ValueError: if a gate is invalid or does not fit the widths.
-    """
-
-    model_type = "gated_qwen3"
-
-    # G1, G3 and G4 shard with the heads they gate. G2's values are gated before the cache, so v_g_proj shards
-    # like v_proj; G5 acts on the summed output of o_proj and stays whole.
-    base_model_tp_plan = {  # noqa: RUF012  transformers' own idiom
-        **Qwen3Config.base_model_tp_plan,
-        **{f"layers.*.self_attn.{name}": "colwise" for site, name in GATE_MODULES.items() if site != "output"},
-    }
-
-    gates: Any = ()  # whatever `as_gates` takes; a tuple of GateSpec once assigned
+    gates: tuple[GateSpec, ...]
+    hidden_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    initializer_range: float
+    _attn_implementation: str
 
     def __post_init__(self, **kwargs: Any) -> None:
-        super().__post_init__(**kwargs)
+        super().__post_init__(**kwargs)  # type: ignore[misc]  # of the transformers configuration behind this class
         for spec in self.gates:
             spec.in_features(self.geometry)
 
@@ -43,6 +36,29 @@ class GatedQwen3Config(Qwen3Config):  # type: ignore[misc]  # transformers is un
     def geometry(self) -> AttentionGeometry:
         """The attention widths that gate shapes follow from."""
         return AttentionGeometry(self.hidden_size, self.num_attention_heads, self.num_key_value_heads, self.head_dim)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As transformers writes it, gates as dictionaries."""
+        content: dict[str, Any] = super().to_dict()  # type: ignore[misc]
+        return {**content, "gates": [spec.to_dict() for spec in self.gates]}
+
+
+# G1, G3 and G4 shard with the heads they gate. G2's values are gated before the cache, so v_g_proj shards like
+# v_proj; G5 acts on the summed output of o_proj and stays whole.
+_GATE_TP_PLAN = {f"layers.*.self_attn.{name}": "colwise" for site, name in GATE_MODULES.items() if site != "output"}
+
+
+class GatedQwen3Config(GatedConfig, Qwen3Config):  # type: ignore[misc]  # transformers is untyped
+    """`Qwen3Config` plus `gates`: none, one, or at most one per site, as specs or as their dictionaries.
+
+    Raises:
+        ValueError: if a gate is invalid or does not fit the widths.
+    """
+
+    model_type = "gated_qwen3"
+    base_model_tp_plan = {**Qwen3Config.base_model_tp_plan, **_GATE_TP_PLAN}  # noqa: RUF012  transformers' own idiom
+
+    gates: Any = ()  # whatever `as_gates` takes; a tuple of GateSpec once assigned
 
     @classmethod
     def from_size(cls, size: ModelSize, gates: Gates = (), **overrides: Any) -> "GatedQwen3Config":
@@ -61,6 +77,16 @@ class GatedQwen3Config(Qwen3Config):  # type: ignore[misc]  # transformers is un
         }
         return cls(gates=gates, **{**values, **overrides})
 
-    def to_dict(self) -> dict[str, Any]:
-        """As `Qwen3Config.to_dict`, gates as dictionaries."""
-        return {**super().to_dict(), "gates": [spec.to_dict() for spec in self.gates]}
+
+class GatedQwen3MoeConfig(GatedConfig, Qwen3MoeConfig):  # type: ignore[misc]
+    """`Qwen3MoeConfig`, whose defaults are the paper's 15A2B model (Table 7), plus `gates`.
+
+    Raises:
+        ValueError: if a gate is invalid or does not fit the widths.
+    """
+
+    model_type = "gated_qwen3_moe"
+    base_model_tp_plan = {**Qwen3MoeConfig.base_model_tp_plan, **_GATE_TP_PLAN}  # noqa: RUF012
+
+    head_dim: int = 128
+    gates: Any = ()

@@ -59,6 +59,7 @@ _OPTIONS = {
     "size": ("size", "name"),
     "data": ("data", "source"),
     "validation": ("data", "validation"),
+    "text-field": ("data", "text_field"),
     "tokenizer": ("data", "tokenizer"),
     "context": ("data", "block_size"),
     "bos": ("data", "bos"),
