@@ -1,5 +1,6 @@
 """What attention, hidden states and gates of a model do."""
 
-from gated_attention.analysis.measures import Inspection, inspect_model
+from gated_attention.analysis.definitions import GATE_MEASURES, MEASURES, Definition
+from gated_attention.analysis.inspect import Inspection, TextBatch, inspect_model
 
-__all__ = ["Inspection", "inspect_model"]
+__all__ = ["GATE_MEASURES", "MEASURES", "Definition", "Inspection", "TextBatch", "inspect_model"]

@@ -1,18 +1,38 @@
-"""Attention sinks, massive activations and gate scores, in one streaming pass and without a T x T matrix."""
+"""The measures, one definition each, as functions of what a layer computes.
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+Every function returns one value per sequence (and head), formed in float32 or wider; a measure of a
+model is their mean over sequences in float64, unless it is a maximum. `definitions.MEASURES` names,
+cites and words them.
+"""
 
-import numpy as np
+from math import ceil
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from gated_attention import ops
-from gated_attention.analysis.capture import AttentionCall, decoder_layers, observe
-from gated_attention.nn import AttentionGate
-from gated_attention.spec import GateSpec, Site
+from gated_attention.analysis.attention import BLOCK_ELEMENTS, AttentionCall
+from gated_attention.spec import GateSpec
+
+CANDIDATE_KEYS = 32
+"""The strongest sink is sought among so many first keys, and among no more than half of a sequence."""
+
+FIRST_QUERIES = 4
+"""Queries that `f_attn_late` leaves out: they see few keys, so the first gets much of any attention."""
+
+MEDIAN_TOKENS = 64
+"""Evenly spaced tokens of a sequence over which the median activation is taken."""
+
+TOP_ACTIVATIONS = 8
+"""Largest activations of a sequence that are located."""
+
+MASSIVE, MASSIVE_OVER_MEDIAN = 100.0, 1000.0
+"""An activation is massive above both: in itself, and as a multiple of the median (Sun et al., arXiv 2402.17762)."""
+
+HISTOGRAM_TOKENS = 256
+"""Evenly spaced tokens of a sequence that enter the histogram of gate scores."""
 
 NUM_BINS = 50
 """Bins of a gate histogram."""
@@ -21,189 +41,221 @@ _BOUNDED = {"sigmoid", "ns_sigmoid", "hard_sigmoid"}
 _UNBOUNDED_RANGE = 3.0
 
 
-@dataclass(frozen=True, slots=True)
-class GateMeasures:
-    """One site's gate scores, layer by layer; all tokens, heads and channels of a layer count alike.
+class SinkColumns(NamedTuple):
+    """Attention to the first keys: summed over all queries, and of the first queries to key 0."""
 
-    Attributes:
-        mean: Mean score (the paper's "gate score", Table 4), (layers,).
-        share_below, share_above: Share of scores below 0.1 and above 0.9, (layers,).
-        histogram: Counts per bin, (layers, NUM_BINS); scores outside the edges count in the end bins.
-        edges: Bin edges, from 0 to `scale` for sigmoids and from -3 to 3 for other activations, (NUM_BINS + 1,).
+    sums: Float[Tensor, "b h n"]
+    first_rows: Float[Tensor, "b h m"]
+
+
+def sink_columns(call: AttentionCall) -> SinkColumns:
+    """What F-Attn, Sink^eps and the sink position are computed from, `exp(scale q_i . k_j - lse_i)` for few j.
+
+    Weights are summed over queries in the dtype of the log-sum-exp, a block of queries at a time.
+    """
+    keys = slice(0, max(1, min(CANDIDATE_KEYS, call.length // 2)))
+    first, sums = call.weights(slice(0, min(FIRST_QUERIES, call.length)), slice(0, 1)), None
+    for queries in call.query_blocks(keys.stop):
+        part = call.weights(queries, keys).sum(2)
+        sums = part if sums is None else sums + part
+    assert sums is not None
+    return SinkColumns(sums, first[..., 0])
+
+
+class WholeAttention(NamedTuple):
+    """What needs every weight: mean entropy of a query's attention, and the key that gets most on average."""
+
+    entropy: Float[Tensor, "b h"]
+    peak: Float[Tensor, "b h"]
+    peak_position: Int[Tensor, "b h"]
+
+
+def whole_attention(call: AttentionCall) -> WholeAttention:
+    """Entropy and strongest key of a whole sequence, from all weights, a block of queries at a time.
+
+    Entropy of query i is `lse_i - sum_j A_ij s_ij` over its scores s (nats), a learned sink counted as one more
+    key, then the mean over queries. A key's attention is the mean over the queries that see it; the strongest is
+    sought among the keys of the first half, each seen by half of the queries or more.
+    """
+    length, dtype = call.length, call.lse.dtype
+    score_mean = torch.zeros(call.lse.shape[:2], dtype=dtype, device=call.lse.device)  # (B, H)
+    sums = torch.zeros((*call.lse.shape[:2], length), dtype=dtype, device=call.lse.device)
+    for queries in call.query_blocks(length):
+        keys = slice(0, length if call.mask is not None else queries.stop)
+        scores = call.scores(queries, keys)
+        weights = call.weights(queries, keys, scores)
+        sums[..., keys] += weights.sum(2)
+        score_mean += scores.mul_(weights).sum((2, 3))
+    entropy = call.lse.sum(-1) - score_mean
+    if call.sinks is not None:
+        sinks = call.sinks.to(dtype)[:, None]  # (H, 1)
+        entropy = entropy - (torch.exp(sinks - call.lse) * sinks).sum(-1)
+    half = max(1, length // 2)
+    peak, position = (sums[..., :half] / seen_by(call)[:half]).max(-1)
+    return WholeAttention(entropy / length, peak, position)
+
+
+def seen_by(call: AttentionCall) -> Int[Tensor, " t"]:
+    """How many queries see each key."""
+    if call.mask is not None:
+        return call.mask[0, 0].sum(0)
+    return torch.arange(call.length, 0, -1, device=call.q.device)
+
+
+def num_seen(call: AttentionCall) -> Int[Tensor, " t"]:
+    """How many keys each query sees; under uniform attention each of them gets one over it."""
+    if call.mask is not None:
+        return call.mask[0, 0].sum(1)
+    return torch.arange(1, call.length + 1, device=call.q.device)
+
+
+def sees_first(call: AttentionCall) -> Int[Tensor, " t"]:
+    """1 for every query that sees key 0, otherwise 0."""
+    if call.mask is not None:
+        return call.mask[0, 0, :, 0].long()
+    return torch.ones(call.length, dtype=torch.long, device=call.q.device)
+
+
+def value_drain(v: Float[Tensor, "b k t d"]) -> Float[Tensor, "b k"]:
+    """Norm of token 0's value over the median norm of the other tokens' (the lower median of an even number)."""
+    norms = torch.linalg.vector_norm(v, dim=-1, dtype=_wide(v))  # (B, K, T)
+    drain: Tensor = norms[..., 0] / norms[..., 1:].median(-1).values
+    return drain
+
+
+class Activations(NamedTuple):
+    """The largest |hidden state| of each sequence with their places, the median, and how many tokens hold massive ones.
+
+    `values` descend; `tokens` and `channels` say where each of them is.
     """
 
-    mean: np.ndarray
-    share_below: np.ndarray
-    share_above: np.ndarray
-    histogram: np.ndarray
-    edges: np.ndarray
+    values: Float[Tensor, "b n"]
+    tokens: Int[Tensor, "b n"]
+    channels: Int[Tensor, "b n"]
+    median: Float[Tensor, " b"]
+    num_massive_tokens: Int[Tensor, " b"]
 
 
-@dataclass(frozen=True, slots=True)
-class Inspection:
-    """What a model does on a text.
+def activations(hidden_states: Float[Tensor, "b t c"]) -> Activations:
+    """What M-Act, the top activations and the massive ones are read from.
 
-    Attributes:
-        num_tokens: Tokens read.
-        f_attn: F-Attn (Table 4): attention to a block's first token, averaged over the block's queries but the
-            first, which sees nothing else; a share, (layers, heads).
-        f_attn_uniform: What F-Attn would be if every query spread its attention evenly.
-        m_act: M-Act (Table 4) before its mean over layers: the largest |hidden state| at a layer's output, (layers,).
-        gates: Gate scores by site.
-        attention_maps: Attention of the first block's first queries, averaged over heads, for some layers, (n, R, R).
-        attention_layers: Those layers, (n,).
+    The median is over `MEDIAN_TOKENS` evenly spaced tokens from token 0 on and all channels.
     """
+    _, length, width = hidden_states.shape
+    low, high = torch.aminmax(hidden_states, dim=-1)
+    largest = torch.maximum(-low, high)  # (B, T)
+    # A sequence's n largest values lie in the n tokens with the largest maxima.
+    tokens = largest.topk(min(TOP_ACTIVATIONS, length)).indices
+    rows = hidden_states.gather(1, tokens[..., None].expand(-1, -1, width)).abs().flatten(1)
+    values, places = rows.topk(min(TOP_ACTIVATIONS, rows.shape[1]))
+    sampled = hidden_states[:, :: ceil(length / MEDIAN_TOKENS)].abs().flatten(1)
+    median = sampled.median(1).values
+    threshold = (MASSIVE_OVER_MEDIAN * median.to(_wide(median))).clamp(min=MASSIVE)
+    num_massive = (largest > threshold[:, None]).sum(1)
+    return Activations(values, tokens.gather(1, places // width), places % width, median, num_massive)
 
-    num_tokens: int
-    f_attn: np.ndarray
-    f_attn_uniform: float
-    m_act: np.ndarray
-    gates: dict[Site, GateMeasures]
-    attention_maps: np.ndarray
-    attention_layers: np.ndarray
+
+def inf_norm(x: Float[Tensor, "b t c"]) -> Float[Tensor, " b"]:
+    """Largest absolute value."""
+    low, high = torch.aminmax(x.flatten(1), dim=1)
+    return torch.maximum(-low, high)
 
 
-@torch.no_grad()
-def inspect_model(
-    model: PreTrainedModel,
-    blocks: Iterable[Int[Tensor, "_ t"]],
-    *,
-    map_layers: Sequence[int] | None = None,
-    map_size: int = 48,
-) -> Inspection:
-    """Measure a model over blocks of token ids, all of one length, each read from its own first token.
+def kurtosis(x: Float[Tensor, "b t c"]) -> Float[Tensor, " b"]:
+    """Fourth central moment over the squared variance, over all tokens and channels; 3 for a normal distribution."""
+    wide = _wide(x)
+    mean = x.mean((1, 2), keepdim=True, dtype=wide)
+    second = fourth = torch.zeros(len(x), dtype=wide, device=x.device)
+    for part in torch.split(x, max(1, BLOCK_ELEMENTS // (x.shape[0] * x.shape[2])), dim=1):
+        squares = (part - mean).square_()
+        second = second + squares.sum((1, 2))
+        fourth = fourth + squares.square_().sum((1, 2))
+    return fourth / (second * second) * (x.shape[1] * x.shape[2])
 
-    Args:
-        model: Any decoder-only model of transformers that uses its attention interface.
-        blocks: Token ids.
-        map_layers: Layers whose attention is excerpted; None is the first, the middle and the last.
-        map_size: Queries and keys of an excerpt.
 
-    Raises:
-        ValueError: if there is nothing to read, or attention does not pass through transformers' interface.
+def mean_size(heads: Float[Tensor, "b t h d"]) -> Float[Tensor, "b h"]:
+    """Mean absolute value over tokens and channels."""
+    sums: Tensor = torch.linalg.vector_norm(heads, 1, dim=(1, 3), dtype=_wide(heads))
+    return sums / (heads.shape[1] * heads.shape[3])
+
+
+def share_below(heads: Float[Tensor, "b t h d"], *thresholds: float) -> list[Float[Tensor, "b h"]]:
+    """Share of absolute values below each threshold, over tokens and channels."""
+    size = heads.abs()
+    count = heads.shape[1] * heads.shape[3]
+    return [(size < threshold).sum((1, 3)).to(_wide(heads)) / count for threshold in thresholds]
+
+
+class GateRows(NamedTuple):
+    """Gate scores of each sequence: over all tokens, of token 0, by token and by channel, and a histogram of all."""
+
+    mean: Float[Tensor, "b h"]
+    below: Float[Tensor, "b h"]
+    above: Float[Tensor, "b h"]
+    first: Float[Tensor, "b h"]
+    by_token: Float[Tensor, "b t h"]
+    by_channel: Float[Tensor, "b h d"]
+    histogram: Float[Tensor, "h bins"]
+
+
+def gate_rows(logits: Float[Tensor, "b t h #d"], spec: GateSpec) -> GateRows:
+    """What the gate measures are read from; channels of a head, then tokens, count alike.
+
+    The histogram counts `HISTOGRAM_TOKENS` evenly spaced tokens of each sequence, scores outside its range in its
+    end bins.
     """
-    device = next(model.parameters()).device
-    num_layers = len(decoder_layers(model))
-    sinks = _SinkMeter(num_layers, map_layers or sorted({0, num_layers // 2, num_layers - 1}), map_size)
-    activations = _ActivationMeter(num_layers, device)
-    gates = _GateMeter(num_layers)
-    num_tokens, length = 0, 0
-    training = model.training
-    model.eval()
-    try:
-        with observe(model, attention=sinks.see, gate=gates.see, layer_output=activations.see):
-            for block in blocks:
-                model(input_ids=block.to(device), use_cache=False, logits_to_keep=1)
-                num_tokens, length = num_tokens + block.numel(), block.shape[1]
-    finally:
-        model.train(training)
-    if num_tokens == 0:
-        raise ValueError("there is no text to measure on; give at least one block")
-    if sinks.num_queries == 0:
-        raise ValueError(f"{type(model).__name__} does not call attention through transformers' interface")
-    return Inspection(
-        num_tokens=num_tokens,
-        f_attn=sinks.result(),
-        f_attn_uniform=float(np.mean(1 / np.arange(2, length + 1))),
-        m_act=activations.result(),
-        gates=gates.result(),
-        attention_maps=sinks.excerpts(),
-        attention_layers=np.array(sinks.map_layers),
+    scores = ops.gate_scores(logits, spec)
+    scores = scores.to(_wide(scores))  # (B, T, H, D)
+    count = scores.shape[1] * scores.shape[3]
+    by_token = scores.mean(-1)
+    return GateRows(
+        by_token.mean(1),
+        (scores < 0.1).sum((1, 3)).to(scores.dtype) / count,
+        (scores > 0.9).sum((1, 3)).to(scores.dtype) / count,
+        by_token[:, 0],
+        by_token,
+        scores.mean(1),
+        _histogram(scores[:, :: ceil(scores.shape[1] / HISTOGRAM_TOKENS)], spec),
     )
 
 
-class _SinkMeter:
-    """Attention to token 0: A[i, 0] = exp(scale * q_i . k_0 - LSE_i)."""
-
-    def __init__(self, num_layers: int, map_layers: Sequence[int], map_size: int) -> None:
-        self.sums: list[Tensor | None] = [None] * num_layers
-        self.map_layers, self.map_size = list(map_layers), map_size
-        self.maps: dict[int, Tensor] = {}
-        self.num_queries = 0
-
-    def see(self, call: AttentionCall) -> None:
-        groups = call.q.shape[1] // call.k.shape[1]
-        first_key = call.k[:, :, :1].repeat_interleave(groups, dim=1)  # (B, H, 1, D)
-        scores = (call.q.float() * first_key.float()).sum(-1) * call.scale  # (B, H, T)
-        weights = torch.exp(scores - call.lse)[..., 1:].double()
-        total = weights.sum((0, 2))  # (H,)
-        previous = self.sums[call.layer]
-        self.sums[call.layer] = total if previous is None else previous + total
-        if call.layer == 0:
-            self.num_queries += weights.shape[0] * weights.shape[2]
-        if call.layer in self.map_layers and call.layer not in self.maps:
-            self.maps[call.layer] = self._excerpt(call, groups)
-
-    def _excerpt(self, call: AttentionCall, groups: int) -> Tensor:
-        r = self.map_size
-        q, lse = call.q[0, :, :r].float(), call.lse[0, :, :r]
-        k = call.k[0, :, :r].float().repeat_interleave(groups, dim=0)
-        weights = torch.exp(q @ k.transpose(-1, -2) * call.scale - lse[..., None])  # (H, R, R)
-        return weights.tril().mean(0)
-
-    def result(self) -> np.ndarray:
-        return np.stack([np.asarray(s.cpu()) for s in self.sums if s is not None]) / self.num_queries
-
-    def excerpts(self) -> np.ndarray:
-        return np.stack([self.maps[layer].cpu().numpy() for layer in self.map_layers]).astype(np.float16)
-
-
-class _ActivationMeter:
-    def __init__(self, num_layers: int, device: torch.device) -> None:
-        self.largest = torch.zeros(num_layers, dtype=torch.float64, device=device)
-
-    def see(self, layer: int, hidden_states: Float[Tensor, "b t c"]) -> None:
-        self.largest[layer] = torch.maximum(self.largest[layer], hidden_states.abs().max())
-
-    def result(self) -> np.ndarray:
-        return self.largest.cpu().numpy()
-
-
-class _GateMeter:
-    """Per site and layer: sum, counts below and above, histogram, number of scores."""
-
-    def __init__(self, num_layers: int) -> None:
-        self.num_layers = num_layers
-        self.specs: dict[Site, GateSpec] = {}
-        self.totals: dict[tuple[Site, int], Tensor] = {}
-        self.histograms: dict[tuple[Site, int], Tensor] = {}
-
-    def see(self, layer: int, gate: AttentionGate, logits: Float[Tensor, "b t f"]) -> None:
-        spec = gate.spec
-        scores = ops.gate_scores(torch.unflatten(logits, -1, gate.logit_shape), spec).float()
-        low, high = _score_range(spec)
-        bins = ((scores - low) / (high - low) * NUM_BINS).long().clamp(0, NUM_BINS - 1)
-        histogram = torch.bincount(bins.flatten(), minlength=NUM_BINS).double()
-        totals = torch.stack(
-            [
-                scores.sum(dtype=torch.float64),
-                (scores < 0.1).sum().double(),
-                (scores > 0.9).sum().double(),
-                torch.tensor(float(scores.numel()), dtype=torch.float64, device=scores.device),
-            ]
-        )
-        key = (spec.site, layer)
-        self.specs[spec.site] = spec
-        self.totals[key] = self.totals[key] + totals if key in self.totals else totals
-        self.histograms[key] = self.histograms[key] + histogram if key in self.histograms else histogram
-
-    def result(self) -> dict[Site, GateMeasures]:
-        measures = {}
-        for site, spec in self.specs.items():
-            layers = [layer for layer in range(self.num_layers) if (site, layer) in self.totals]
-            totals = torch.stack([self.totals[site, layer] for layer in layers]).cpu().numpy()  # (layers, 4)
-            mean, share_below, share_above = (totals[:, :3] / totals[:, 3:]).T
-            measures[site] = GateMeasures(
-                mean=mean,
-                share_below=share_below,
-                share_above=share_above,
-                histogram=torch.stack([self.histograms[site, layer] for layer in layers]).cpu().numpy(),
-                edges=np.linspace(*_score_range(spec), NUM_BINS + 1),
-            )
-        return measures
-
-
-def _score_range(spec: GateSpec) -> tuple[float, float]:
+def score_range(spec: GateSpec) -> tuple[float, float]:
+    """Where a histogram of this gate's scores begins and ends: the activation's range, or -3 to 3 if it has none."""
     if spec.activation in _BOUNDED:
         return min(0.0, spec.scale), max(0.0, spec.scale)
     return -_UNBOUNDED_RANGE, _UNBOUNDED_RANGE
+
+
+def _histogram(scores: Tensor, spec: GateSpec) -> Tensor:
+    low, high = score_range(spec)
+    heads = scores.shape[2]
+    bins = ((scores - low) / (high - low) * NUM_BINS).long().clamp_(0, NUM_BINS - 1)  # (B, T, H, D)
+    bins += torch.arange(heads, device=scores.device)[:, None] * NUM_BINS
+    # bincount would wait for the device to learn its largest index.
+    counts = torch.zeros(heads * NUM_BINS, dtype=scores.dtype, device=scores.device)
+    ones = torch.ones((), dtype=scores.dtype, device=scores.device).expand(bins.numel())
+    return torch.unflatten(counts.index_add_(0, bins.flatten(), ones), 0, (heads, NUM_BINS))
+
+
+def effective_rank(
+    w_v: Float[Tensor, "k d c"], w_o: Float[Tensor, "h c d"], scores: Float[Tensor, "#h d"] | None = None
+) -> Float[Tensor, " h"]:
+    """Exponential of the entropy of the normalised singular values of each head's W_V diag(scores) W_O, in float64.
+
+    Between 1 and D (Roy and Vetterli, EUSIPCO 2007). The D x D Gram matrices have all that is needed.
+    """
+    groups = w_o.shape[0] // w_v.shape[0]
+    # Accumulated in float64: singular values come as roots, which halves the digits of the small ones.
+    gram_v = torch.stack([w.double() @ w.double().T for w in w_v]).repeat_interleave(groups, dim=0)  # (H, D, D)
+    gram_o = torch.stack([w.double().T @ w.double() for w in w_o])
+    if scores is not None:
+        gram_v = gram_v * scores.double()[:, :, None] * scores.double()[:, None, :]
+    values, vectors = torch.linalg.eigh(gram_v)
+    root = vectors * values.clamp(min=0).sqrt()[:, None, :]  # gram_v = root root^T
+    sizes = torch.linalg.eigvalsh(root.transpose(1, 2) @ gram_o @ root).clamp(min=0).sqrt()
+    p = sizes / sizes.sum(-1, keepdim=True)
+    return torch.exp(torch.special.entr(p).sum(-1))
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)

@@ -39,9 +39,9 @@ def measure_arm(
     measures = {
         "val_loss_nats": Measure(loss.loss_nats, "nats/token", loss.num_tokens),
         "val_perplexity": Measure(loss.perplexity, "1", loss.num_tokens),
-        "f_attn": _layered(inspection.f_attn.mean(1), "share", n),
-        "f_attn_uniform": Measure(inspection.f_attn_uniform, "share", n),
-        "m_act": _layered(inspection.m_act, "1", n),
+        "f_attn": _layered(inspection.by_layer("f_attn"), "share", n),
+        "f_attn_uniform": Measure(inspection.overall("f_attn_uniform"), "share", n),
+        "m_act": _layered(inspection.by_layer("m_act"), "1", n),
         **_gate_measures(inspection),
         **_training_measures(metrics),
         "peak_memory_gib": Measure(_peak_memory_gib(device), "GiB", 1),
@@ -51,15 +51,15 @@ def measure_arm(
 
 def _gate_measures(inspection: Inspection) -> dict[str, Measure]:
     """Gate scores averaged over layers, then over sites, as one number each and layer by layer for a single site."""
-    gates = list(inspection.gates.values())
-    if not gates:
+    if not inspection.gates:
         return {}
     n = inspection.num_tokens
-    return {
-        "gate_score_mean": _layered(np.mean([gate.mean for gate in gates], axis=0), "share", n),
-        "gate_share_below_0.1": _layered(np.mean([gate.share_below for gate in gates], axis=0), "share", n),
-        "gate_share_above_0.9": _layered(np.mean([gate.share_above for gate in gates], axis=0), "share", n),
-    }
+    measures = {}
+    for name in ("gate_score_mean", "gate_share_below_0.1", "gate_share_above_0.9"):
+        of_gate = name.replace("gate_score_", "gate_")
+        sites = [gate.by_layer(of_gate) for gate in inspection.gates.values()]
+        measures[name] = _layered(np.mean(sites, axis=0), "share", n)
+    return measures
 
 
 def _training_measures(metrics: Path) -> dict[str, Measure]:
@@ -85,6 +85,6 @@ def _peak_memory_gib(device: torch.device) -> float:
 def _arrays(inspection: Inspection) -> dict[str, np.ndarray]:
     arrays = {"attention_maps": inspection.attention_maps, "attention_layers": inspection.attention_layers}
     for site, gate in inspection.gates.items():
-        arrays[f"gate_histogram_{site}"] = gate.histogram
+        arrays[f"gate_histogram_{site}"] = gate.histogram.sum(1)
         arrays[f"gate_edges_{site}"] = gate.edges
     return arrays

@@ -1,0 +1,149 @@
+"""Attention as a running model computes it: output, log-sum-exp, and any block of its weights."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from gated_attention import ops
+
+BLOCK_ELEMENTS = 2**24
+"""Numbers in the largest temporary tensor of a measure: 64 MiB in float32."""
+
+_MASKED_QUERIES = 1024  # per call: the kernels turn a boolean mask into a bias of the inputs' dtype
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AttentionCall:
+    """One layer's attention over one batch, as it entered transformers' attention interface.
+
+    Attributes:
+        layer: Index of the decoder layer.
+        q, k, v: After norm and RoPE, (B, H, T, D) and (B, K, T, D); query head i reads key/value head i // (H / K).
+        out: Attention's output before any gate, (B, T, H, D).
+        lse: Natural logarithm of the softmax denominator, (B, H, T); the weight of a learned sink is in it.
+        scale: Factor on the scores.
+        softcap: Scores are `softcap * tanh(score / softcap)`; None for no cap.
+        mask: True where a query sees a key, (B or 1, H or 1, T, T); None is causal.
+        sinks: Learned score of each head that stands in the denominator for no token (gpt-oss), (H,).
+    """
+
+    layer: int
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    out: Tensor
+    lse: Tensor
+    scale: float
+    softcap: float | None = None
+    mask: Tensor | None = None
+    sinks: Tensor | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens per sequence."""
+        return self.q.shape[2]
+
+    def query_blocks(self, num_keys: int) -> Iterator[slice]:
+        """Consecutive queries, as many at a time as `BLOCK_ELEMENTS` allows beside that many keys."""
+        b, h, t, d = self.q.shape
+        size = max(1, BLOCK_ELEMENTS // (b * h * max(d, num_keys)))
+        return (slice(start, min(start + size, t)) for start in range(0, t, size))
+
+    def scores(self, queries: slice, keys: slice) -> Float[Tensor, "b h t s"]:
+        """Scaled and capped scores in float32 or wider; those of masked pairs as they come."""
+        return _scores(self.q[:, :, queries], self.k[:, :, keys], self.scale, self.softcap)
+
+    def weights(
+        self, queries: slice, keys: slice, scores: Float[Tensor, "b h t s"] | None = None
+    ) -> Float[Tensor, "b h t s"]:
+        """A block of the attention matrix, `exp(score - lse)` and 0 where masked.
+
+        Args:
+            queries, keys: With explicit start and stop.
+            scores: Theirs, if they are at hand; left as they are.
+        """
+        lse = self.lse[:, :, queries, None]
+        weights = (self.scores(queries, keys).sub_(lse) if scores is None else scores - lse).exp_()
+        if (visible := self.visible(queries, keys)) is not None:
+            weights = weights.masked_fill_(~visible, 0.0)
+        return weights
+
+    def visible(self, queries: slice, keys: slice) -> Bool[Tensor, "b h t s"] | None:
+        """Which of these queries see which of these keys; None where all see all."""
+        if self.mask is not None:
+            return self.mask[:, :, queries, keys]
+        if keys.stop <= queries.start + 1:
+            return None
+        rows = torch.arange(queries.start, queries.stop, device=self.q.device)
+        columns = torch.arange(keys.start, keys.stop, device=self.q.device)
+        return (columns <= rows[:, None])[None, None]
+
+
+def attend(
+    q: Float[Tensor, "b h t d"],
+    k: Float[Tensor, "b k s d"],
+    v: Float[Tensor, "b k s e"],
+    *,
+    scale: float,
+    mask: Bool[Tensor, "#b #h t s"] | None = None,
+    softcap: float | None = None,
+    sinks: Float[Tensor, " h"] | None = None,
+) -> tuple[Float[Tensor, "b t h e"], Float[Tensor, "b h t"]]:
+    """Causal or masked attention and its log-sum-exp, with score caps and learned sinks, by the fused kernels if any.
+
+    A learned sink of score s adds exp(s) to the denominator: the output shrinks by `sigmoid(lse - s)`.
+    """
+    if softcap is None and v.shape[-1] == q.shape[-1]:
+        out, lse = _fused(q, k, v, scale, mask)
+    else:
+        out, lse = _blockwise(q, k, v, scale, mask, softcap)
+    out = out.transpose(1, 2).contiguous()  # (B, T, H, D), which AFMoE views as (B, T, H * D)
+    if sinks is None:
+        return out, lse
+    total = torch.logaddexp(lse, sinks.to(lse.dtype)[:, None])  # (B, H, T)
+    share = torch.exp(lse - total).transpose(1, 2)[..., None].to(out.dtype)  # (B, T, H, 1)
+    return out * share, total
+
+
+def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    if mask is None:
+        return ops.attention(q, k, v, scale=scale)
+    starts = range(0, q.shape[2], _MASKED_QUERIES)
+    blocks = [slice(start, start + _MASKED_QUERIES) for start in starts]
+    pairs = [ops.attention(q[:, :, b], k, v, causal=False, scale=scale, mask=mask[:, :, b]) for b in blocks]
+    return torch.cat([out for out, _ in pairs], dim=2), torch.cat([lse for _, lse in pairs], dim=2)
+
+
+def _blockwise(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None, softcap: float | None
+) -> tuple[Tensor, Tensor]:
+    b, h, t, _ = q.shape
+    groups = h // k.shape[1]
+    size = max(1, BLOCK_ELEMENTS // (b * h * k.shape[2]))
+    outs, lses = [], []
+    positions = torch.arange(k.shape[2], device=q.device)
+    for start in range(0, t, size):
+        queries = slice(start, min(start + size, t))
+        scores = _scores(q[:, :, queries], k, scale, softcap)
+        visible = positions <= positions[queries, None] if mask is None else mask[:, :, queries]
+        scores = scores.masked_fill_(~visible, float("-inf"))
+        lse = scores.logsumexp(-1)
+        weights = torch.exp(scores - lse[..., None]).to(v.dtype)
+        grouped = torch.unflatten(weights, 1, (-1, groups)).flatten(2, 3)  # (B, K, G * T, S)
+        outs.append(torch.unflatten(grouped @ v, 2, (groups, -1)).flatten(1, 2))
+        lses.append(lse)
+    return torch.cat(outs, dim=2), torch.cat(lses, dim=2)
+
+
+def _scores(q: Tensor, k: Tensor, scale: float, softcap: float | None) -> Tensor:
+    wide = torch.promote_types(q.dtype, torch.float32)
+    b, h, t, d = q.shape
+    num_kv_heads = k.shape[1]
+    # One kernel casts and lays out; the scale goes on the keys, which are fewer or as many.
+    flat = q.to(wide, memory_format=torch.contiguous_format).reshape(b, num_kv_heads, -1, d)  # (B, K, G * T, D)
+    with torch.autocast(q.device.type, enabled=False):
+        scores = (flat @ (k.to(wide) * scale).transpose(-1, -2)).reshape(b, h, t, k.shape[2])
+    return scores if softcap is None else torch.tanh(scores / softcap) * softcap

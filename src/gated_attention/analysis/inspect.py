@@ -1,0 +1,287 @@
+"""One pass of a model over text: every measure, accumulated on the device and read once at the end."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from gated_attention.analysis import measures
+from gated_attention.analysis.attention import AttentionCall
+from gated_attention.analysis.capture import Watcher, watch
+from gated_attention.analysis.definitions import MEASURES
+from gated_attention.analysis.families import (
+    Attention,
+    Gate,
+    decoder_layers,
+    find_attention,
+    unknown_gates,
+    value_and_output_maps,
+)
+from gated_attention.analysis.reduction import (
+    GateMeasures,
+    MassiveActivation,
+    Rows,
+    by_heads,
+    mean_of_numbers,
+    model_measures,
+)
+from gated_attention.spec import GateSpec, Site
+
+Level = Literal["summary", "full"]
+"""`summary` costs little beside the forward pass; `full` also forms every attention weight once, block by block."""
+
+EXCERPT_TOKENS = 96
+"""Tokens of the first sequence whose gates are kept one by one."""
+
+
+class TextBatch(NamedTuple):
+    """Token ids of some sequences, and which of them begin at a document's start; None if that is not known."""
+
+    ids: Int[Tensor, "b t"]
+    at_start: Bool[Tensor, " b"] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What a model does on a text.
+
+    Attributes:
+        num_tokens, num_sequences, length: Tokens read, sequences they came in, tokens per sequence.
+        attention: Whether a layer has softmax attention, (layers,).
+        measures: By name of `definitions.MEASURES`, an array with that measure's axes; NaN for a layer or a head that
+            has none.
+        gates: Gate measures by site.
+        massive: Massive activations, those of most sequences first.
+        attention_maps: Attention of the first sequence's first queries, averaged over heads, (n, R, R).
+        attention_layers: The layers of the maps, (n,).
+        excerpt: The first token ids of the first sequence, whose gate scores `gates` carries one by one.
+        unknown_gates: Submodules named like a gate that were not measured, because their layout is not known.
+    """
+
+    num_tokens: int
+    num_sequences: int
+    length: int
+    attention: np.ndarray
+    measures: dict[str, np.ndarray]
+    gates: dict[Site, GateMeasures]
+    massive: tuple[MassiveActivation, ...]
+    attention_maps: np.ndarray
+    attention_layers: np.ndarray
+    excerpt: np.ndarray
+    unknown_gates: tuple[str, ...]
+
+    def by_layer(self, name: str) -> np.ndarray:
+        """A measure averaged over heads, (layers,); NaN where no head has it."""
+        return mean_of_numbers(self.measures[name], axis=-1) if self.measures[name].ndim > 1 else self.measures[name]
+
+    def overall(self, name: str) -> float:
+        """A measure as one number: averaged over heads, then as `Definition.over_layers` says."""
+        layers = self.by_layer(name)
+        if MEASURES[name].over_layers == "max":
+            return float(np.nanmax(layers))
+        return float(mean_of_numbers(layers, axis=0))
+
+
+@torch.no_grad()
+def inspect_model(
+    model: PreTrainedModel,
+    batches: Iterable[Int[Tensor, "_ t"] | TextBatch],
+    *,
+    level: Level = "summary",
+    map_layers: Sequence[int] | None = None,
+    map_size: int = 48,
+) -> Inspection:
+    """Measure a model over sequences of token ids, all of one length, each read from its own first token.
+
+    The device is waited for once, at the end. Everything about the model is restored.
+
+    Args:
+        model: Any decoder-only model of transformers that uses its attention interface.
+        batches: Token ids, (B, T) each.
+        level: Which measures.
+        map_layers: Layers whose attention is excerpted; None is the first, the middle and the last that have any.
+        map_size: Queries and keys of an excerpt.
+
+    Raises:
+        ValueError: if there is nothing to read, lengths differ, the level is unknown or the architecture not supported.
+    """
+    if level not in get_args(Level):
+        raise ValueError(f"unknown level {level!r}; choose from {', '.join(get_args(Level))}")
+    attention = find_attention(model)
+    if map_layers is None:
+        layers = [one.layer for one in attention]
+        map_layers = sorted({layers[0], layers[len(layers) // 2], layers[-1]})
+    recorder = _Recorder(model, level, map_layers, map_size)
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    try:
+        with watch(model, recorder, attention):
+            for batch in batches:
+                recorder.begin(batch if isinstance(batch, TextBatch) else TextBatch(batch))
+                model.base_model(input_ids=recorder.ids[-1].to(device), use_cache=False)
+                recorder.end()
+    finally:
+        model.train(training)
+    if not recorder.ids:
+        raise ValueError("there is no text to measure on; give at least one block")
+    if not recorder.rows.layers("sums"):
+        raise ValueError(f"{type(model).__name__} does not call attention through transformers' interface")
+    return recorder.result(attention)
+
+
+class _Recorder(Watcher):
+    """Keeps every layer's per-sequence values on the device, batch by batch."""
+
+    def __init__(self, model: PreTrainedModel, level: Level, map_layers: Sequence[int], map_size: int) -> None:
+        self.model, self.level, self.map_size = model, level, map_size
+        self.map_layers = list(map_layers)
+        self.num_layers = len(decoder_layers(model))
+        self.rows = Rows()
+        self.ids: list[Tensor] = []
+        self.at_start: list[Tensor | None] = []
+        self.maps: dict[int, Tensor] = {}
+        self.specs: dict[Site, GateSpec] = {}
+        self.token_scores: dict[Site, list[Tensor]] = defaultdict(list)
+        self.by_token_id: dict[Site, Tensor] = {}
+
+    def begin(self, batch: TextBatch) -> None:
+        """A forward pass over this batch follows."""
+        if batch.ids.shape[1] < 2:
+            raise ValueError(f"sequences have {batch.ids.shape[1]} token; attention is measured from 2 on")
+        if self.ids and batch.ids.shape[1] != self.length:
+            raise ValueError(f"sequences have {self.length} and {batch.ids.shape[1]} tokens; give all one length")
+        self.ids.append(batch.ids.cpu())
+        self.at_start.append(batch.at_start)
+
+    @property
+    def length(self) -> int:
+        return self.ids[0].shape[1]
+
+    def end(self) -> None:
+        """The forward pass is over."""
+        num_embeddings = self.model.get_input_embeddings().num_embeddings
+        for site, scores in self.token_scores.items():
+            mean = torch.stack(scores).mean(0).expand(self.ids[-1].shape).double()  # (B, T)
+            sums = self.by_token_id.setdefault(site, mean.new_zeros(2, num_embeddings))
+            ids = self.ids[-1].to(mean.device).flatten()
+            sums.index_add_(1, ids, torch.stack([mean.flatten(), torch.ones_like(mean).flatten()]))
+        self.token_scores.clear()
+
+    @property
+    def _is_first(self) -> bool:
+        return len(self.ids) == 1
+
+    def attention(self, call: AttentionCall) -> None:
+        add, layer = self.rows.add, call.layer
+        columns = measures.sink_columns(call)
+        add("sums", layer, columns.sums)
+        add("first_rows", layer, columns.first_rows)
+        add("value_drain", layer, measures.value_drain(call.v))
+        add("size_before_gate", layer, measures.mean_size(call.out))
+        if self.level == "full":
+            whole = measures.whole_attention(call)
+            add("entropy", layer, whole.entropy)
+            add("peak", layer, whole.peak)
+            add("peak_position", layer, whole.peak_position)
+        if self._is_first:
+            add("num_seen", layer, measures.num_seen(call)[None])
+            add("sees_first", layer, measures.sees_first(call)[None])
+            add("seen_by", layer, measures.seen_by(call)[None])
+        if self._is_first and layer in self.map_layers:
+            excerpt = slice(0, min(self.map_size, call.length))
+            self.maps[layer] = call.weights(excerpt, excerpt)[0].mean(0)
+
+    def heads(self, attention: Attention, heads: Float[Tensor, "b t c"]) -> None:
+        num_heads = self.rows.last("sums", attention.layer).shape[1]
+        split = torch.unflatten(heads, -1, (num_heads, -1))  # (B, T, H, D)
+        if any(gate.site == "sdpa" for gate in attention.gates):
+            size = measures.mean_size(split)
+        else:
+            size = self.rows.last("size_before_gate", attention.layer)
+        self.rows.add("size_after_gate", attention.layer, size)
+        for name, share in zip(
+            ("sparsity_1e-2", "sparsity_1e-3"), measures.share_below(split, 1e-2, 1e-3), strict=True
+        ):
+            self.rows.add(name, attention.layer, share)
+
+    def block_output(self, attention: Attention, output: Float[Tensor, "b t c"]) -> None:
+        self.rows.add("inf_norm", attention.layer, measures.inf_norm(output))
+        self.rows.add("kurtosis", attention.layer, measures.kurtosis(output))
+
+    def layer_output(self, layer: int, hidden_states: Float[Tensor, "b t c"]) -> None:
+        found = measures.activations(hidden_states)
+        for name in ("values", "tokens", "channels", "median"):
+            self.rows.add(f"activation_{name}", layer, getattr(found, name))
+        self.rows.add("massive_tokens", layer, found.num_massive_tokens)
+
+    def gate(self, attention: Attention, gate: Gate, logits: Float[Tensor, "b t h d"]) -> None:
+        found, layer, site = measures.gate_rows(logits, gate.spec), attention.layer, gate.site
+        self.specs[site] = gate.spec
+        for name in ("mean", "below", "above", "first"):
+            self.rows.add(f"{site}_{name}", layer, getattr(found, name))
+        self.rows.add_up(f"{site}_histogram", layer, found.histogram)
+        if self.level == "full":
+            self.rows.add_up(f"{site}_by_channel", layer, found.by_channel.sum(0))
+        self.token_scores[site].append(found.by_token.mean(-1))
+        if self._is_first:
+            excerpt = found.by_token[:1, :EXCERPT_TOKENS]
+            self.rows.add(f"{site}_excerpt", layer, excerpt.expand(1, min(EXCERPT_TOKENS, self.length), -1))
+
+    def result(self, attention: Sequence[Attention]) -> Inspection:
+        collected = self.rows.collect()
+        ids = torch.cat(self.ids).numpy()
+        has_attention = np.zeros(self.num_layers, dtype=bool)
+        has_attention[list(collected["sums"])] = True
+        found, massive = model_measures(collected, self.num_layers, self.length, self._starts(), ids)
+        if self.level == "full":
+            found |= self._ranks(attention)
+        by_token_id = {site: sums.cpu().numpy() for site, sums in self.by_token_id.items()}
+        return Inspection(
+            num_tokens=int(ids.size),
+            num_sequences=len(ids),
+            length=self.length,
+            attention=has_attention,
+            measures=found,
+            gates={
+                site: GateMeasures.of(spec, collected, self.num_layers, self.length, by_token_id[site])
+                for site, spec in self.specs.items()
+            },
+            massive=massive,
+            attention_maps=np.stack([self.maps[layer].cpu().numpy() for layer in self.map_layers]).astype(np.float16),
+            attention_layers=np.array(self.map_layers),
+            excerpt=ids[0, :EXCERPT_TOKENS],
+            unknown_gates=tuple(unknown_gates(self.model)),
+        )
+
+    def _starts(self) -> np.ndarray:
+        """1 where a sequence begins at a document's start, 0 where inside of one, -1 where that is not known."""
+        starts = [
+            np.full(len(ids), -1) if start is None else start.cpu().numpy().astype(int)
+            for ids, start in zip(self.ids, self.at_start, strict=True)
+        ]
+        return np.concatenate(starts)
+
+    def _ranks(self, attention: Sequence[Attention]) -> dict[str, np.ndarray]:
+        """Effective ranks by head, with and without the gates that multiply between W_V and W_O."""
+        plain: dict[int, np.ndarray] = {}
+        gated: dict[int, np.ndarray] = {}
+        for one in attention:
+            w_v, w_o = value_and_output_maps(one.module)
+            plain[one.layer] = measures.effective_rank(w_v, w_o).cpu().numpy()
+            between = [gate for gate in one.gates if gate.site in ("sdpa", "value")]
+            if between and all(gate.spec.combine == "multiply" for gate in between):
+                scores = w_o.new_ones(w_o.shape[0], w_v.shape[1], dtype=torch.float64)
+                for gate in between:
+                    mean = self.rows.total(f"{gate.site}_by_channel", one.layer)
+                    heads = scores.shape[0] // mean.shape[0] if gate.site == "value" else 1
+                    scores = scores * mean.double().repeat_interleave(heads, dim=0)
+                gated[one.layer] = measures.effective_rank(w_v, w_o, scores).cpu().numpy()
+        by_layer = {"effective_rank": plain, "effective_rank_gated": gated}
+        return {name: by_heads(values, self.num_layers) for name, values in by_layer.items() if values}

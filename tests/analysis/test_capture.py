@@ -1,0 +1,59 @@
+"""Watching a model changes nothing, and shows what enters its attention."""
+
+import pytest
+import torch
+from torch import nn
+from transformers import BertConfig, BertLMHeadModel, BloomConfig, BloomForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from gated_attention.analysis import inspect_model
+from gated_attention.analysis.capture import Watcher, watch
+from gated_attention.analysis.families import find_attention, unknown_gates
+
+FAMILIES = ("llama", "mistral", "gemma2", "gpt_neox", "gpt2", "gpt_oss", "olmo2", "qwen3_next", "afmoe")
+
+
+class Calls(Watcher):
+    def __init__(self):
+        self.layers = []
+
+    def attention(self, call):
+        self.layers.append(call.layer)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_logits_are_those_of_eager_attention_and_padding_reaches_it(name, build_family):
+    model = build_family(name).float()  # eager masks of float64 overflow in its float32 softmax
+    ids = torch.randint(0, 50, (3, 40))
+    mask = torch.ones_like(ids)
+    mask[0, :7] = 0
+    model.set_attn_implementation("eager")
+    calls = Calls()
+    with torch.no_grad():
+        plain = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        with watch(model, calls):
+            watched = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+    torch.testing.assert_close(watched[0, 7:], plain[0, 7:], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(watched[1:], plain[1:], rtol=1e-3, atol=1e-3)
+    assert calls.layers == [one.layer for one in find_attention(model)]
+
+
+def test_unsupported_architectures_are_refused():
+    small = {"hidden_size": 32, "vocab_size": 50}
+    bert = BertLMHeadModel(BertConfig(**small, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32))
+    with pytest.raises(ValueError, match="BertLMHeadModel"):
+        inspect_model(bert, [torch.zeros(1, 8, dtype=torch.long)])
+    bloom = BloomForCausalLM(BloomConfig(**small, n_layer=1, n_head=2))
+    with pytest.raises(ValueError, match="BloomForCausalLM"):
+        inspect_model(bloom, [torch.zeros(1, 8, dtype=torch.long)])
+
+
+def test_a_gate_of_unknown_layout_is_named():
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=50,
+            bos_token_id=None, eos_token_id=None,
+        )
+    ).eval()  # fmt: skip
+    assert unknown_gates(model) == []
+    model.model.layers[0].self_attn.g_proj = nn.Linear(32, 2)
+    assert inspect_model(model, [torch.zeros(1, 8, dtype=torch.long)]).unknown_gates == ("g_proj",)

@@ -1,0 +1,446 @@
+"""Every measure against a float64 computation that forms the whole attention matrix, for every family."""
+
+from collections import defaultdict
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AttentionInterface, AttentionMaskInterface, Qwen3Config, Qwen3ForCausalLM
+from transformers.masking_utils import eager_mask
+
+from gated_attention.analysis import GATE_MEASURES, MEASURES, TextBatch, inspect_model
+from gated_attention.analysis.attention import AttentionCall
+from gated_attention.models import GatedQwen3Config, GatedQwen3MoeConfig
+from gated_attention.models.build import build_model
+from gated_attention.sizes import SIZES
+from gated_attention.spec import GateSpec
+
+FAMILIES = (
+    "llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "gemma", "gemma2", "gpt_neox", "gpt2", "gpt_oss", "olmo2",
+    "qwen3_next", "afmoe",
+)  # fmt: skip
+GATES = {
+    "none": (),
+    "headwise": (GateSpec(granularity="headwise"),),
+    "elementwise, value": (GateSpec(), GateSpec("value")),
+    "head-shared": (GateSpec(head_shared=True),),
+    "parameter": (GateSpec(input="parameter", init="normal"),),
+    "silu": (GateSpec(activation="silu", combine="add"),),
+    "output": (GateSpec("output"),),
+    "key, query": (GateSpec("key"), GateSpec("query")),
+    "reads 12": (GateSpec(input_dim=12, bias=1.0, scale=2.0),),
+}
+OURS = [f"ours, {name}" for name in GATES] + ["ours, mixture of experts"]
+
+
+def gated_model(gates):
+    size = SIZES["tiny"]
+    config = GatedQwen3Config.from_size(size, gates, vocab_size=50, initializer_range=0.3, max_position_embeddings=128)
+    return build_model(config, 0)
+
+
+def moe_model():
+    config = GatedQwen3MoeConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16, vocab_size=50,
+        moe_intermediate_size=16, num_experts=4, num_experts_per_tok=2, initializer_range=0.3, gates=GateSpec(),
+        max_position_embeddings=128,
+    )  # fmt: skip
+    model = build_model(config, 0)
+    model.set_experts_implementation("eager")
+    return model
+
+
+@pytest.fixture
+def build(build_family):
+    def build_any(name):
+        if name == "ours, mixture of experts":
+            return moe_model().double().eval()
+        if name.startswith("ours"):
+            return gated_model(GATES[name.removeprefix("ours, ")]).double().eval()
+        return build_family(name)
+
+    return build_any
+
+
+@pytest.fixture
+def ids():
+    return torch.randint(0, 50, (4, 61), generator=torch.Generator().manual_seed(3))
+
+
+# The naive computation: every tensor kept, every weight formed, definitions written out once more.
+
+seen = []
+
+
+def naive_attention(module, query, key, value, attention_mask, scaling=None, softcap=None, s_aux=None, **_):
+    groups = query.shape[1] // key.shape[1]
+    k, v = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    scores = query @ k.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    scores = scores.masked_fill(attention_mask < 0, float("-inf"))
+    if s_aux is None:
+        full = scores.softmax(-1)
+    else:
+        full = torch.cat([scores, s_aux[:, None, None].expand(*scores.shape[:3], 1)], -1).softmax(-1)
+    weights = full[..., : scores.shape[-1]]
+    out = (weights @ v).transpose(1, 2).contiguous()
+    visible = (attention_mask >= 0)[0, 0]
+    entropy = torch.special.entr(full).sum(-1).mean(-1)
+    seen.append({"weights": weights, "value": value, "out": out, "visible": visible, "entropy": entropy})
+    return out, None
+
+
+AttentionInterface.register("naive_recording", naive_attention)
+AttentionMaskInterface.register("naive_recording", eager_mask)
+
+
+def attention_of(layer):
+    return next((getattr(layer, name) for name in ("self_attn", "attn", "attention") if hasattr(layer, name)), None)
+
+
+def projection_of(attention):
+    return next(getattr(attention, name) for name in ("o_proj", "c_proj", "dense") if hasattr(attention, name))
+
+
+def naive(model, ids):
+    """Everything that the model computes on the text, by layer: with attention (A), and of all layers (h)."""
+    decoder = model.get_decoder()
+    layers = decoder.layers if hasattr(decoder, "layers") else decoder.h
+    model.set_attn_implementation("naive_recording")
+    seen.clear()
+    states, heads, blocks, hooks = [], [], [], []
+    for layer in layers:
+        hooks.append(layer.register_forward_hook(lambda m, i, o: states.append(o[0] if isinstance(o, tuple) else o)))
+        if (attention := attention_of(layer)) is not None:
+            hooks.append(projection_of(attention).register_forward_pre_hook(lambda m, i: heads.append(i[0])))
+            hooks.append(attention.register_forward_hook(lambda m, i, o: blocks.append(o[0])))
+    with torch.no_grad():
+        model(input_ids=ids, use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    calls = [
+        {**call, "heads": h.unflatten(-1, call["out"].shape[2:]), "block": b}
+        for call, h, b in zip(seen, heads, blocks, strict=True)
+    ]
+    has_attention = np.array([attention_of(layer) is not None for layer in layers])
+    return calls, states, has_attention
+
+
+def naive_of_attention(call, starts):
+    weights, visible = call["weights"].numpy(), call["visible"].numpy()
+    length = weights.shape[-1]
+    received = weights.sum(2) / visible.sum(0)  # (B, H, S)
+    few = received[..., : min(32, length // 2)].mean(0)
+    half = received[..., : length // 2]
+    uniform = visible[:, 0] / visible.sum(1)
+    norms = call["value"].norm(dim=-1)
+    block = call["block"].numpy()
+    centred = block - block.mean((1, 2), keepdims=True)
+    size = call["heads"].abs().numpy()
+    return {
+        "f_attn": weights[:, :, 1:, 0].mean((0, 2)),
+        "f_attn_late": weights[:, :, 4:, 0].mean((0, 2)),
+        "f_attn_start": weights[starts][:, :, 1:, 0].mean((0, 2)),
+        "f_attn_middle": weights[~starts][:, :, 1:, 0].mean((0, 2)),
+        "f_attn_uniform": uniform[1:].mean(),
+        "f_attn_late_uniform": uniform[4:].mean(),
+        "sink_rate": (received[..., 0] > 0.3).mean(0),
+        "sink_position": few.argmax(-1),
+        "sink_share": few.max(-1),
+        "peak": half.max(-1).mean(0),
+        "peak_elsewhere": (half.argmax(-1) != 0).mean(0),
+        "entropy": call["entropy"].numpy().mean(0),
+        "entropy_uniform": np.log(visible.sum(1)).mean(),
+        "value_drain": (norms[..., 0] / norms[..., 1:].median(-1).values).mean(0).numpy(),
+        "inf_norm": np.abs(block).max((1, 2)).mean(),
+        "kurtosis": ((centred**4).mean((1, 2)) / (centred**2).mean((1, 2)) ** 2).mean(),
+        "size_before_gate": call["out"].abs().numpy().mean((0, 1, 3)),
+        "size_after_gate": size.mean((0, 1, 3)),
+        "sparsity_1e-2": (size < 1e-2).mean((0, 1, 3)),
+        "sparsity_1e-3": (size < 1e-3).mean((0, 1, 3)),
+    }
+
+
+def naive_of_layer(state):
+    size = state.abs().flatten(1)
+    top = size.sort(descending=True).values
+    median = size.median(1).values  # the sequences are shorter than 64 tokens
+    massive = state.abs() > torch.clamp(1000 * median, min=100)[:, None, None]
+    return {
+        "m_act": size.max().item(),
+        "top_activations": top[:, :3].mean(0).numpy(),
+        "median_activation": median.mean().item(),
+        "massive_tokens": massive.any(-1).sum(1).double().mean().item(),
+    }
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, *OURS])
+def test_every_measure_equals_the_whole_matrix(name, ids, build):
+    model = build(name)
+    starts = torch.tensor([True, False, True, True])
+    found = inspect_model(
+        model, [TextBatch(ids[:3], starts[:3]), TextBatch(ids[3:], starts[3:])], level="full", map_layers=[0]
+        if name != "qwen3_next" else [3],
+    )  # fmt: skip
+    calls, states, has_attention = naive(model, ids)
+    np.testing.assert_array_equal(found.attention, has_attention)
+    expected = defaultdict(list)
+    for call in calls:
+        for key, value in naive_of_attention(call, starts.numpy()).items():
+            expected[key].append(value)
+    for state in states:
+        for key, value in naive_of_layer(state).items():
+            expected[key].append(value)
+    for key, values in expected.items():
+        measured = found.measures[key]
+        if len(values) < len(measured):
+            assert np.isnan(measured[~has_attention]).all()
+            measured = measured[has_attention]
+        np.testing.assert_allclose(measured, np.stack(values), rtol=1e-5, atol=1e-9, err_msg=key)
+    ranks = {"effective_rank", *(["effective_rank_gated"] if "effective_rank_gated" in found.measures else [])}
+    assert set(found.measures) == set(expected) | ranks
+    first = calls[0]["weights"][0, :, :48, :48].mean(0)
+    np.testing.assert_allclose(found.attention_maps[0], first, atol=1e-3)  # stored as float16
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_weights_are_those_of_the_models_own_eager_attention(name, ids, build):
+    model = build(name)
+    calls, _, _ = naive(model, ids)
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        attentions = model(input_ids=ids, use_cache=False, output_attentions=True).attentions
+    for call, expected in zip(calls, [a for a in attentions if a is not None], strict=True):
+        torch.testing.assert_close(call["weights"], expected.double(), rtol=1e-5, atol=1e-6)
+
+
+def naive_scores(name, model, ids):
+    """Gate scores by site and layer, (B, T, heads, channels), written out from the weights and the block's input."""
+    inputs = {}
+    hooks = []
+    for index, layer in enumerate(model.get_decoder().layers):
+        if (attention := attention_of(layer)) is not None:
+
+            def keep(module, args, kwargs, index=index):
+                inputs[index] = kwargs["hidden_states"]
+
+            hooks.append(attention.register_forward_pre_hook(keep, with_kwargs=True))
+    with torch.no_grad():
+        model(input_ids=ids, use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    scores = defaultdict(dict)
+    for index, x in inputs.items():
+        attention = attention_of(model.get_decoder().layers[index])
+        if name == "qwen3_next":
+            packed = (x @ attention.q_proj.weight.T).unflatten(-1, (4, 2, 16))
+            scores["sdpa"][index] = torch.sigmoid(packed[..., 1, :])
+        elif name == "afmoe":
+            scores["sdpa"][index] = torch.sigmoid((x @ attention.gate_proj.weight.T).unflatten(-1, (4, 16)))
+        else:
+            for spec in model.config.gates:
+                scores[spec.site][index] = naive_scores_of(spec, attention, x)
+    return scores
+
+
+def naive_scores_of(spec, attention, x):
+    projection = getattr(attention, {"sdpa": "g", "value": "v_g", "key": "k_g", "query": "q_g", "output": "o_g"}[
+        spec.site] + "_proj")  # fmt: skip
+    weight = projection.weight
+    reads = torch.ones_like(x[..., :1]) if spec.input == "parameter" else x[..., : spec.input_dim]
+    logits = reads @ weight.T
+    if projection.bias is not None:
+        logits = logits + projection.bias
+    scores = torch.sigmoid(logits) * (logits if spec.activation == "silu" else 1.0) * spec.scale
+    width = 1 if spec.granularity == "headwise" else x.shape[-1] if spec.site == "output" else attention.head_dim
+    scores = scores.unflatten(-1, (-1, width))
+    return scores.mean(2, keepdim=True) if spec.head_shared else scores
+
+
+def quantile_of_bins(counts, edges, share):
+    """The first value at which that share is reached, bins filled evenly."""
+    left = share * counts.sum()
+    for count, low, high in zip(counts, edges[:-1], edges[1:], strict=True):
+        if count >= left and count > 0:
+            return low + (high - low) * left / count
+        left -= count
+    raise AssertionError("the counts do not reach the share")
+
+
+GATED = ["qwen3_next", "afmoe", *[name for name in OURS if name != "ours, none"]]
+
+
+@pytest.mark.parametrize("name", GATED)
+def test_gate_scores_equal_their_formula(name, ids, build):
+    model = build(name)
+    found = inspect_model(model, [ids[:3], ids[3:]], level="full")
+    expected = naive_scores(name, model, ids)
+    assert set(found.gates) == set(expected)
+    for site, layers in expected.items():
+        gate = found.gates[site]
+        assert set(gate.measures) == set(GATE_MEASURES)
+        low, high = gate.edges[[0, -1]]
+        token_means = []
+        for layer, scores in layers.items():
+            token_means.append(scores.detach().mean((2, 3)))
+            measured = {key: values[layer] for key, values in gate.measures.items()}
+            s = scores.detach().numpy()
+            close = {"rtol": 1e-5, "atol": 1e-9}
+            np.testing.assert_allclose(measured["gate_mean"], s.mean((0, 1, 3)), **close)
+            np.testing.assert_allclose(measured["gate_share_below_0.1"], (s < 0.1).mean((0, 1, 3)), **close)
+            np.testing.assert_allclose(measured["gate_share_above_0.9"], (s > 0.9).mean((0, 1, 3)), **close)
+            np.testing.assert_allclose(measured["gate_first"], s[:, 0].mean((0, 2)), **close)
+            np.testing.assert_allclose(measured["gate_rest"], s[:, 1:].mean((0, 1, 3)), **close)
+            np.testing.assert_allclose(gate.excerpt[layer], s[0].mean(-1).T, **close)
+            for head in range(s.shape[2]):
+                values = np.clip(s[:, :, head].ravel(), low, high)
+                counts, _ = np.histogram(values, bins=50, range=(low, high))
+                ours = gate.histogram[layer, head] * (len(values) / gate.histogram[layer, head].sum())
+                np.testing.assert_allclose(ours, counts, atol=1e-6)
+                for percent in (5, 25, 50, 75, 95):
+                    exact = quantile_of_bins(counts, gate.edges, percent / 100)
+                    assert measured[f"gate_quantile_{percent:02d}"][head] == pytest.approx(exact, rel=1e-5)
+        mean = torch.stack(token_means).mean(0).numpy().ravel()
+        flat = ids.numpy().ravel()
+        by_id = [mean[flat == i].mean() if (flat == i).any() else 0.0 for i in range(50)]
+        sums, counts = gate.by_token_id
+        np.testing.assert_allclose(np.divide(sums, counts, out=np.zeros(50), where=counts > 0), by_id, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox", "afmoe", "ours, elementwise, value", "ours, headwise"])
+def test_effective_rank_is_that_of_the_whole_map(name, ids, build):
+    model = build(name)
+    found = inspect_model(model, [ids], level="full").measures
+    attention = attention_of((model.get_decoder().layers if name != "gpt2" else model.get_decoder().h)[1])
+    projection = projection_of(attention)
+    width = projection.weight.shape[0] if name == "gpt2" else projection.weight.shape[1]
+    num_heads, head_dim = found["f_attn"].shape[1], width // found["f_attn"].shape[1]
+    out = (projection.weight.T if name == "gpt2" else projection.weight).detach()
+    if name == "gpt2":
+        value = attention.c_attn.weight.detach().T[64:].unflatten(0, (4, 8))
+    elif name == "gpt_neox":
+        value = attention.query_key_value.weight.detach().unflatten(0, (4, 3, 8))[:, 2]
+    else:
+        value = attention.v_proj.weight.detach().unflatten(0, (-1, head_dim))
+    means = torch.ones(num_heads, head_dim, dtype=torch.float64)
+    for site, scores in (naive_scores(name, model, ids) if "effective_rank_gated" in found else {}).items():
+        mean = scores[1].detach().mean((0, 1))
+        means = means * (mean.repeat_interleave(num_heads // len(value), 0) if site == "value" else mean)
+    for key, diagonal in (("effective_rank", torch.ones_like(means)), ("effective_rank_gated", means)):
+        for head in range(num_heads if key in found else 0):
+            w_o = out[:, head * head_dim : (head + 1) * head_dim]
+            whole = w_o @ torch.diag(diagonal[head]) @ value[head * len(value) // num_heads]
+            p = torch.linalg.svdvals(whole)
+            p = p[:head_dim] / p[:head_dim].sum()
+            assert found[key][1, head] == pytest.approx(torch.special.entr(p).sum().exp().item(), rel=1e-5)
+
+
+def test_batches_do_not_change_a_measure(ids, build):
+    model = build("ours, headwise")
+    whole, parts = inspect_model(model, [ids], level="full"), inspect_model(model, [ids[:1], ids[1:]], level="full")
+    for name, values in whole.measures.items():
+        np.testing.assert_allclose(values, parts.measures[name], rtol=1e-9, err_msg=name)
+
+
+def test_a_summary_is_the_cheap_part_of_a_full_inspection(ids, build):
+    model = build("ours, headwise")
+    summary, full = inspect_model(model, [ids]), inspect_model(model, [ids], level="full")
+    assert set(summary.measures) == {name for name, measure in MEASURES.items() if not measure.full}
+    for name, values in summary.measures.items():
+        np.testing.assert_array_equal(values, full.measures[name])
+
+
+def test_blocks_of_queries_do_not_change_a_measure(ids, build, monkeypatch):
+    for name in ("llama", "gemma2", "gpt_oss"):
+        model = build(name)
+        whole = inspect_model(model, [ids], level="full").measures
+        monkeypatch.setattr("gated_attention.analysis.attention.BLOCK_ELEMENTS", 4 * 4 * 61 * 7)
+        monkeypatch.setattr("gated_attention.analysis.attention._MASKED_QUERIES", 7)
+        monkeypatch.setattr("gated_attention.analysis.measures.BLOCK_ELEMENTS", 4 * 32 * 7)
+        blocks = inspect_model(model, [ids], level="full").measures
+        monkeypatch.undo()
+        for key, values in whole.items():
+            np.testing.assert_allclose(values, blocks[key], rtol=1e-9, err_msg=f"{name} {key}")
+
+
+class LargestTensor(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(tensor, torch.Tensor):
+                self.numel = max(self.numel, tensor.numel())
+        return out
+
+
+@pytest.mark.parametrize("level", ["summary", "full"])
+def test_no_square_matrix_is_formed(level, monkeypatch):
+    length = 1024
+    monkeypatch.setattr("gated_attention.analysis.attention.BLOCK_ELEMENTS", 2**17)
+    config = Qwen3Config(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=8, vocab_size=50,
+        intermediate_size=32, max_position_embeddings=length,
+    )  # fmt: skip
+    model = Qwen3ForCausalLM(config).eval()
+    with LargestTensor() as largest:
+        inspect_model(model, [torch.randint(0, 50, (1, length))], level=level)
+    assert largest.numel < length * length / 2
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_everything_is_restored(ids, fails):
+    model = gated_model(GATES["headwise"]).train()
+    model.set_attn_implementation("eager")
+
+    def blocks():
+        yield ids
+        if fails:
+            raise RuntimeError("the text broke off")
+
+    if fails:
+        with pytest.raises(RuntimeError, match="broke off"):
+            inspect_model(model, blocks())
+    else:
+        inspect_model(model, blocks())
+    assert model.training
+    assert model.config._attn_implementation == "eager"
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_autocast_reads_the_same_attention(ids):
+    model = gated_model(GATES["headwise"]).eval()
+    plain = inspect_model(model, [ids], level="full").measures
+    with torch.autocast("cpu", torch.bfloat16):
+        low = inspect_model(model, [ids], level="full").measures
+    for name in ("f_attn", "entropy", "size_after_gate", "kurtosis"):
+        np.testing.assert_allclose(low[name], plain[name], rtol=0.15, atol=2e-3, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("batches", "message"),
+    [
+        ([], "at least one block"),
+        ([torch.zeros(1, 1, dtype=torch.long)], "from 2 on"),
+        ([torch.zeros(1, 8, dtype=torch.long), torch.zeros(1, 9, dtype=torch.long)], "one length"),
+    ],
+)
+def test_unfit_text_is_refused(batches, message):
+    with pytest.raises(ValueError, match=message):
+        inspect_model(gated_model(()), batches)
+
+
+def test_an_unknown_level_is_refused(ids, without_shape_checks):
+    with pytest.raises(ValueError, match="unknown level 'deep'; choose from summary, full"):
+        inspect_model(gated_model(()), [ids], level="deep")
+
+
+def test_weights_of_a_block_are_a_block_of_the_weights():
+    q, k, v = torch.randn(3, 2, 4, 20, 8, dtype=torch.float64)
+    scores = (q @ k.transpose(-1, -2) * 0.3).masked_fill(~torch.ones(20, 20, dtype=torch.bool).tril(), float("-inf"))
+    call = AttentionCall(0, q, k, v, (scores.softmax(-1) @ v).transpose(1, 2), scores.logsumexp(-1), 0.3)
+    torch.testing.assert_close(call.weights(slice(5, 12), slice(3, 20)), scores.softmax(-1)[:, :, 5:12, 3:20])
