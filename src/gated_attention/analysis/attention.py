@@ -131,7 +131,8 @@ def _blockwise(
         visible = positions <= positions[queries, None] if mask is None else mask[:, :, queries]
         scores = scores.masked_fill_(~visible, float("-inf"))
         lse = scores.logsumexp(-1)
-        weights = torch.exp(scores - lse[..., None]).to(v.dtype)
+        # A query that sees no key has lse -inf and output 0.
+        weights = torch.exp(scores - lse.clamp(min=torch.finfo(lse.dtype).min)[..., None]).to(v.dtype)
         grouped = torch.unflatten(weights, 1, (-1, groups)).flatten(2, 3)  # (B, K, G * T, S)
         outs.append(torch.unflatten(grouped @ v, 2, (groups, -1)).flatten(1, 2))
         lses.append(lse)
