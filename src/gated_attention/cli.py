@@ -119,6 +119,50 @@ def compare(
 
 
 @app.command()
+def analyze(
+    models: Annotated[
+        list[str], typer.Argument(help="Folders with a model, runs of `compare` (<variant>/seed<k>), or hub names.")
+    ],
+    data: Annotated[
+        str, typer.Option(help="Text to read: a file, a folder, a hub name, or 'stdlib', as for `compare`.")
+    ] = "stdlib",
+    text_field: TextField = "text",
+    tokens: Annotated[int, typer.Option(help="Tokens that each model reads, about.")] = 65_536,
+    context: Annotated[
+        int | None,
+        typer.Option(help="Tokens per passage; default: 1024, or the model's positions if fewer.", show_default=False),
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="One for all models; default: the one beside each model.", show_default=False)
+    ] = None,
+    level: Annotated[
+        str, typer.Option(help="'full', or 'summary', which leaves out what needs every attention weight.")
+    ] = "full",
+    device: Device = "auto",
+    output: Annotated[Path, typer.Option(help="Folder for the page, the data and the figures.")] = Path(
+        "reports/analysis"
+    ),
+) -> None:
+    """Look inside causal language models: attention sinks, massive activations, gates.
+
+    Writes a page that compares the models, analysis.json, measures.csv and figures.
+    """
+    from gated_attention.studies.analysis_display import AnalysisDisplay
+    from gated_attention.studies.analysis_report import prepare_folder, write_analysis
+    from gated_attention.studies.analyze import AnalysisPlan, analyze
+    from gated_attention.studies.plan import pick_device
+
+    chosen = pick_device(device)
+    plan = AnalysisPlan(tuple(models), data, text_field, tokens, context, tokenizer, level)
+    prepare_folder(output)
+    display = AnalysisDisplay()
+    with display:
+        analyses = list(analyze(plan, chosen, display.say, display.track))
+    write_analysis(plan, analyses, output)
+    display.summary(analyses, output)
+
+
+@app.command()
 def report(
     runs: Annotated[Path, typer.Argument(help="A study's folder, runs/<name>.")],
     output: Annotated[

@@ -84,7 +84,7 @@ class Inspection:
         """A measure as one number: averaged over heads, then as `Definition.over_layers` says."""
         layers = self.by_layer(name)
         if MEASURES[name].over_layers == "max":
-            return float(np.nanmax(layers))
+            return float(np.max(layers, where=~np.isnan(layers), initial=-np.inf))
         return float(mean_of_numbers(layers, axis=0))
 
 

@@ -1,4 +1,4 @@
-"""Figures of a comparison, from plain arrays.
+"""Figures of a comparison, from plain arrays; `heatmaps` has those by head.
 
 Every function returns a matplotlib `Figure` and leaves pyplot and the caller's rcParams alone. Arms
 share a figure as mappings from label to data, drawn in the mapping's order; `strokes_for` gives
@@ -94,7 +94,7 @@ def strokes_for(labels: Iterable[str]) -> dict[str, Stroke]:
     }
 
 
-def _styled(function: Callable[_P, _R]) -> Callable[_P, _R]:
+def styled(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """Run under this module's style, whatever the caller's rcParams are."""
 
     @wraps(function)
@@ -107,7 +107,7 @@ def _styled(function: Callable[_P, _R]) -> Callable[_P, _R]:
     return wrapper
 
 
-@_styled
+@styled
 def loss_curves(
     training: Mapping[str, Mapping[int, Curve]],
     validation: Mapping[str, Mapping[int, Curve]],
@@ -155,7 +155,7 @@ def loss_curves(
     return figure
 
 
-@_styled
+@styled
 def per_layer(
     arms: Mapping[str, Sequence[Sequence[float]]],
     strokes: Mapping[str, Stroke],
@@ -163,7 +163,7 @@ def per_layer(
     log: bool = False,
     uniform: float | None = None,
 ) -> Figure:
-    """A measure layer by layer: a thin line for each seed, a thick one with points for their mean.
+    """A measure layer by layer, NaN left out: a thin line for each seed, a thick one with points for their mean.
 
     Args:
         arms: For each seed the values of all layers, first layer first.
@@ -175,7 +175,7 @@ def per_layer(
     figure = Figure(figsize=(_WIDTH, 3.1), layout="constrained")
     ax = figure.subplots()
     for label, seeds in arms.items():
-        curves = [Curve(np.arange(len(layers)), np.asarray(layers, dtype=np.float64)) for layers in seeds]
+        curves = [_of_layers(np.asarray(layers, dtype=np.float64)) for layers in seeds]
         _draw_seeds(ax, curves, strokes[label], marker="o")
     if log:
         ax.set_yscale("log")
@@ -201,7 +201,7 @@ def per_layer(
     return figure
 
 
-@_styled
+@styled
 def gate_histograms(histograms: Sequence[GateHistogram], columns: int = 3) -> Figure:
     """Distribution of gate scores in each layer, a panel for each gate, the first layer lowest.
 
@@ -224,7 +224,7 @@ def gate_histograms(histograms: Sequence[GateHistogram], columns: int = 3) -> Fi
     return figure
 
 
-@_styled
+@styled
 def attention_maps(
     maps: Mapping[str, Float[np.ndarray, "layers queries keys"]],
     layers: Sequence[int],
@@ -278,7 +278,7 @@ def attention_maps(
     return figure
 
 
-@_styled
+@styled
 def to_svg(figure: Figure, salt: str) -> str:
     """The figure as SVG with text as text, without date; equal figures and salts give equal text.
 
@@ -291,6 +291,11 @@ def to_svg(figure: Figure, salt: str) -> str:
     metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     FigureCanvasSVG(figure).print_svg(buffer, metadata=metadata)
     return buffer.getvalue()
+
+
+def _of_layers(values: np.ndarray) -> Curve:
+    found = np.flatnonzero(np.isfinite(values))
+    return Curve(found, values[found])
 
 
 def _draw_seeds(ax: Axes, curves: Sequence[Curve], stroke: Stroke, marker: str = "") -> None:

@@ -80,8 +80,8 @@ def by_heads(values: Mapping[int, np.ndarray], num_layers: int) -> np.ndarray:
 
 def mean_of_numbers(values: np.ndarray, axis: int) -> np.ndarray:
     """The mean over an axis with NaN passed over; NaN where there is nothing else."""
-    count = np.isfinite(values).sum(axis)
-    total = np.where(np.isfinite(values), values, 0.0).sum(axis)
+    count = (~np.isnan(values)).sum(axis)
+    total = np.where(np.isnan(values), 0.0, values).sum(axis)
     return np.asarray(np.where(count > 0, total / np.maximum(count, 1), np.nan))
 
 

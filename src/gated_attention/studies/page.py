@@ -64,7 +64,20 @@ class FigureBlock:
     caption: str
 
 
-Block = Heading | Paragraph | Bullets | CodeBlock | TableBlock | FigureBlock
+@dataclass(frozen=True, slots=True)
+class WidgetBlock:
+    """Markup of its own, with the style and the script that all widgets of its kind share.
+
+    A Markdown page has `text` in its place.
+    """
+
+    markup: str
+    style: str
+    script: str
+    text: str
+
+
+Block = Heading | Paragraph | Bullets | CodeBlock | TableBlock | FigureBlock | WidgetBlock
 """What a document is a sequence of."""
 
 
@@ -107,6 +120,8 @@ def _markdown_block(block: Block) -> str:
         case FigureBlock():
             caption = _markdown_text(block.caption)
             return f"### {_markdown_text(block.title)}\n\n![{_markdown_escape(block.title)}]({block.path})\n\n{caption}"
+        case WidgetBlock():
+            return _markdown_text(block.text)
 
 
 def _markdown_table(table: Table) -> str:
@@ -120,12 +135,15 @@ def _markdown_table(table: Table) -> str:
 def html(title: str, blocks: Sequence[Block]) -> str:
     """The document as one HTML page that requests nothing: styles and figures are inside."""
     body = "\n".join(_html_block(block) for block in blocks)
+    widgets = [block for block in blocks if isinstance(block, WidgetBlock)]
+    style = _CSS + "".join(dict.fromkeys(widget.style for widget in widgets))
+    script = "".join(f"<script>\n{text}</script>\n" for text in dict.fromkeys(widget.script for widget in widgets))
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{escape(title)}</title>\n<style>\n{_CSS}</style>\n</head>\n"
-        f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+        f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n"
+        f"<body>\n<main>\n{body}\n</main>\n{script}</body>\n</html>\n"
     )
 
 
@@ -159,6 +177,8 @@ def _html_block(block: Block) -> str:
                 f'<div class="plot" role="img" aria-label="{escape(block.title)}" tabindex="0">\n'
                 f"{inline_svg(block.svg)}</div>\n<figcaption>{_html_text(block.caption)}</figcaption>\n</figure>"
             )
+        case WidgetBlock():
+            return block.markup
 
 
 def _html_table(block: TableBlock) -> str:

@@ -179,7 +179,11 @@ def terminal_table(results: Sequence[Result], width: int | None = None) -> RichT
     Raises:
         ValueError: as `compare_variants`.
     """
-    table = comparison_table(compare_variants(results))
+    return rich_table(comparison_table(compare_variants(results)), width)
+
+
+def rich_table(table: Table, width: int | None = None) -> RichTable:
+    """A table for a terminal: as it is, or on a narrow one a column for each row; `width` as in `terminal_table`."""
     narrow = (Console().width if width is None else width) < WIDE and len(table.rows) <= SIDE_BY_SIDE
     return _side_by_side(table) if narrow else _stacked(table)
 

@@ -1,0 +1,100 @@
+"""A trained model with its tokenizer, from a folder, a run of `compare`, or the hub."""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+import gated_attention.models  # noqa: F401  registers the gated models
+from gated_attention.train.corpus import one_line, quiet, require_hub
+from gated_attention.train.tokenizer import load_tokenizer
+from gated_attention.train.trainer import last_checkpoint
+
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Where a model lies and what it is called.
+
+    Attributes:
+        name: What the caller wrote.
+        label: Short name: variant and seed of an arm of `compare`, otherwise the last part of the name.
+        path: Folder or hub name to load from.
+    """
+
+    name: str
+    label: str
+    path: str
+
+
+def find_checkpoint(name: str) -> Checkpoint:
+    """The checkpoint of that name: a folder with a model, an arm's folder `<variant>/seed<k>`, or a hub name.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    folder = Path(os.path.expanduser(name))
+    if folder.is_dir():
+        newest = None if (folder / "model.safetensors").exists() else last_checkpoint(folder)
+        path = newest or folder
+        if not (path / "config.json").exists():
+            raise ValueError(f"{name} holds no model (no config.json); give a model's folder or a hub name")
+        return Checkpoint(name, _label(path.resolve()), str(path))
+    if folder.exists() or not _HUB_NAME.fullmatch(name):
+        raise ValueError(f"no model folder {name!r}; give a folder that exists or a hub name")
+    require_hub(name)
+    return Checkpoint(name, name.rsplit("/", maxsplit=1)[-1], name)
+
+
+def _label(path: Path) -> str:
+    arm = path.parent if path.name.startswith("checkpoint-") else path
+    return f"{arm.parent.name} {arm.name}" if re.fullmatch(r"seed\d+", arm.name) else path.name
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
+def load_checkpoint(
+    checkpoint: Checkpoint, device: torch.device, tokenizer: str | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model, in its stored dtype on a GPU and in float32 on a CPU, and its tokenizer.
+
+    Args:
+        checkpoint: From `find_checkpoint`.
+        device: Where the model goes.
+        tokenizer: As `train.tokenizer.load_tokenizer`; None is the one beside the model.
+
+    Raises:
+        ValueError: if either cannot be loaded, or weights are missing.
+    """
+    read = load_tokenizer(checkpoint.path if tokenizer is None else tokenizer)
+    dtype = torch.float32 if device.type == "cpu" else "auto"
+    try:
+        with quiet(), _no_progress_bars():
+            model, info = AutoModelForCausalLM.from_pretrained(
+                checkpoint.path, dtype=dtype, output_loading_info=True, trust_remote_code=False
+            )
+    except Exception as error:  # configuration, weights and hub each raise their own
+        raise ValueError(
+            f"{checkpoint.name} cannot be loaded as a causal language model ({one_line(error)})"
+        ) from error
+    if missing := sorted(info["missing_keys"]):
+        raise ValueError(
+            f"{checkpoint.name} lacks {len(missing)} weights of its model, e.g. {missing[0]}; give a whole checkpoint"
+        )
+    return model.to(device).eval(), read
