@@ -353,14 +353,19 @@ def test_a_summary_is_the_cheap_part_of_a_full_inspection(ids, build):
 
 
 def test_blocks_of_queries_do_not_change_a_measure(ids, build, monkeypatch):
-    for name in ("llama", "gemma2", "gpt_oss"):
+    for name in ("llama", "gemma2", "gpt_oss", "ours, elementwise, value"):
         model = build(name)
-        whole = inspect_model(model, [ids], level="full").measures
+        found = inspect_model(model, [ids], level="full")
+        whole = found.measures
         monkeypatch.setattr("gated_attention.analysis.attention.BLOCK_ELEMENTS", 4 * 4 * 61 * 7)
         monkeypatch.setattr("gated_attention.analysis.attention._MASKED_QUERIES", 7)
         monkeypatch.setattr("gated_attention.analysis.measures.BLOCK_ELEMENTS", 4 * 32 * 7)
-        blocks = inspect_model(model, [ids], level="full").measures
+        found_in_blocks = inspect_model(model, [ids], level="full")
+        blocks = found_in_blocks.measures
         monkeypatch.undo()
+        for site, gate in found.gates.items():
+            for key, values in gate.measures.items():
+                np.testing.assert_allclose(values, found_in_blocks.gates[site].measures[key], rtol=1e-9, err_msg=key)
         for key, values in whole.items():
             np.testing.assert_allclose(values, blocks[key], rtol=1e-9, err_msg=f"{name} {key}")
 
@@ -444,3 +449,35 @@ def test_weights_of_a_block_are_a_block_of_the_weights():
     scores = (q @ k.transpose(-1, -2) * 0.3).masked_fill(~torch.ones(20, 20, dtype=torch.bool).tril(), float("-inf"))
     call = AttentionCall(0, q, k, v, (scores.softmax(-1) @ v).transpose(1, 2), scores.logsumexp(-1), 0.3)
     torch.testing.assert_close(call.weights(slice(5, 12), slice(3, 20)), scores.softmax(-1)[:, :, 5:12, 3:20])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["elementwise, value", "headwise"])
+def test_a_gpu_in_half_precision_finds_what_float64_finds(name):
+    ids = torch.randint(0, 50, (4, 128))
+    exact = inspect_model(gated_model(GATES[name]).double().eval(), [ids], level="full")
+    found = inspect_model(gated_model(GATES[name]).bfloat16().cuda().eval(), [ids[:2], ids[2:]], level="full")
+    for key in ("f_attn", "sink_share", "entropy", "m_act", "kurtosis", "size_before_gate", "size_after_gate"):
+        np.testing.assert_allclose(found.measures[key], exact.measures[key], rtol=0.15, atol=5e-3, err_msg=key)
+    for site, gate in exact.gates.items():
+        for key in ("gate_mean", "gate_share_below_0.1", "gate_first"):
+            ours = found.gates[site].measures[key]
+            np.testing.assert_allclose(ours, gate.measures[key], rtol=0.15, atol=2e-2, err_msg=key)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("level", ["summary", "full"])
+def test_no_layer_waits_for_the_device(level):
+    model = gated_model(GATES["elementwise, value"]).bfloat16().cuda().eval()
+    ids = torch.randint(0, 50, (4, 128))
+    inspect_model(model, [ids], level=level)  # kernels are chosen
+
+    def batches():
+        torch.cuda.set_sync_debug_mode("error")
+        yield from ids.split(2)
+        torch.cuda.set_sync_debug_mode("default")
+
+    try:
+        inspect_model(model, batches(), level=level)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

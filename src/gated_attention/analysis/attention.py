@@ -12,6 +12,7 @@ from gated_attention import ops
 BLOCK_ELEMENTS = 2**24
 """Numbers in the largest temporary tensor of a measure: 64 MiB in float32."""
 
+_SMALLEST_BLOCK = 4  # queries
 _MASKED_QUERIES = 1024  # per call: the kernels turn a boolean mask into a bias of the inputs' dtype
 
 
@@ -49,7 +50,7 @@ class AttentionCall:
     def query_blocks(self, num_keys: int) -> Iterator[slice]:
         """Consecutive queries, as many at a time as `BLOCK_ELEMENTS` allows beside that many keys."""
         b, h, t, d = self.q.shape
-        size = max(1, BLOCK_ELEMENTS // (b * h * max(d, num_keys)))
+        size = max(_SMALLEST_BLOCK, BLOCK_ELEMENTS // (b * h * max(d, num_keys)))
         return (slice(start, min(start + size, t)) for start in range(0, t, size))
 
     def scores(self, queries: slice, keys: slice) -> Float[Tensor, "b h t s"]:

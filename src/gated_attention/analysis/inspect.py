@@ -36,7 +36,7 @@ from gated_attention.spec import GateSpec, Site
 Level = Literal["summary", "full"]
 """`summary` costs little beside the forward pass; `full` also forms every attention weight once, block by block."""
 
-EXCERPT_TOKENS = 96
+EXCERPT_TOKENS = 160
 """Tokens of the first sequence whose gates are kept one by one."""
 
 
@@ -123,10 +123,12 @@ def inspect_model(
     model.eval()
     try:
         with watch(model, recorder, attention):
-            for batch in batches:
-                recorder.begin(batch if isinstance(batch, TextBatch) else TextBatch(batch))
-                model.base_model(input_ids=recorder.ids[-1].to(device), use_cache=False)
-                recorder.end()
+            for given in batches:
+                batch = given if isinstance(given, TextBatch) else TextBatch(given)
+                recorder.begin(batch)
+                input_ids = batch.ids.to(device, non_blocking=True)
+                model.base_model(input_ids=input_ids, use_cache=False)
+                recorder.end(input_ids)
     finally:
         model.train(training)
     if not recorder.ids:
@@ -164,14 +166,13 @@ class _Recorder(Watcher):
     def length(self) -> int:
         return self.ids[0].shape[1]
 
-    def end(self) -> None:
-        """The forward pass is over."""
+    def end(self, input_ids: Int[Tensor, "b t"]) -> None:
+        """The forward pass over these tokens is over."""
         num_embeddings = self.model.get_input_embeddings().num_embeddings
         for site, scores in self.token_scores.items():
-            mean = torch.stack(scores).mean(0).expand(self.ids[-1].shape).double()  # (B, T)
+            mean = torch.stack(scores).mean(0).expand(input_ids.shape).double()  # (B, T)
             sums = self.by_token_id.setdefault(site, mean.new_zeros(2, num_embeddings))
-            ids = self.ids[-1].to(mean.device).flatten()
-            sums.index_add_(1, ids, torch.stack([mean.flatten(), torch.ones_like(mean).flatten()]))
+            sums.index_add_(1, input_ids.flatten(), torch.stack([mean.flatten(), torch.ones_like(mean).flatten()]))
         self.token_scores.clear()
 
     @property
@@ -228,11 +229,12 @@ class _Recorder(Watcher):
             self.rows.add(f"{site}_{name}", layer, getattr(found, name))
         self.rows.add_up(f"{site}_histogram", layer, found.histogram)
         if self.level == "full":
-            self.rows.add_up(f"{site}_by_channel", layer, found.by_channel.sum(0))
+            self.rows.add_up(f"{site}_by_channel", layer, measures.channel_scores(logits, gate.spec))
         self.token_scores[site].append(found.by_token.mean(-1))
         if self._is_first:
             excerpt = found.by_token[:1, :EXCERPT_TOKENS]
-            self.rows.add(f"{site}_excerpt", layer, excerpt.expand(1, min(EXCERPT_TOKENS, self.length), -1))
+            excerpt = excerpt.expand(1, min(EXCERPT_TOKENS, self.length), -1).clone()
+            self.rows.add(f"{site}_excerpt", layer, excerpt)
 
     def result(self, attention: Sequence[Attention]) -> Inspection:
         collected = self.rows.collect()

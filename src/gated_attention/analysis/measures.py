@@ -5,6 +5,7 @@ model is their mean over sequences in float64, unless it is a maximum. `definiti
 cites and words them.
 """
 
+from collections.abc import Callable, Sequence
 from math import ceil
 from typing import NamedTuple
 
@@ -54,12 +55,14 @@ def sink_columns(call: AttentionCall) -> SinkColumns:
     Weights are summed over queries in the dtype of the log-sum-exp, a block of queries at a time.
     """
     keys = slice(0, max(1, min(CANDIDATE_KEYS, call.length // 2)))
-    first, sums = call.weights(slice(0, min(FIRST_QUERIES, call.length)), slice(0, 1)), None
+    sums: list[Tensor] = []
+    first_rows: list[Tensor] = []
     for queries in call.query_blocks(keys.stop):
-        part = call.weights(queries, keys).sum(2)
-        sums = part if sums is None else sums + part
-    assert sums is not None
-    return SinkColumns(sums, first[..., 0])
+        weights = call.weights(queries, keys)
+        sums.append(weights.sum(2))
+        # No block is shorter than these rows; cloned, so that the block can go.
+        first_rows = first_rows or [weights[:, :, :FIRST_QUERIES, 0].clone()]
+    return SinkColumns(sums[0] if len(sums) == 1 else torch.stack(sums).sum(0), first_rows[0])
 
 
 class WholeAttention(NamedTuple):
@@ -169,7 +172,7 @@ def kurtosis(x: Float[Tensor, "b t c"]) -> Float[Tensor, " b"]:
     for part in torch.split(x, max(1, BLOCK_ELEMENTS // (x.shape[0] * x.shape[2])), dim=1):
         squares = (part - mean).square_()
         second = second + squares.sum((1, 2))
-        fourth = fourth + squares.square_().sum((1, 2))
+        fourth = fourth + torch.linalg.vector_norm(squares, dim=(1, 2)).square()
     return fourth / (second * second) * (x.shape[1] * x.shape[2])
 
 
@@ -182,19 +185,25 @@ def mean_size(heads: Float[Tensor, "b t h d"]) -> Float[Tensor, "b h"]:
 def share_below(heads: Float[Tensor, "b t h d"], *thresholds: float) -> list[Float[Tensor, "b h"]]:
     """Share of absolute values below each threshold, over tokens and channels."""
     size = heads.abs()
-    count = heads.shape[1] * heads.shape[3]
-    return [(size < threshold).sum((1, 3)).to(_wide(heads)) / count for threshold in thresholds]
+    return [_share(torch.lt, size, threshold) for threshold in thresholds]
+
+
+def _share(compare: Callable[..., Tensor], x: Tensor, threshold: float) -> Tensor:
+    """Share of (T, D) for which the comparison holds, (B, H)."""
+    # A sum of booleans would copy them to 64-bit integers first; CUDA adds up halves in float32 as they are read.
+    flags = torch.empty(x.shape, dtype=torch.bfloat16 if x.is_cuda else x.dtype, device=x.device)
+    count = compare(x, threshold, out=flags).sum((1, 3), dtype=_wide(x))
+    return count / (x.shape[1] * x.shape[3])
 
 
 class GateRows(NamedTuple):
-    """Gate scores of each sequence: over all tokens, of token 0, by token and by channel, and a histogram of all."""
+    """Gate scores of each sequence: over all tokens, of token 0, and by token, and a histogram of all."""
 
     mean: Float[Tensor, "b h"]
     below: Float[Tensor, "b h"]
     above: Float[Tensor, "b h"]
     first: Float[Tensor, "b h"]
     by_token: Float[Tensor, "b t h"]
-    by_channel: Float[Tensor, "b h d"]
     histogram: Float[Tensor, "h bins"]
 
 
@@ -204,19 +213,38 @@ def gate_rows(logits: Float[Tensor, "b t h #d"], spec: GateSpec) -> GateRows:
     The histogram counts `HISTOGRAM_TOKENS` evenly spaced tokens of each sequence, scores outside its range in its
     end bins.
     """
-    scores = ops.gate_scores(logits, spec)
-    scores = scores.to(_wide(scores))  # (B, T, H, D)
-    count = scores.shape[1] * scores.shape[3]
+    parts = [_gate_rows(_scores(part, spec), spec) for part in _groups(logits)]
+    if len(parts) == 1:
+        return parts[0]
+    rows = {name: torch.cat([getattr(part, name) for part in parts]) for name in GateRows._fields[:-1]}
+    return GateRows(**rows, histogram=torch.stack([part.histogram for part in parts]).sum(0))
+
+
+def channel_scores(logits: Float[Tensor, "b t h #d"], spec: GateSpec) -> Float[Tensor, "#h #d"]:
+    """Gate scores by channel: means over tokens, summed over sequences."""
+    return torch.stack([_scores(part, spec).mean(1).sum(0) for part in _groups(logits)]).sum(0)
+
+
+def _gate_rows(scores: Tensor, spec: GateSpec) -> GateRows:
     by_token = scores.mean(-1)
     return GateRows(
         by_token.mean(1),
-        (scores < 0.1).sum((1, 3)).to(scores.dtype) / count,
-        (scores > 0.9).sum((1, 3)).to(scores.dtype) / count,
-        by_token[:, 0],
+        _share(torch.lt, scores, 0.1),
+        _share(torch.gt, scores, 0.9),
+        by_token[:, 0].clone(),  # so that the rest can go
         by_token,
-        scores.mean(1),
         _histogram(scores[:, :: ceil(scores.shape[1] / HISTOGRAM_TOKENS)], spec),
     )
+
+
+def _scores(logits: Tensor, spec: GateSpec) -> Tensor:
+    scores = ops.gate_scores(logits, spec)
+    return scores.to(_wide(scores))  # (B, T, H, D)
+
+
+def _groups(x: Tensor) -> Sequence[Tensor]:
+    """Some sequences at a time, as many as `BLOCK_ELEMENTS` allows."""
+    return torch.split(x, max(1, BLOCK_ELEMENTS // x[0].numel()))
 
 
 def score_range(spec: GateSpec) -> tuple[float, float]:

@@ -189,6 +189,7 @@ def per_layer(
         ax.set_ylim(bottom=0.0)
     if uniform is not None:
         ax.axhline(uniform, color=INK, linewidth=1.0, linestyle=(0, (4, 3)))
+        ax.set_ylim(top=max(ax.get_ylim()[1], 1.05 * uniform))
         ax.annotate(
             "uniform", (1.0, uniform), xycoords=("axes fraction", "data"), xytext=(3, 0),
             textcoords="offset points", va="center", annotation_clip=False,

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from gated_attention.analysis import TextBatch
-from gated_attention.studies.analysis_page import summary_table
+from gated_attention.studies.analysis_page import activation_table, attention_table
 from gated_attention.studies.analyze import Analysis
 from gated_attention.studies.table import rich_table
 
@@ -49,5 +49,6 @@ class AnalysisDisplay:
 
     def summary(self, analyses: Sequence[Analysis], folder: Path) -> None:
         """Print the table, and where the page lies."""
-        self.console.print(rich_table(summary_table(analyses)))
+        self.console.print(rich_table(attention_table(analyses)))
+        self.console.print(rich_table(activation_table(analyses)))
         self.console.print(f"page: {folder / 'analysis.html'}")

@@ -86,13 +86,12 @@ def analysis_figures(analyses: Sequence[Analysis]) -> Iterator[FigureBlock]:
             "Mean over tokens and channels. Dark heads are closed most of the time.",
         )
         yield _block("gate_scores", _histograms(gated, strokes), "Gate scores, by layer", _HISTOGRAM_CAPTION)
-    if len({tuple(analysis.inspection.attention_layers) for analysis in analyses}) == 1:
-        groups = [list(analyses)]
-    else:
-        groups = [[analysis] for analysis in analyses]
-    for group in groups:
-        name = "attention_maps" if len(groups) == 1 else f"attention_maps_{analyses.index(group[0])}"
-        title = "Attention maps" if len(groups) == 1 else f"Attention maps: {group[0].label}"
+    by_layers: dict[tuple[int, ...], list[Analysis]] = {}
+    for analysis in analyses:  # maps of the same layers share a figure
+        by_layers.setdefault(tuple(analysis.inspection.attention_layers.tolist()), []).append(analysis)
+    for number, group in enumerate(by_layers.values()):
+        name = f"attention_maps_{number}" if number else "attention_maps"
+        title = f"Attention maps: {', '.join(a.label for a in group)}" if len(by_layers) > 1 else "Attention maps"
         yield _block(name, _maps(group), title, _MAPS_CAPTION)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from gated_attention.analysis.definitions import GATE_MEASURES, MEASURES
 from gated_attention.analysis.plots import strokes_for
-from gated_attention.analysis.reduction import SINK_THRESHOLD
+from gated_attention.analysis.reduction import SINK_THRESHOLD, mean_of_numbers
 from gated_attention.spec import SITE_LABELS
 from gated_attention.studies.analysis_figures import analysis_figures
 from gated_attention.studies.analyze import Analysis, AnalysisPlan, TokenGate
@@ -31,7 +31,8 @@ def analysis_blocks(plan: AnalysisPlan, analyses: Sequence[Analysis]) -> list[Bl
         _lead(plan, analyses),
         Heading("What was found"),
         Bullets([line for analysis in analyses for line in _findings(analysis)]),
-        TableBlock(summary_table(analyses), colors),
+        TableBlock(attention_table(analyses), colors),
+        TableBlock(activation_table(analyses), colors),
         *_table_notes(analyses),
         Heading("Figures"),
         *analysis_figures(analyses),
@@ -75,9 +76,15 @@ def _sink_words(analysis: Analysis) -> str:
     share, uniform = found.overall("f_attn"), found.overall("f_attn_uniform")
     heads = found.measures["f_attn"]
     layer, head = np.unravel_index(np.nanargmax(heads), heads.shape)
-    strongest = f"most in layer {layer}, head {head} ({heads[layer, head]:.2f})"
-    ratio = f"{share:.4f} of its attention to the first token, {share / uniform:.1f} times the uniform share"
-    text = f"gives {ratio}: {'a sink' if share >= SINK_FACTOR * uniform else 'no sink on the whole'}, {strongest}."
+    text = f"gives {share:.4f} of its attention to the first token, {share / uniform:.1f} times the uniform share"
+    if share >= SINK_FACTOR * uniform:
+        text += f": a sink, strongest in layer {layer}, head {head} ({heads[layer, head]:.2f})."
+    elif heads[layer, head] > SINK_THRESHOLD:
+        number = int((heads > SINK_THRESHOLD).sum())
+        text += f": no sink on the whole, but {number} of its heads {'has' if number == 1 else 'have'} one, "
+        text += f"the strongest in layer {layer}, head {head} ({heads[layer, head]:.2f})."
+    else:
+        text += f": no sink; its most attentive head, {head} in layer {layer}, gives {heads[layer, head]:.2f}."
     elsewhere = np.where(found.measures["sink_position"] > 0, found.measures["sink_share"], np.nan)
     if np.isfinite(elsewhere).any():
         layer, head = np.unravel_index(np.nanargmax(elsewhere), elsewhere.shape)
@@ -113,52 +120,79 @@ def _gate_words(analysis: Analysis) -> str:
     return " ".join(words)
 
 
-def summary_table(analyses: Sequence[Analysis]) -> Table:
-    """One row for each model: sinks, activations, gates."""
-
-    def overall(name: str, decimals: int | None = 4) -> list[Cell]:
-        return [_number(analysis.inspection.overall(name), decimals) for analysis in analyses]
-
-    def gate(name: str) -> list[Cell]:
-        values = [
-            [np.nanmean(one.measures[name]) for one in analysis.inspection.gates.values()] for analysis in analyses
-        ]
-        return [Cell(" / ".join(f"{value:.3f}" for value in found) or ABSENT) for found in values]
-
-    models = [
+def attention_table(analyses: Sequence[Analysis]) -> Table:
+    """One row for each model: what it is, and its sinks."""
+    kinds = [
         f"{analysis.family}, {count_text(analysis.num_parameters)} parameters, "
         f"{len(analysis.inspection.attention)} layers, {analysis.num_heads} heads"
         for analysis in analyses
     ]
-    sites = [", ".join(SITE_LABELS[site] for site in analysis.inspection.gates) or ABSENT for analysis in analyses]
+    places = [_strongest(analysis) for analysis in analyses]
+    return table_of(
+        {
+            Column("Model", numeric=False): [Cell(analysis.label) for analysis in analyses],
+            Column("Kind", beneath=True, numeric=False): [Cell(kind) for kind in kinds],
+            Column("F-Attn"): _overall(analyses, "f_attn", 4),
+            Column("Uniform", beneath=True): _overall(analyses, "f_attn_uniform", 4),
+            Column("At starts"): _overall(analyses, "f_attn_start", 4),
+            Column("Mid-document", beneath=True): _overall(analyses, "f_attn_middle", 4),
+            Column("From query 4 on"): _overall(analyses, "f_attn_late", 4),
+            Column("Uniform then", beneath=True): _overall(analyses, "f_attn_late_uniform", 4),
+            Column("Sink^0.3"): _overall(analyses, "sink_rate", 3),
+            Column("Value drain", beneath=True): _overall(analyses, "value_drain", 2),
+            Column("Strongest"): [Cell(f"{share:.3f}") for _, share in places],
+            Column("at position", beneath=True): [Cell(str(position)) for position, _ in places],
+            Column("Entropy", "nats"): _overall(analyses, "entropy", 2),
+            Column("uniform", beneath=True): _overall(analyses, "entropy_uniform", 2),
+        }
+    )
+
+
+def activation_table(analyses: Sequence[Analysis]) -> Table:
+    """One row for each model: its activations and its gates."""
+
+    def gate(name: str) -> list[Cell]:
+        values = [[np.nanmean(one.measures[name]) for one in a.inspection.gates.values()] for a in analyses]
+        return [Cell(" / ".join(f"{value:.3f}" for value in found) or ABSENT) for found in values]
+
+    sites = [", ".join(SITE_LABELS[site] for site in analysis.inspection.gates) for analysis in analyses]
     massive = [_number(float(a.inspection.measures["massive_tokens"].max()), 2) for a in analyses]
-    columns = {
-        Column("Model", numeric=False): [Cell(analysis.label) for analysis in analyses],
-        Column("Kind", beneath=True, numeric=False): [Cell(text) for text in models],
-        Column("F-Attn"): overall("f_attn"),
-        Column("Uniform", beneath=True): overall("f_attn_uniform"),
-        Column("At starts"): overall("f_attn_start"),
-        Column("Mid-document", beneath=True): overall("f_attn_middle"),
-        Column("Sink^0.3"): overall("sink_rate", 3),
-        Column("Value drain", beneath=True): overall("value_drain", 2),
-        Column("Entropy", "nats"): (
-            overall("entropy", 2) if "entropy" in analyses[0].inspection.measures else [Cell(ABSENT)] * len(analyses)
-        ),
-        Column("M-Act"): overall("m_act", None),
-        Column("Massive tokens", "per passage", beneath=True): massive,
-        Column("Kurtosis"): overall("kurtosis", None),
-        Column("Inf norm", beneath=True): overall("inf_norm", None),
-        Column("|SDPA output|"): overall("size_before_gate", None),
-        Column("after the gate", beneath=True): overall("size_after_gate", None),
-        Column("Below 1e-2"): overall("sparsity_1e-2", 3),
-        Column("Below 1e-3", beneath=True): overall("sparsity_1e-3", 3),
-        Column("Gate mean"): gate("gate_mean"),
-        Column("Below 0.1", beneath=True): gate("gate_share_below_0.1"),
-        Column("First token"): gate("gate_first"),
-        Column("Others", beneath=True): gate("gate_rest"),
-        Column("Gate"): [Cell(text) for text in sites],
-    }
-    return table_of(columns)
+    return table_of(
+        {
+            Column("Model", numeric=False): [Cell(analysis.label) for analysis in analyses],
+            Column("M-Act"): _overall(analyses, "m_act", None),
+            Column("Massive tokens", beneath=True): massive,
+            Column("Kurtosis"): _overall(analyses, "kurtosis", None),
+            Column("Inf norm", beneath=True): _overall(analyses, "inf_norm", None),
+            Column("|SDPA output|"): _overall(analyses, "size_before_gate", None),
+            Column("after the gate", beneath=True): _overall(analyses, "size_after_gate", None),
+            Column("Below 1e-2"): _overall(analyses, "sparsity_1e-2", 3),
+            Column("Below 1e-3", beneath=True): _overall(analyses, "sparsity_1e-3", 3),
+            Column("Gate mean"): gate("gate_mean"),
+            Column("below 0.1", beneath=True): gate("gate_share_below_0.1"),
+            Column("above 0.9", beneath=True): gate("gate_share_above_0.9"),
+            Column("First token's"): gate("gate_first"),
+            Column("the others'", beneath=True): gate("gate_rest"),
+            Column("at", beneath=True): [Cell(site or ABSENT) for site in sites],
+            Column("Effective rank"): _overall(analyses, "effective_rank", 1),
+            Column("with the gate", beneath=True): _overall(analyses, "effective_rank_gated", 1),
+        }
+    )
+
+
+def _overall(analyses: Sequence[Analysis], name: str, decimals: int | None) -> list[Cell]:
+    """A measure of every model; None for three significant digits."""
+    return [
+        _number(a.inspection.overall(name), decimals) if name in a.inspection.measures else Cell(ABSENT)
+        for a in analyses
+    ]
+
+
+def _strongest(analysis: Analysis) -> tuple[int, float]:
+    """Position and share of the strongest sink of any head."""
+    found = analysis.inspection.measures
+    place = np.unravel_index(np.nanargmax(found["sink_share"]), found["sink_share"].shape)
+    return int(found["sink_position"][place]), float(found["sink_share"][place])
 
 
 def _number(value: float, decimals: int | None) -> Cell:
@@ -190,8 +224,8 @@ def _token_views(analyses: Sequence[Analysis]) -> Iterator[Block]:
     )
     for analysis in gated:
         for site, gate in analysis.inspection.gates.items():
-            scores = np.nanmean(gate.excerpt, axis=1) if np.isfinite(gate.excerpt).any() else None
-            if scores is not None:
+            scores = mean_of_numbers(gate.excerpt, axis=1)
+            if np.isfinite(scores).all(1).any():
                 yield token_view(f"{analysis.label} ({SITE_LABELS[site]})", analysis.excerpt, scores)
     yield Heading("Tokens whose gates are most closed and most open", level=3)
     yield Paragraph(
@@ -212,7 +246,7 @@ def _token_table(gated: Sequence[Analysis]) -> Table:
 
 
 def _listed(gates: Sequence[TokenGate]) -> str:
-    return ", ".join(f"{_quoted(gate.token)} {gate.mean:.2f}" for gate in gates) or ABSENT
+    return ", ".join(f"{_quoted(gate.token)}\u00a0{gate.mean:.2f}" for gate in gates) or ABSENT
 
 
 def _quoted(token: str) -> str:

@@ -58,6 +58,13 @@ def _label(path: Path) -> str:
     return f"{arm.parent.name} {arm.name}" if re.fullmatch(r"seed\d+", arm.name) else path.name
 
 
+def _require_tokenizer(checkpoint: Checkpoint) -> None:
+    # For some families transformers makes up an empty tokenizer where there is none.
+    folder = Path(checkpoint.path)
+    if folder.is_dir() and not any(any(folder.glob(f"{name}*")) for name in ("tokenizer", "vocab", "spiece")):
+        raise ValueError(f"no tokenizer beside the model in {checkpoint.path}; give one with --tokenizer")
+
+
 @contextmanager
 def _no_progress_bars() -> Iterator[None]:
     shown = transformers_logging.is_progress_bar_enabled()
@@ -82,6 +89,8 @@ def load_checkpoint(
     Raises:
         ValueError: if either cannot be loaded, or weights are missing.
     """
+    if tokenizer is None:
+        _require_tokenizer(checkpoint)
     read = load_tokenizer(checkpoint.path if tokenizer is None else tokenizer)
     dtype = torch.float32 if device.type == "cpu" else "auto"
     try:
