@@ -23,8 +23,8 @@ LINEAR = {
     "linear_num_key_heads": 2,
     "linear_key_head_dim": 8,
     "linear_value_head_dim": 8,
-    "shared_expert_intermediate_size": 16,
 }
+SHARED = {"shared_expert_intermediate_size": 16}
 NEOX = {key: value for key, value in SMALL.items() if key != "num_key_value_heads"}
 FAMILIES = {
     "llama": lambda: transformers.LlamaConfig(**SMALL),
@@ -45,7 +45,20 @@ FAMILIES = {
     ),
     "olmo2": lambda: transformers.Olmo2Config(**SMALL),
     "qwen3_next": lambda: transformers.Qwen3NextConfig(
-        **{**SMALL, "num_hidden_layers": 4}, **EXPERTS, **LINEAR, head_dim=16
+        **{**SMALL, "num_hidden_layers": 4}, **EXPERTS, **SHARED, **LINEAR, head_dim=16
+    ),
+    "qwen3_5_text": lambda: transformers.Qwen3_5TextConfig(
+        **{**SMALL, "num_hidden_layers": 4}, **LINEAR, head_dim=16,
+        rope_parameters={
+            "rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [3, 3, 2], "mrope_interleaved": True,
+            "partial_rotary_factor": 1.0,
+        },
+    ),
+    "phi3": lambda: transformers.Phi3Config(**SMALL),
+    "deepseek_v3": lambda: transformers.DeepseekV3Config(
+        **{**SMALL, "num_key_value_heads": 4}, moe_intermediate_size=16, n_routed_experts=4, num_experts_per_tok=2,
+        n_group=1, topk_group=1, kv_lora_rank=16, q_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=8,
+        v_head_dim=12, first_k_dense_replace=1,
     ),
     "afmoe": lambda: transformers.AfmoeConfig(
         **SMALL, **EXPERTS, head_dim=16, num_dense_layers=1, sliding_window=16,

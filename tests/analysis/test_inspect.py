@@ -18,7 +18,7 @@ from gated_attention.spec import GateSpec
 
 FAMILIES = (
     "llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "gemma", "gemma2", "gpt_neox", "gpt2", "gpt_oss", "olmo2",
-    "qwen3_next", "afmoe",
+    "qwen3_next", "qwen3_5_text", "phi3", "deepseek_v3", "afmoe",
 )  # fmt: skip
 GATES = {
     "none": (),
@@ -31,6 +31,7 @@ GATES = {
     "key, query": (GateSpec("key"), GateSpec("query")),
     "reads 12": (GateSpec(input_dim=12, bias=1.0, scale=2.0),),
 }
+PACKED = ("qwen3_next", "qwen3_5_text")
 OURS = [f"ours, {name}" for name in GATES] + ["ours, mixture of experts"]
 
 
@@ -181,9 +182,11 @@ def test_every_measure_equals_the_whole_matrix(name, ids, build):
     model = build(name)
     starts = torch.tensor([True, False, True, True])
     found = inspect_model(
-        model, [TextBatch(ids[:3], starts[:3]), TextBatch(ids[3:], starts[3:])], level="full", map_layers=[0]
-        if name != "qwen3_next" else [3],
-    )  # fmt: skip
+        model,
+        [TextBatch(ids[:3], starts[:3]), TextBatch(ids[3:], starts[3:])],
+        level="full",
+        map_layers=[3] if name in PACKED else [0],
+    )
     calls, states, has_attention = naive(model, ids)
     np.testing.assert_array_equal(found.attention, has_attention)
     expected = defaultdict(list)
@@ -199,7 +202,8 @@ def test_every_measure_equals_the_whole_matrix(name, ids, build):
             assert np.isnan(measured[~has_attention]).all()
             measured = measured[has_attention]
         np.testing.assert_allclose(measured, np.stack(values), rtol=1e-5, atol=1e-9, err_msg=key)
-    ranks = {"effective_rank", *(["effective_rank_gated"] if "effective_rank_gated" in found.measures else [])}
+    ranks = {name for name in found.measures if name.startswith("effective_rank")}
+    assert bool(ranks) == (name != "deepseek_v3")  # whose values have no single matrix
     assert set(found.measures) == set(expected) | ranks
     first = calls[0]["weights"][0, :, :48, :48].mean(0)
     np.testing.assert_allclose(found.attention_maps[0], first, atol=1e-3)  # stored as float16
@@ -234,7 +238,7 @@ def naive_scores(name, model, ids):
     scores = defaultdict(dict)
     for index, x in inputs.items():
         attention = attention_of(model.get_decoder().layers[index])
-        if name == "qwen3_next":
+        if name in PACKED:
             packed = (x @ attention.q_proj.weight.T).unflatten(-1, (4, 2, 16))
             scores["sdpa"][index] = torch.sigmoid(packed[..., 1, :])
         elif name == "afmoe":
@@ -269,7 +273,7 @@ def quantile_of_bins(counts, edges, share):
     raise AssertionError("the counts do not reach the share")
 
 
-GATED = ["qwen3_next", "afmoe", *[name for name in OURS if name != "ours, none"]]
+GATED = [*PACKED, "afmoe", *[name for name in OURS if name != "ours, none"]]
 
 
 @pytest.mark.parametrize("name", GATED)
@@ -309,7 +313,9 @@ def test_gate_scores_equal_their_formula(name, ids, build):
         np.testing.assert_allclose(np.divide(sums, counts, out=np.zeros(50), where=counts > 0), by_id, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox", "afmoe", "ours, elementwise, value", "ours, headwise"])
+@pytest.mark.parametrize(
+    "name", ["llama", "gpt2", "gpt_neox", "phi3", "afmoe", "ours, elementwise, value", "ours, headwise"]
+)
 def test_effective_rank_is_that_of_the_whole_map(name, ids, build):
     model = build(name)
     found = inspect_model(model, [ids], level="full").measures
@@ -322,6 +328,8 @@ def test_effective_rank_is_that_of_the_whole_map(name, ids, build):
         value = attention.c_attn.weight.detach().T[64:].unflatten(0, (4, 8))
     elif name == "gpt_neox":
         value = attention.query_key_value.weight.detach().unflatten(0, (4, 3, 8))[:, 2]
+    elif name == "phi3":
+        value = attention.qkv_proj.weight.detach()[32 + 16 :].unflatten(0, (2, 8))
     else:
         value = attention.v_proj.weight.detach().unflatten(0, (-1, head_dim))
     means = torch.ones(num_heads, head_dim, dtype=torch.float64)
@@ -437,6 +445,11 @@ def test_autocast_reads_the_same_attention(ids):
 def test_unfit_text_is_refused(batches, message):
     with pytest.raises(ValueError, match=message):
         inspect_model(gated_model(()), batches)
+
+
+def test_a_layer_without_attention_has_no_map(ids, build):
+    with pytest.raises(ValueError, match="layer 1 has no softmax attention to map; choose from 3"):
+        inspect_model(build("qwen3_next"), [ids], map_layers=[1])
 
 
 def test_an_unknown_level_is_refused(ids, without_shape_checks):

@@ -113,20 +113,14 @@ def _child(module: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
 
 
 _ELEMENTWISE = GateSpec(dtype="model")
-_HEADWISE = GateSpec(granularity="headwise", dtype="model")
 
 # Family to the submodule with the gate. In Qwen3-Next and its descendants each head's rows of q_proj are
-# [query | gate]; AFMoE and Step keep the gate apart.
+# [query | gate]; AFMoE keeps the gate apart.
 _GATES: dict[str, str] = {
     "qwen3_next": "q_proj",
-    "qwen3_5": "q_proj",
     "qwen3_5_text": "q_proj",
-    "qwen3_5_moe": "q_proj",
     "qwen3_5_moe_text": "q_proj",
     "afmoe": "gate_proj",
-    "hrm_text": "gate_proj",
-    "step3p7": "g_proj",
-    "lfm3": "g_proj",
 }
 
 
@@ -141,9 +135,6 @@ def _gates(attention: nn.Module, family: str) -> tuple[Gate, ...]:
     head_dim = int(attention.head_dim)  # type: ignore[arg-type]
     if name == "q_proj":
         return (Gate(_ELEMENTWISE, module, lambda x: torch.unflatten(x, -1, (-1, 2 * head_dim))[..., head_dim:]),)
-    num_heads = value_and_output_maps(attention)[1].shape[0]
-    if module.out_features == num_heads:
-        return (Gate(_HEADWISE, module, _unflatten(1)),)
     return (Gate(_ELEMENTWISE, module, _unflatten(head_dim)),)
 
 
@@ -151,31 +142,30 @@ def _unflatten(channels: int) -> Callable[[Tensor], Tensor]:
     return lambda x: torch.unflatten(x, -1, (-1, channels))
 
 
-def value_and_output_maps(attention: nn.Module) -> tuple[Float[Tensor, "k d c"], Float[Tensor, "h c d"]]:
-    """W_V of each key/value head and W_O of each query head, biases left out.
+def value_and_output_maps(
+    attention: nn.Module,
+) -> tuple[Float[Tensor, "k d c"], Float[Tensor, "h c d"]] | None:
+    """W_V of each key/value head and W_O of each query head, biases left out; None where W_V is not one matrix.
 
-    Raises:
-        ValueError: if the values' projection is under no known name.
+    Values that come out of a low-rank chain of projections (multi-head latent attention) have none.
     """
-    output = _child(attention, _OUTPUT_PROJECTIONS)
-    head_dim = int(getattr(attention, "head_dim", None) or attention.head_size)  # type: ignore[arg-type]
-    output_rows = _rows(output)  # (C, H * D)
-    out = torch.unflatten(output_rows, 1, (-1, head_dim)).transpose(0, 1)  # (H, C, D)
+    head_dim = getattr(attention, "head_dim", None) or getattr(attention, "head_size", None)
+    if head_dim is None:
+        return None
+    output_rows = _rows(_child(attention, _OUTPUT_PROJECTIONS))  # (C, H * D)
+    out = torch.unflatten(output_rows, 1, (-1, int(head_dim))).transpose(0, 1)  # (H, C, D)
     if (value := getattr(attention, "v_proj", None)) is not None:
         rows = _rows(value)
     elif (fused := getattr(attention, "query_key_value", None)) is not None:  # per head [query | key | value]
-        return torch.unflatten(_rows(fused), 0, (-1, 3, head_dim))[:, 2], out
+        return torch.unflatten(_rows(fused), 0, (-1, 3, int(head_dim)))[:, 2], out
     elif (fused := getattr(attention, "c_attn", None)) is not None:  # [queries | keys | values]
         rows = _rows(fused).chunk(3)[2]
     elif (fused := getattr(attention, "qkv_proj", None)) is not None:  # [queries | keys | values]
-        num_kv_rows = (_rows(fused).shape[0] - out.shape[0] * head_dim) // 2
+        num_kv_rows = (_rows(fused).shape[0] - output_rows.shape[1]) // 2
         rows = _rows(fused)[-num_kv_rows:]
     else:
-        raise ValueError(
-            f"{type(attention).__name__} keeps the values' projection under none of v_proj, query_key_value, c_attn, "
-            "qkv_proj; this architecture is not supported"
-        )
-    return torch.unflatten(rows, 0, (-1, head_dim)), out
+        return None
+    return torch.unflatten(rows, 0, (-1, int(head_dim))), out
 
 
 def _rows(projection: nn.Module | None) -> Tensor:

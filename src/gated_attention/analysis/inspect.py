@@ -109,14 +109,20 @@ def inspect_model(
         map_size: Queries and keys of an excerpt.
 
     Raises:
-        ValueError: if there is nothing to read, lengths differ, the level is unknown or the architecture not supported.
+        ValueError: if there is nothing to read, lengths differ, the level or a layer of a map is unknown, or the
+            architecture is not supported.
     """
     if level not in get_args(Level):
         raise ValueError(f"unknown level {level!r}; choose from {', '.join(get_args(Level))}")
     attention = find_attention(model)
+    layers = [one.layer for one in attention]
     if map_layers is None:
-        layers = [one.layer for one in attention]
         map_layers = sorted({layers[0], layers[len(layers) // 2], layers[-1]})
+    for layer in map_layers:
+        if layer not in layers:
+            raise ValueError(
+                f"layer {layer} has no softmax attention to map; choose from {', '.join(map(str, layers))}"
+            )
     recorder = _Recorder(model, level, map_layers, map_size)
     device = next(model.parameters()).device
     training = model.training
@@ -238,6 +244,7 @@ class _Recorder(Watcher):
 
     def result(self, attention: Sequence[Attention]) -> Inspection:
         collected = self.rows.collect()
+        mapped = [layer for layer in self.map_layers if layer in self.maps]
         ids = torch.cat(self.ids).numpy()
         has_attention = np.zeros(self.num_layers, dtype=bool)
         has_attention[list(collected["sums"])] = True
@@ -256,8 +263,8 @@ class _Recorder(Watcher):
                 for site, spec in self.specs.items()
             },
             massive=massive,
-            attention_maps=np.stack([self.maps[layer].cpu().numpy() for layer in self.map_layers]).astype(np.float16),
-            attention_layers=np.array(self.map_layers),
+            attention_maps=np.stack([self.maps[layer].cpu().numpy() for layer in mapped]).astype(np.float16),
+            attention_layers=np.array(mapped),
             excerpt=ids[0, :EXCERPT_TOKENS],
             unknown_gates=tuple(unknown_gates(self.model)),
         )
@@ -275,7 +282,10 @@ class _Recorder(Watcher):
         plain: dict[int, np.ndarray] = {}
         gated: dict[int, np.ndarray] = {}
         for one in attention:
-            w_v, w_o = value_and_output_maps(one.module)
+            maps = value_and_output_maps(one.module)
+            if maps is None:
+                continue
+            w_v, w_o = maps
             plain[one.layer] = measures.effective_rank(w_v, w_o).cpu().numpy()
             between = [gate for gate in one.gates if gate.site in ("sdpa", "value")]
             if between and all(gate.spec.combine == "multiply" for gate in between):

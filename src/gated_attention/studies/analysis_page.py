@@ -171,9 +171,9 @@ def activation_table(analyses: Sequence[Analysis]) -> Table:
             Column("Gate mean"): gate("gate_mean"),
             Column("below 0.1", beneath=True): gate("gate_share_below_0.1"),
             Column("above 0.9", beneath=True): gate("gate_share_above_0.9"),
-            Column("First token's"): gate("gate_first"),
-            Column("the others'", beneath=True): gate("gate_rest"),
-            Column("at", beneath=True): [Cell(site or ABSENT) for site in sites],
+            Column("First token"): gate("gate_first"),
+            Column("other tokens", beneath=True): gate("gate_rest"),
+            Column("sites", beneath=True): [Cell(site or ABSENT) for site in sites],
             Column("Effective rank"): _overall(analyses, "effective_rank", 1),
             Column("with the gate", beneath=True): _overall(analyses, "effective_rank_gated", 1),
         }
