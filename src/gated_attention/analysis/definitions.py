@@ -5,8 +5,10 @@ from typing import Literal
 
 Axis = Literal["layer", "head", "kv_head", "rank"]
 
-_PAPER = "Qiu et al., arXiv 2505.06708, Table 4"
+_QIU = "Qiu et al., arXiv 2505.06708"
+_PAPER = f"{_QIU}, Table 4"
 _GU = "Gu et al., arXiv 2410.10781"
+_GUO = "Guo et al., arXiv 2410.13835"
 _SUN = "Sun et al., arXiv 2402.17762"
 _BONDARENKO = "Bondarenko et al., arXiv 2306.12929"
 
@@ -68,17 +70,17 @@ MEASURES: dict[str, Definition] = {
         "Sink^0.3", "share", _HEADS,
         "share of sequences in which the first token gets more than 0.3 of attention, averaged over all queries that "
         "see it, the first included; it depends on the length of the sequences",
-        f"{_GU}, section 3",
+        _GU,
     ),
     "sink_position": Definition(
         "Strongest position", "position", _HEADS,
         "position, among the first 32 and the first half, of the key that gets most attention: averaged over the "
         "queries that see it, then over sequences",
-        f"{_GU}, section 3",
+        _GU,
     ),
     "sink_share": Definition(
         "Attention to the strongest position", "share", _HEADS,
-        "what the key at the strongest position gets", f"{_GU}, section 3",
+        "what the key at the strongest position gets", _GU,
     ),
     "peak": Definition(
         "Attention to the strongest key", "share", _HEADS,
@@ -104,7 +106,7 @@ MEASURES: dict[str, Definition] = {
         "Value drain", "1", ("layer", "kv_head"),
         "norm of the first token's value over the median norm of the other tokens', averaged over sequences; well "
         "below 1 where a sink is there to take attention and give nothing",
-        f"{_GU}, section 7",
+        _GUO,
     ),
     "m_act": Definition(
         "M-Act", "1", _LAYERS,
@@ -112,19 +114,19 @@ MEASURES: dict[str, Definition] = {
     ),
     "top_activations": Definition(
         "Top 3 activations", "1", ("layer", "rank"),
-        "the three largest absolute hidden states of a sequence, averaged over sequences", f"{_SUN}, Table 1",
+        "the three largest absolute hidden states of a sequence, averaged over sequences", _SUN,
     ),
     "median_activation": Definition(
         "Median activation", "1", _LAYERS,
         "median absolute hidden state of a sequence, over 64 evenly spaced tokens and all channels, averaged over "
         "sequences",
-        f"{_SUN}, Table 1",
+        _SUN,
     ),
     "massive_tokens": Definition(
         "Tokens with massive activations", "tokens per sequence", _LAYERS,
         "tokens of a sequence with an absolute hidden state above 100 and above 1000 times the sequence's median, "
         "averaged over sequences",
-        f"{_SUN}, section 2",
+        _SUN,
     ),
     "inf_norm": Definition(
         "Inf norm", "1", _LAYERS,
@@ -139,20 +141,20 @@ MEASURES: dict[str, Definition] = {
     "size_before_gate": Definition(
         "|SDPA output| before the gate", "1", _HEADS,
         "mean absolute output of attention over tokens and channels, then over sequences",
-        "Qiu et al., arXiv 2505.06708, section 4",
+        _QIU,
     ),
     "size_after_gate": Definition(
         "|SDPA output| after the gate", "1", _HEADS,
-        "the same as the output projection reads it", "Qiu et al., arXiv 2505.06708, section 4",
+        "the same as the output projection reads it", _QIU,
     ),
     "sparsity_1e-2": Definition(
         "Below 1e-2", "share", _HEADS,
         "share of absolute values below 0.01 in what the output projection reads, over tokens and channels, then over "
         "sequences",
-        "Qiu et al., arXiv 2505.06708, section 4",
+        _QIU,
     ),
     "sparsity_1e-3": Definition(
-        "Below 1e-3", "share", _HEADS, "the same below 0.001", "Qiu et al., arXiv 2505.06708, section 4",
+        "Below 1e-3", "share", _HEADS, "the same below 0.001", _QIU,
     ),
     "effective_rank": Definition(
         "Effective rank of W_V W_O", "1", _HEADS,

@@ -208,11 +208,7 @@ class _Recorder(Watcher):
     def heads(self, attention: Attention, heads: Float[Tensor, "b t c"]) -> None:
         num_heads = self.rows.last("sums", attention.layer).shape[1]
         split = torch.unflatten(heads, -1, (num_heads, -1))  # (B, T, H, D)
-        if any(gate.site == "sdpa" for gate in attention.gates):
-            size = measures.mean_size(split)
-        else:
-            size = self.rows.last("size_before_gate", attention.layer)
-        self.rows.add("size_after_gate", attention.layer, size)
+        self.rows.add("size_after_gate", attention.layer, measures.mean_size(split))
         for name, share in zip(
             ("sparsity_1e-2", "sparsity_1e-3"), measures.share_below(split, 1e-2, 1e-3), strict=True
         ):
