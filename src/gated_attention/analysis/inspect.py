@@ -206,6 +206,8 @@ class _Recorder(Watcher):
             self.maps[layer] = call.weights(excerpt, excerpt)[0].mean(0)
 
     def heads(self, attention: Attention, heads: Float[Tensor, "b t c"]) -> None:
+        if attention.layer not in self.rows.layers("sums"):
+            return  # it mixes tokens by itself, without softmax attention
         num_heads = self.rows.last("sums", attention.layer).shape[1]
         split = torch.unflatten(heads, -1, (num_heads, -1))  # (B, T, H, D)
         self.rows.add("size_after_gate", attention.layer, measures.mean_size(split))

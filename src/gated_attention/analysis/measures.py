@@ -101,14 +101,14 @@ def whole_attention(call: AttentionCall) -> WholeAttention:
 def seen_by(call: AttentionCall) -> Int[Tensor, " t"]:
     """How many queries see each key."""
     if call.mask is not None:
-        return call.mask[0, 0].sum(0)
+        return torch.stack([rows.sum(0) for rows in _row_blocks(call.mask)]).sum(0)
     return torch.arange(call.length, 0, -1, device=call.q.device)
 
 
 def num_seen(call: AttentionCall) -> Int[Tensor, " t"]:
     """How many keys each query sees; under uniform attention each of them gets one over it."""
     if call.mask is not None:
-        return call.mask[0, 0].sum(1)
+        return torch.cat([rows.sum(1) for rows in _row_blocks(call.mask)])
     return torch.arange(1, call.length + 1, device=call.q.device)
 
 
@@ -117,6 +117,11 @@ def sees_first(call: AttentionCall) -> Int[Tensor, " t"]:
     if call.mask is not None:
         return call.mask[0, 0, :, 0].long()
     return torch.ones(call.length, dtype=torch.long, device=call.q.device)
+
+
+def _row_blocks(mask: Tensor) -> Sequence[Tensor]:
+    """The mask of the first sequence and head, (T, T), some queries at a time: sums copy it to 64-bit integers."""
+    return torch.split(mask[0, 0], max(1, BLOCK_ELEMENTS // mask.shape[-1]))
 
 
 def value_drain(v: Float[Tensor, "b k t d"]) -> Float[Tensor, "b k"]:
