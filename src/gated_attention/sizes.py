@@ -3,17 +3,20 @@
 Imports neither torch nor transformers; a test builds every size and counts.
 """
 
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 
-from gated_attention.spec import AttentionGeometry, GateSpec
+from gated_attention.spec import AttentionGeometry, BlockSpec
+
+_PLAIN = BlockSpec()
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSize:
-    """A dense Qwen3-shaped decoder.
+    """A Qwen3-shaped decoder, dense or mixture-of-experts.
 
     Attributes:
+        intermediate_size: Width of the FFN, or of each expert.
+        num_experts: Experts of every layer, of which a token passes `num_experts_per_tok`; 0 is a dense model.
         ffn_multiple: Narrowed FFN widths are rounded to this multiple.
         context: Tokens per training sequence.
         cites: Where the shape is published; empty for our own small sizes.
@@ -28,6 +31,8 @@ class ModelSize:
     intermediate_size: int
     vocab_size: int
     context: int
+    num_experts: int = 0
+    num_experts_per_tok: int = 0
     tie_word_embeddings: bool = True
     rope_theta: float = 10_000.0
     ffn_multiple: int = 128
@@ -48,11 +53,15 @@ SIZES: dict[str, ModelSize] = {
         ModelSize("xs", 24, 256, 6, 3, 64, 768, 16_384, 512, ffn_multiple=2),
         ModelSize("s", 12, 512, 6, 3, 128, 1536, 16_384, 1024, ffn_multiple=8),
         ModelSize("m", 12, 768, 6, 3, 128, 2304, 16_384, 1024, ffn_multiple=8),
+        ModelSize("moe-tiny", 4, 128, 6, 3, 32, 48, 257, 256, 16, 4, False, ffn_multiple=2),
+        ModelSize("moe-xs", 12, 256, 6, 3, 64, 96, 16_384, 512, 32, 4, False, ffn_multiple=2),
+        ModelSize("moe-s", 12, 512, 6, 3, 128, 192, 16_384, 1024, 64, 8, False, ffn_multiple=8),
         ModelSize("1.7b-28l", 28, 2048, 16, 8, 128, 6144, 152_064, 4096, cites="T7"),
         ModelSize("1.7b-48l", 48, 1536, 16, 8, 128, 4608, 152_064, 4096, cites="T7"),
+        ModelSize("15a2b", 24, 2048, 32, 4, 128, 768, 151_936, 4096, 128, 8, False, cites="T7"),
     )
 }
-"""Table 7's dense models and four small ones for experiments."""
+"""Table 7's models and small ones for experiments, dense and mixture-of-experts."""
 
 
 def get_size(name: str) -> ModelSize:
@@ -86,34 +95,40 @@ class ParameterAccount:
         return {**asdict(self), "total": self.total}
 
 
-def count_parameters(size: ModelSize, gates: Iterable[GateSpec] = ()) -> ParameterAccount:
-    """What a model of this size with these gates in every block spends its parameters on."""
+def count_parameters(size: ModelSize, block: BlockSpec = _PLAIN) -> ParameterAccount:
+    """What a model of this size with this block in every layer spends its parameters on."""
     geometry, layers, hidden = size.geometry, size.num_hidden_layers, size.hidden_size
     heads_width = (2 * size.num_attention_heads + 2 * size.num_key_value_heads) * size.head_dim
+    switch = 0 if block.switch is None else block.switch.num_parameters(geometry)
     return ParameterAccount(
         embeddings=size.vocab_size * hidden * (1 if size.tie_word_embeddings else 2),
-        attention=layers * hidden * heads_width,
-        gates=layers * sum(gate.num_parameters(geometry) for gate in gates),
-        ffn=layers * 3 * hidden * size.intermediate_size,
-        norms=layers * (2 * hidden + 2 * size.head_dim) + hidden,
+        attention=layers * (hidden * heads_width + switch),
+        gates=layers * sum(gate.num_parameters(geometry) for gate in block.gates),
+        ffn=layers * _ffn_parameters(size),
+        norms=layers * (2 * hidden + 2 * size.head_dim + block.num_norm_parameters(geometry)) + hidden,
     )
 
 
-def match_parameters(size: ModelSize, gates: Iterable[GateSpec]) -> ModelSize:
-    """The size with its FFN narrowed so that the gates cost no extra parameters.
+def match_parameters(size: ModelSize, block: BlockSpec) -> ModelSize:
+    """The size with its FFN, or its experts, narrowed so that the block costs no extra parameters.
 
     The width is rounded to the nearest `ffn_multiple`, as the paper's release does (6144 becomes
     5504 for the elementwise gate of 1.7B-28L); `count_parameters` of both gives the residue.
 
     Raises:
-        ValueError: if the gates cost more than the whole FFN.
+        ValueError: if the block costs more than the whole FFN.
     """
-    gate_cost = sum(gate.num_parameters(size.geometry) for gate in gates)
-    width = size.intermediate_size - gate_cost / (3 * size.hidden_size)
+    cost = block.num_parameters(size.geometry)
+    width = size.intermediate_size - cost / (3 * size.hidden_size * max(size.num_experts, 1))
     rounded = round(width / size.ffn_multiple) * size.ffn_multiple
     if rounded < 1:
         raise ValueError(
-            f"the gates cost {gate_cost} parameters a block, more than the FFN of size {size.name!r}; "
-            "use fewer gates or a wider FFN"
+            f"{block.describe()} costs {cost} parameters a block, more than the FFN of size {size.name!r}; "
+            "choose a cheaper variant or a wider FFN"
         )
     return replace(size, intermediate_size=rounded)
+
+
+def _ffn_parameters(size: ModelSize) -> int:
+    router = size.hidden_size * size.num_experts
+    return 3 * size.hidden_size * size.intermediate_size * max(size.num_experts, 1) + router

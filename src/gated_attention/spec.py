@@ -1,4 +1,4 @@
-"""What a gate is, as data.
+"""What a gate is, and what else a variant changes in an attention block, as data.
 
 A gate multiplies (or adds to) a tensor inside the attention block by an activation of a learned
 function of the block's input, `Y' = Y * sigmoid(X W)` (Qiu et al., arXiv 2505.06708, eq. 5). This
@@ -15,9 +15,11 @@ Site = Literal["sdpa", "value", "key", "query", "output"]
 Granularity = Literal["headwise", "elementwise"]
 Combine = Literal["multiply", "add"]
 Activation = Literal["sigmoid", "silu", "identity", "ns_sigmoid", "hard_sigmoid"]
-GateInput = Literal["hidden_state", "parameter"]
+GateInput = Literal["hidden_state", "parameter", "lse"]
 Init = Literal["normal", "zeros"]
 ScoreDtype = Literal["float32", "model"]
+SwitchMaps = Literal["value", "key_value"]
+SdpaTransform = Literal["rms_norm", "silu"]
 
 SITES: tuple[Site, ...] = get_args(Site)
 """The five sites in the paper's order: G1 to G5."""
@@ -78,8 +80,11 @@ class GateSpec:
         combine: `Y * score` or `Y + score`.
         activation: `ns_sigmoid` is `0.5 + 0.5 sigmoid(x)` (T4.7); `hard_sigmoid` is
             `clamp(x / 6 + 0.5, 0, 1)`, whose closed side is exactly zero.
-        input: The hidden state after pre-normalisation, which q, k and v read too, or no input: the
-            logits are then a learned parameter (T4.6).
+        input: The hidden state after pre-normalisation, which q, k and v read too; no input, when the
+            logits are a learned parameter (T4.6); or the log-sum-exp of the attention scores. A head
+            whose softmax has one more term exp(s) in its denominator is `Y * sigmoid(LSE - s)`: with
+            `bias=0.0` the sink s is learned (gpt-oss) and stored as its negative, with None it is 0
+            (softmax-off-by-one).
         input_dim: Read only the first `input_dim` channels of the hidden state; None reads all.
         init: The weight starts as N(0, initializer_range), the released class's choice, or as zeros.
         bias: Start of a learned bias on the logits; None for no bias.
@@ -116,6 +121,10 @@ class GateSpec:
             raise ValueError("head_shared with granularity='headwise' leaves one score per token; use 'elementwise'")
         if self.input == "parameter" and (self.input_dim is not None or self.bias is not None):
             raise ValueError("input='parameter' reads nothing: leave input_dim and bias at None")
+        if self.input == "lse" and (self.site, self.granularity) != ("sdpa", "headwise"):
+            raise ValueError("input='lse' has one log-sum-exp per head of the attention; use site='sdpa', 'headwise'")
+        if self.input == "lse" and (self.input_dim is not None or self.init != "normal"):
+            raise ValueError("input='lse' has no projection: leave input_dim at None and init at 'normal'")
         if self.input_dim is not None and self.input_dim < 1:
             raise ValueError(f"gate input_dim is {self.input_dim}; it must be at least 1, or None for all channels")
         if not isfinite(self.scale) or self.scale == 0.0:
@@ -136,6 +145,8 @@ class GateSpec:
         words.append(self.activation if self.scale == 1.0 else f"{self.scale:g}*{self.activation}")
         if self.input == "parameter":
             words.append("input-independent")
+        if self.input == "lse":
+            words.append("of the log-sum-exp")
         if self.input_dim is not None:
             words.append(f"reads {self.input_dim} channels")
         if self.init == "zeros":
@@ -159,13 +170,15 @@ class GateSpec:
         return (1 if self.head_shared else heads), channels
 
     def in_features(self, geometry: AttentionGeometry) -> int:
-        """Channels that the gate's projection reads; 1, a constant, for a learned parameter.
+        """Channels that the gate's projection reads: 1, a constant, for a learned parameter, 0 for a log-sum-exp.
 
         Raises:
             ValueError: if `input_dim` exceeds the hidden size.
         """
         if self.input == "parameter":
             return 1
+        if self.input == "lse":
+            return 0
         if self.input_dim is None:
             return geometry.hidden_size
         if self.input_dim > geometry.hidden_size:
@@ -196,6 +209,97 @@ class GateSpec:
             if name not in known:
                 raise ValueError(f"unknown gate field {name!r}; choose from {', '.join(known)}")
         return cls(**values)
+
+
+@dataclass(frozen=True, slots=True)
+class SwitchSpec:
+    """Value maps, or key and value maps, as experts (switch heads, Table 6; SwitchHead, arXiv 2312.07987).
+
+    Each key/value head has `num_experts` maps. A router `sigmoid(X W)` scores them for every token;
+    the `top_k` best are computed, scaled by their scores and added. One map with top 1 is the headwise
+    value gate (T1.11).
+
+    Attributes:
+        maps: With `key_value` one router picks the key map and the value map together.
+
+    Raises:
+        ValueError: if a value is unknown or out of range.
+    """
+
+    maps: SwitchMaps = "value"
+    num_experts: int = 4
+    top_k: int = 4
+
+    def __post_init__(self) -> None:
+        if self.maps not in get_args(SwitchMaps):
+            raise ValueError(f"switch maps is {self.maps!r}; choose from {', '.join(get_args(SwitchMaps))}")
+        if not 1 <= self.top_k <= self.num_experts:
+            raise ValueError(f"switch top_k is {self.top_k}; choose from 1 to num_experts, {self.num_experts}")
+
+    def describe(self) -> str:
+        """The switch in the paper's words."""
+        return f"switch {'kv' if self.maps == 'key_value' else 'v'} {self.num_experts} top {self.top_k}"
+
+    def num_parameters(self, geometry: AttentionGeometry) -> int:
+        """Parameters added to one attention block: all maps but the first, and the router."""
+        num_maps = (self.num_experts - 1) * (2 if self.maps == "key_value" else 1)
+        return geometry.hidden_size * geometry.num_kv_heads * (num_maps * geometry.head_dim + self.num_experts)
+
+
+@dataclass(frozen=True, slots=True)
+class BlockSpec:
+    """Everything that a variant changes in a decoder block.
+
+    Attributes:
+        gates: Whatever `as_gates` takes; a tuple in site order once made.
+        switch: Value or key and value maps as experts.
+        sdpa_transform: What heads pass after attention and before a gate there: an RMS norm of each
+            head with one weight per channel (T3.5), or SiLU (T3.6).
+        sandwich_norm: Whether the outputs of attention and FFN are normalised before they are added to
+            the residual stream (T2.7).
+        output_clip: Bound on the absolute value of those outputs (A.6: 300 and 100); None for none.
+
+    Raises:
+        ValueError: if a value is unknown or out of range.
+    """
+
+    gates: tuple[GateSpec, ...] = ()
+    switch: SwitchSpec | None = None
+    sdpa_transform: SdpaTransform | None = None
+    sandwich_norm: bool = False
+    output_clip: float | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "gates", as_gates(self.gates))
+        if self.sdpa_transform not in (None, *get_args(SdpaTransform)):
+            choices = ", ".join(get_args(SdpaTransform))
+            raise ValueError(f"sdpa_transform is {self.sdpa_transform!r}; choose from {choices} or None")
+        if self.output_clip is not None and not (isfinite(self.output_clip) and self.output_clip > 0):
+            raise ValueError(f"output_clip is {self.output_clip}; it must be positive and finite, or None")
+
+    def describe(self) -> str:
+        """The block in words: its gates, and what else departs from Qwen3's."""
+        words = [gate.describe() for gate in self.gates]
+        if self.switch is not None:
+            words.append(self.switch.describe())
+        if self.sdpa_transform is not None:
+            words.append("RMS norm of each head" if self.sdpa_transform == "rms_norm" else "SiLU of each head")
+        if self.sandwich_norm:
+            words.append("sandwich norm")
+        if self.output_clip is not None:
+            words.append(f"outputs clipped to {self.output_clip:g}")
+        return " + ".join(words) or "no gate"
+
+    def num_norm_parameters(self, geometry: AttentionGeometry) -> int:
+        """Norm weights added to one block."""
+        heads = geometry.num_heads * geometry.head_dim if self.sdpa_transform == "rms_norm" else 0
+        return heads + (2 * geometry.hidden_size if self.sandwich_norm else 0)
+
+    def num_parameters(self, geometry: AttentionGeometry) -> int:
+        """Parameters added to one block."""
+        switch = 0 if self.switch is None else self.switch.num_parameters(geometry)
+        gates = sum(gate.num_parameters(geometry) for gate in self.gates)
+        return gates + switch + self.num_norm_parameters(geometry)
 
 
 _CHOICES: dict[str, tuple[str, ...]] = {

@@ -1,12 +1,15 @@
 """The configurations of gated Qwen3 models, dense and mixture-of-experts: Qwen3's, and a tuple of gates."""
 
+from dataclasses import fields
 from typing import Any
 
 from transformers import Qwen3Config, Qwen3MoeConfig
 
 from gated_attention.nn.gate import GATE_MODULES
 from gated_attention.sizes import ModelSize
-from gated_attention.spec import AttentionGeometry, Gates, GateSpec, as_gates, check_qk_norm
+from gated_attention.spec import AttentionGeometry, BlockSpec, GateSpec, as_gates, check_qk_norm
+
+_PLAIN = BlockSpec()
 
 
 class GatedConfig:
@@ -60,23 +63,6 @@ class GatedQwen3Config(GatedConfig, Qwen3Config):  # type: ignore[misc]  # trans
 
     gates: Any = ()  # whatever `as_gates` takes; a tuple of GateSpec once assigned
 
-    @classmethod
-    def from_size(cls, size: ModelSize, gates: Gates = (), **overrides: Any) -> "GatedQwen3Config":
-        """The configuration of a named size; `overrides` are fields of the configuration."""
-        values = {
-            "num_hidden_layers": size.num_hidden_layers,
-            "hidden_size": size.hidden_size,
-            "num_attention_heads": size.num_attention_heads,
-            "num_key_value_heads": size.num_key_value_heads,
-            "head_dim": size.head_dim,
-            "intermediate_size": size.intermediate_size,
-            "vocab_size": size.vocab_size,
-            "max_position_embeddings": size.context,
-            "tie_word_embeddings": size.tie_word_embeddings,
-            "rope_parameters": {"rope_type": "default", "rope_theta": size.rope_theta},
-        }
-        return cls(gates=gates, **{**values, **overrides})
-
 
 class GatedQwen3MoeConfig(GatedConfig, Qwen3MoeConfig):  # type: ignore[misc]
     """`Qwen3MoeConfig`, whose defaults are the paper's 15A2B model (Table 7), plus `gates`.
@@ -90,3 +76,30 @@ class GatedQwen3MoeConfig(GatedConfig, Qwen3MoeConfig):  # type: ignore[misc]
 
     head_dim: int = 128
     gates: Any = ()
+
+
+def make_config(size: ModelSize, block: BlockSpec = _PLAIN, **overrides: Any) -> GatedQwen3Config | GatedQwen3MoeConfig:
+    """The configuration of a size with this block in every layer; `overrides` are fields of the configuration."""
+    values = {
+        "num_hidden_layers": size.num_hidden_layers,
+        "hidden_size": size.hidden_size,
+        "num_attention_heads": size.num_attention_heads,
+        "num_key_value_heads": size.num_key_value_heads,
+        "head_dim": size.head_dim,
+        "intermediate_size": size.intermediate_size,
+        "vocab_size": size.vocab_size,
+        "max_position_embeddings": size.context,
+        "tie_word_embeddings": size.tie_word_embeddings,
+        "rope_parameters": {"rope_type": "default", "rope_theta": size.rope_theta},
+        **{field.name: getattr(block, field.name) for field in fields(block)},
+        **overrides,
+    }
+    if not size.num_experts:
+        return GatedQwen3Config(**values)
+    experts = {
+        "moe_intermediate_size": size.intermediate_size,
+        "num_experts": size.num_experts,
+        "num_experts_per_tok": size.num_experts_per_tok,
+        "norm_topk_prob": True,
+    }
+    return GatedQwen3MoeConfig(**{**experts, **values})

@@ -8,8 +8,9 @@ from typing import Any, Protocol
 
 import torch
 
-from gated_attention.models import GatedQwen3Config
+from gated_attention.models import GatedQwen3Config, GatedQwen3MoeConfig
 from gated_attention.models.build import build_model
+from gated_attention.models.configuration import make_config
 from gated_attention.sizes import ModelSize, count_parameters, match_parameters
 from gated_attention.studies.measure import measure_arm
 from gated_attention.studies.record import (
@@ -82,13 +83,13 @@ class Arm:
     def size(self) -> ModelSize:
         """The size with this variant's FFN."""
         size = self.plan.size
-        return match_parameters(size, self.variant.gates) if self.variant.match_parameters else size
+        return match_parameters(size, self.variant.block) if self.variant.match_parameters else size
 
-    def model_config(self, data: PackedData) -> GatedQwen3Config:
+    def model_config(self, data: PackedData) -> GatedQwen3Config | GatedQwen3MoeConfig:
         """The model's configuration, its vocabulary taken from the tokenizer."""
-        return GatedQwen3Config.from_size(
+        return make_config(
             self.size,
-            self.variant.gates,
+            self.variant.block,
             vocab_size=len(data.tokenizer),
             max_position_embeddings=self.plan.data.block_size,
             bos_token_id=data.tokenizer.bos_token_id,
@@ -100,8 +101,8 @@ class Arm:
         variant = self.variant
         settings = {
             "variant": {"name": variant.name, "description": variant.describe(), "cites": list(variant.cites)},
-            "size": {**asdict(self.size), "gates": [gate.to_dict() for gate in variant.gates]},
-            "parameters": count_parameters(self.size, variant.gates).to_dict(),
+            "size": {**asdict(self.size), "gates": [gate.to_dict() for gate in variant.block.gates]},
+            "parameters": count_parameters(self.size, variant.block).to_dict(),
             "data": asdict(self.plan.data),
             "train": asdict(self.plan.train),
         }

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
-from gated_attention.spec import GateSpec
+from gated_attention.spec import BlockSpec, GateSpec
+
+_PLAIN = BlockSpec()
 
 
 @dataclass(frozen=True, slots=True)
@@ -10,43 +12,47 @@ class Variant:
     """One trainable model.
 
     Attributes:
-        gates: The gates of every attention block.
+        block: What every decoder block carries.
         cites: Rows of the paper's tables that are this model, e.g. `T1.5`.
-        match_parameters: Whether the FFN is narrowed so that the gates cost nothing.
+        match_parameters: Whether the FFN is narrowed so that the block costs nothing extra.
     """
 
     name: str
-    gates: tuple[GateSpec, ...] = ()
+    block: BlockSpec = _PLAIN
     cites: tuple[str, ...] = ()
     match_parameters: bool = True
 
     def describe(self) -> str:
-        """The gates in words."""
-        return " + ".join(gate.describe() for gate in self.gates) or "no gate"
+        """The block in words."""
+        return self.block.describe()
+
+
+def _gated(name: str, *gates: GateSpec, cites: tuple[str, ...] = ()) -> Variant:
+    return Variant(name, BlockSpec(gates), cites)
 
 
 VARIANTS: dict[str, Variant] = {
     variant.name: variant
     for variant in (
         Variant("baseline", cites=("T1.1", "T3.1", "T4.1")),
-        Variant("sdpa-elementwise", (GateSpec(),), ("T1.5", "T3.2", "T4.2")),
-        Variant("sdpa-headwise", (GateSpec(granularity="headwise"),), ("T1.10", "T4.3")),
-        Variant("value-elementwise", (GateSpec("value"),), ("T1.6", "T3.3", "T4.5")),
-        Variant("value-headwise", (GateSpec("value", "headwise"),), ("T1.11",)),
-        Variant("key-elementwise", (GateSpec("key"),), ("T1.7",)),
-        Variant("query-elementwise", (GateSpec("query"),), ("T1.8",)),
-        Variant("output-elementwise", (GateSpec("output"),), ("T1.9",)),
-        Variant("sdpa-head-shared", (GateSpec(head_shared=True),), ("T1.12", "T4.4")),
-        Variant("value-head-shared", (GateSpec("value", head_shared=True),), ("T1.13",)),
-        Variant("sdpa-additive-silu", (GateSpec(combine="add", activation="silu"),), ("T1.14", "T3.4")),
-        Variant("sdpa-silu", (GateSpec(activation="silu"),), ("T1.15",)),
-        Variant("sdpa-additive-identity", (GateSpec(combine="add", activation="identity"),), ("T3.7",)),
-        Variant("sdpa-parameter", (GateSpec(input="parameter", init="zeros"),), ("T4.6",)),
-        Variant("sdpa-ns-sigmoid", (GateSpec(activation="ns_sigmoid"),), ("T4.7",)),
-        Variant("sdpa-value-elementwise", (GateSpec(), GateSpec("value"))),
-        Variant("sdpa-headwise-narrow", (GateSpec(granularity="headwise", input_dim=12),)),
-        Variant("sdpa-headwise-open", (GateSpec(granularity="headwise", init="zeros", scale=2.0),)),
-        Variant("sdpa-headwise-hard", (GateSpec(granularity="headwise", activation="hard_sigmoid"),)),
+        _gated("sdpa-elementwise", GateSpec(), cites=("T1.5", "T3.2", "T4.2")),
+        _gated("sdpa-headwise", GateSpec(granularity="headwise"), cites=("T1.10", "T4.3")),
+        _gated("value-elementwise", GateSpec("value"), cites=("T1.6", "T3.3", "T4.5")),
+        _gated("value-headwise", GateSpec("value", "headwise"), cites=("T1.11",)),
+        _gated("key-elementwise", GateSpec("key"), cites=("T1.7",)),
+        _gated("query-elementwise", GateSpec("query"), cites=("T1.8",)),
+        _gated("output-elementwise", GateSpec("output"), cites=("T1.9",)),
+        _gated("sdpa-head-shared", GateSpec(head_shared=True), cites=("T1.12", "T4.4")),
+        _gated("value-head-shared", GateSpec("value", head_shared=True), cites=("T1.13",)),
+        _gated("sdpa-additive-silu", GateSpec(combine="add", activation="silu"), cites=("T1.14", "T3.4")),
+        _gated("sdpa-silu", GateSpec(activation="silu"), cites=("T1.15",)),
+        _gated("sdpa-additive-identity", GateSpec(combine="add", activation="identity"), cites=("T3.7",)),
+        _gated("sdpa-parameter", GateSpec(input="parameter", init="zeros"), cites=("T4.6",)),
+        _gated("sdpa-ns-sigmoid", GateSpec(activation="ns_sigmoid"), cites=("T4.7",)),
+        _gated("sdpa-value-elementwise", GateSpec(), GateSpec("value")),
+        _gated("sdpa-headwise-narrow", GateSpec(granularity="headwise", input_dim=12)),
+        _gated("sdpa-headwise-open", GateSpec(granularity="headwise", init="zeros", scale=2.0)),
+        _gated("sdpa-headwise-hard", GateSpec(granularity="headwise", activation="hard_sigmoid")),
     )
 }
 """Every variant by name; a new one is a new row."""
