@@ -5,10 +5,10 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from gated_attention.models import GatedQwen3Config
 from gated_attention.models.build import build_model
+from gated_attention.models.configuration import make_config
 from gated_attention.sizes import SIZES
-from gated_attention.spec import GateSpec
+from gated_attention.spec import BlockSpec, GateSpec
 from gated_attention.train.callbacks import MetricsCallback, keep_metrics_until, tensorboard_callback
 from gated_attention.train.data import collate
 from gated_attention.train.trainer import TrainConfig, checkpoint_step, last_checkpoint, parameter_groups, train
@@ -51,7 +51,7 @@ def run(output, gates=HEADWISE, stop=None, seed=0, **settings):
         | {"checkpoint_every": 3}
         | settings
     )
-    model = build_model(GatedQwen3Config.from_size(SIZES["tiny"], gates, num_hidden_layers=2), seed)
+    model = build_model(make_config(SIZES["tiny"], BlockSpec(gates), num_hidden_layers=2), seed)
     data = Rows()
     checkpoint = last_checkpoint(output)
     metrics = MetricsCallback(output / "metrics.jsonl", 64, checkpoint_step(checkpoint) if checkpoint else 0)
@@ -140,7 +140,7 @@ def test_metrics_after_the_checkpoint_and_torn_lines_are_dropped(tmp_path):
 
 
 def test_parameter_groups_hold_every_parameter_once():
-    model = build_model(GatedQwen3Config.from_size(SIZES["tiny"], GateSpec(bias=0.0)), 0)
+    model = build_model(make_config(SIZES["tiny"], BlockSpec(GateSpec(bias=0.0))), 0)
     config = TrainConfig(
         steps=1, batch_size=1, learning_rate=1.0, weight_decay=0.1, gate_learning_rate=0.5, gate_weight_decay=0.02
     )

@@ -14,11 +14,11 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import (
     Qwen3MoePreTrainedModel,
     Qwen3MoeRMSNorm,
     Qwen3MoeRotaryEmbedding,
-    Qwen3MoeSparseMoeBlock,
 )
 
 from gated_attention.models.attention import GatedSelfAttention, GateInitialisation
 from gated_attention.models.configuration import GatedQwen3MoeConfig
+from gated_attention.models.experts import GatedQwen3MoeSparseMoeBlock
 
 
 class GatedQwen3MoeAttention(GatedSelfAttention, Qwen3MoeAttention):  # type: ignore[misc]  # transformers is untyped
@@ -34,7 +34,7 @@ class GatedQwen3MoeDecoderLayer(Qwen3MoeDecoderLayer):  # type: ignore[misc]
         self.self_attn = GatedQwen3MoeAttention(config, layer_idx)
         is_sparse = config.num_experts > 0 and (layer_idx + 1) % config.decoder_sparse_step == 0
         if is_sparse and layer_idx not in config.mlp_only_layers:
-            self.mlp = Qwen3MoeSparseMoeBlock(config)
+            self.mlp = GatedQwen3MoeSparseMoeBlock(config)
         else:
             self.mlp = Qwen3MoeMLP(config, intermediate_size=config.intermediate_size)
         self.input_layernorm = Qwen3MoeRMSNorm(config.hidden_size, eps=config.rms_norm_eps)

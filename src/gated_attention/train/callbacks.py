@@ -9,6 +9,12 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+AUXILIARY = (
+    *("load_balance_loss", "router_z_loss", "expert_load_max", "expert_load_min", "expert_load"),
+    *("gate_penalty", "gate_score_mean", "gate_open_share"),
+)
+"""Keys of a training line that only models with routers or hard-sigmoid gates have; see `AuxiliaryLosses.read`."""
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -26,7 +32,7 @@ class Progress:
 
 
 class MetricsCallback(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
-    """Appends a line to `metrics.jsonl` for every log and every evaluation.
+    """Appends a line to `metrics.jsonl` for every log and every evaluation, on the first rank alone.
 
     On a resumed run the lines after the checkpoint are dropped first, since those steps run again.
 
@@ -43,7 +49,12 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]  # transformers is
         self.path, self.tokens_per_step, self.report = path, tokens_per_step, report
         self._clock: _Clock | None = None
         self._compiling = True
-        keep_metrics_until(path, resume_step)
+        self._resume_step = resume_step
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Drop what the run writes again."""
+        if state.is_world_process_zero:
+            keep_metrics_until(self.path, self._resume_step)
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Start the clock once the first step, which compiles and allocates, is over."""
@@ -55,7 +66,7 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]  # transformers is
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any
     ) -> None:
         """Write a training line; the Trainer's own summary and evaluation lines are passed over."""
-        if "loss" not in logs:
+        if "loss" not in logs or not state.is_world_process_zero:
             return
         tokens_per_s = self._clock.read(state.global_step, self.tokens_per_step) if self._clock else None
         line = {
@@ -65,6 +76,7 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]  # transformers is
             "grad_norm": logs.get("grad_norm"),
             "tokens": state.global_step * self.tokens_per_step,
             "tokens_per_s": tokens_per_s,
+            **{name: logs[name] for name in AUXILIARY if name in logs},
         }
         self._append(line)
         if self.report:
@@ -75,7 +87,8 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]  # transformers is
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: dict[str, float], **_: Any
     ) -> None:
         """Write a validation line."""
-        self._append({"step": state.global_step, "val_loss_nats": metrics["eval_loss"]})
+        if state.is_world_process_zero:
+            self._append({"step": state.global_step, "val_loss_nats": metrics["eval_loss"]})
         self._clock = None
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from transformers import TrainingArguments as Arguments
 from transformers.utils import logging
 
 from gated_attention.nn import AttentionGate
+from gated_attention.train.auxiliary import AuxiliaryLosses, AuxiliaryWeights
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -32,6 +33,7 @@ class TrainConfig:
         weight_decay: On matrices; norms and biases are not decayed.
         gate_learning_rate: Factor on the learning rate of gate parameters.
         gate_weight_decay: Weight decay of gate matrices; None is `weight_decay`.
+        auxiliary: Losses of routers and gates beside the cross-entropy.
         precision: `bfloat16` computes under autocast and keeps float32 weights.
         log_every, evaluate_every, checkpoint_every: In optimizer steps.
     """
@@ -48,6 +50,7 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     gate_learning_rate: float = 1.0
     gate_weight_decay: float | None = None
+    auxiliary: AuxiliaryWeights = field(default_factory=AuxiliaryWeights)
     precision: Precision = "float32"
     compile: bool = False
     log_every: int = 10
@@ -91,13 +94,18 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, An
     return [group for group in groups if group["params"]]
 
 
-class GroupedTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
-    """`transformers.Trainer` with the parameter groups above."""
+class AuxiliaryTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
+    """`transformers.Trainer` with the parameter groups above and auxiliary losses.
+
+    The losses that it logs and evaluates stay the cross-entropy alone; the auxiliary ones are logged beside it.
+    """
 
     optimizer: torch.optim.Optimizer | None
 
-    def __init__(self, *args: Any, config: TrainConfig, **kwargs: Any) -> None:
-        self.config = config
+    def __init__(self, *args: Any, config: TrainConfig, auxiliary: AuxiliaryLosses, **kwargs: Any) -> None:
+        self.config, self.auxiliary = config, auxiliary
+        self.expert_counts: torch.Tensor | None = None
+        self.cross_entropy: torch.Tensor | None = None
         super().__init__(*args, **kwargs)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer | None:
@@ -107,6 +115,35 @@ class GroupedTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
             self.optimizer = optimizer_class(parameter_groups(model, self.config), **options)
         return self.optimizer
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[dict[str, Any]], torch.Tensor | int | None]:
+        """A step's batches; where it has several, experts are counted over all of them before the first is trained."""
+        batches, num_items = super().get_batch_samples(*args, **kwargs)
+        self.expert_counts = None
+        if len(batches) > 1 and self.auxiliary.has_routers and self.config.auxiliary.load_balance:
+            self.model_wrapped.train()
+            self.expert_counts = self.auxiliary.count(self.model_wrapped, map(self._prepare_inputs, batches))
+        return batches, num_items
+
+    def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
+        """The cross-entropy, and in training the auxiliary losses with it."""
+        if not (self.auxiliary and model.training):
+            return super().compute_loss(model, inputs, return_outputs, **kwargs)
+        with self.auxiliary.gather():
+            found = super().compute_loss(model, inputs, return_outputs, **kwargs)
+        cross_entropy = found[0] if return_outputs else found
+        self.cross_entropy = cross_entropy.detach()
+        loss = cross_entropy + self.auxiliary.loss(self.expert_counts, self.current_gradient_accumulation_steps)
+        return (loss, found[1]) if return_outputs else loss
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Forward and backward; what is returned, summed and logged is the cross-entropy."""
+        loss: torch.Tensor = super().training_step(*args, **kwargs)
+        return loss if self.cross_entropy is None else self.cross_entropy
+
+    def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
+        """Log; training lines carry the auxiliary losses since the last one."""
+        super().log({**logs, **self.auxiliary.read()} if "loss" in logs else logs, start_time)
 
 
 def train(
@@ -127,6 +164,9 @@ def train(
     Checkpoints are `output/checkpoint-<step>`, readable by `from_pretrained`; the last one is kept.
     The data order depends on the seed only, so runs of one seed pair, and a resumed run sees what an
     uninterrupted one would.
+
+    Raises:
+        ValueError: as `AuxiliaryLosses`.
     """
     checkpoint = last_checkpoint(output)
     if checkpoint and checkpoint_step(checkpoint) >= config.steps:  # the Trainer would take one step more
@@ -168,10 +208,12 @@ def train(
         disable_tqdm=True,
         report_to="none",
     )
-    trainer = GroupedTrainer(
+    auxiliary = AuxiliaryLosses(model, config.auxiliary)
+    trainer = AuxiliaryTrainer(
         model=model,
         args=arguments,
         config=config,
+        auxiliary=auxiliary,
         train_dataset=train_data,
         eval_dataset=validation_data,
         data_collator=collate,
@@ -183,8 +225,11 @@ def train(
     # process that trains several models would then wait for ever.
     torch._inductor.config.quiesce_async_compile_pool = False
     logging.disable_progress_bar()
-    with quiet():
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    try:
+        with quiet():
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        auxiliary.remove()
 
 
 @contextmanager

@@ -1,0 +1,265 @@
+"""Losses beside the cross-entropy: load balance and z-loss of routers, the penalty on open gates.
+
+Hooks reduce what routers and gates put out to a few sums per layer while the model runs, inside whatever
+compiles it; the losses are formed from those sums outside. All arithmetic is float32 or wider.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn import functional as F
+from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeTopKRouter
+
+from gated_attention import ops
+from gated_attention.nn import AttentionGate
+from gated_attention.penalty import TARGET_BAND, GatePenalty
+
+
+@dataclass(frozen=True, slots=True)
+class AuxiliaryWeights:
+    """Factors on the auxiliary losses; a model without routers, or without hard-sigmoid gates, has none of theirs.
+
+    The paper does not state its own. The defaults are OLMoE's (arXiv 2409.02060): 0.01 on a load-balancing
+    loss in the same normalisation, and ST-MoE's 0.001 on the z-loss (arXiv 2202.08906).
+
+    Raises:
+        ValueError: if a factor is negative.
+    """
+
+    load_balance: float = 1e-2
+    router_z: float = 1e-3
+    gate_penalty: GatePenalty | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("load_balance", "router_z"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
+
+
+class RouterSums(NamedTuple):
+    """One router's pass over N tokens.
+
+    Attributes:
+        counts: (E,) tokens sent to each expert, int64; they add up to N * k.
+        probabilities: (E,) mean router probability.
+        squared_lse: () mean squared log-sum-exp of the router logits.
+    """
+
+    counts: Tensor
+    probabilities: Tensor
+    squared_lse: Tensor
+
+
+class GateSums(NamedTuple):
+    """One gate's pass: () mean score, () number of scores above 0, int64, and how many scores there are."""
+
+    mean: Tensor
+    num_open: Tensor
+    num_scores: int
+
+
+def load_balance_loss(counts: Tensor, probabilities: Tensor) -> Tensor:
+    """`E * sum_i f_i p_i` (Switch Transformer, arXiv 2101.03961, eq. 4), averaged over layers.
+
+    `f_i` is the share of (token, choice) pairs that went to expert i, so shares add up to 1 whatever top-k
+    is, and a balanced router has a loss of 1. transformers' own function has k there.
+
+    Args:
+        counts: (L, E) pairs of the whole batch.
+        probabilities: (L, E) mean router probability, of any part of the batch: the loss is linear in it.
+    """
+    shares = counts.to(probabilities.dtype) / counts.sum(-1, keepdim=True)
+    return (counts.shape[-1] * (shares * probabilities).sum(-1)).mean()
+
+
+def penalty_pressure(penalty: GatePenalty, open_share: Tensor) -> Tensor:
+    """The factor on the mean gate score at this open share (see `GatePenalty`)."""
+    if penalty.target is None:
+        return torch.full_like(open_share, penalty.weight)
+    return penalty.weight * ((open_share - penalty.target) / TARGET_BAND).clamp(0, 1)
+
+
+class AuxiliaryLosses:
+    """The auxiliary losses of one model, gathered by hooks while it runs.
+
+        with losses.gather():
+            loss = model(**batch).loss
+        loss = loss + losses.loss()
+
+    The load-balancing loss is that of the global batch: expert counts are summed over the ranks of the
+    default process group, and over the passes of a step where `count` went through them before. Ranks and
+    passes must hold equally many tokens, as packed blocks do; padding would be counted.
+
+    Args:
+        model: Any model; without routers and without hard-sigmoid gates there is nothing to gather.
+        weights: What each loss is multiplied by.
+
+    Raises:
+        ValueError: if a gate penalty has no hard-sigmoid gate to press, or the model adds transformers' own
+            load-balancing loss.
+    """
+
+    def __init__(self, model: nn.Module, weights: AuxiliaryWeights) -> None:
+        self.weights = weights
+        routers = [module for module in model.modules() if isinstance(module, Qwen3MoeTopKRouter)]
+        gates = [m for m in model.modules() if isinstance(m, AttentionGate) and m.spec.activation == "hard_sigmoid"]
+        if weights.gate_penalty and not gates:
+            raise ValueError("a gate penalty needs gates that close; use activation='hard_sigmoid', or no penalty")
+        if routers and getattr(getattr(model, "config", None), "output_router_logits", False):
+            raise ValueError("output_router_logits=True adds a second load-balancing loss; leave it at False")
+        self.has_routers, self.has_gates = bool(routers), bool(gates)
+        self._gathering = False
+        self._router_sums: list[RouterSums] = []
+        self._gate_sums: list[GateSums] = []
+        self._log = _Log()
+        self._hooks = [module.register_forward_hook(self._see_router) for module in routers]
+        self._hooks += [module.register_forward_hook(self._see_gate) for module in gates]
+
+    def __bool__(self) -> bool:
+        return self.has_routers or self.has_gates
+
+    def remove(self) -> None:
+        """Take the hooks off the model."""
+        for hook in self._hooks:
+            hook.remove()
+
+    @contextmanager
+    def gather(self) -> Iterator[None]:
+        """Remember the sums of the pass inside, in place of the last one's."""
+        self._router_sums, self._gate_sums = [], []
+        self._gathering = True
+        try:
+            yield
+        finally:
+            self._gathering = False
+
+    @torch.no_grad()
+    def count(self, model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> Tensor:
+        """(L, E) pairs sent to each expert in all of a step's batches and on all ranks.
+
+        The counts of a whole step are needed before its first backward pass, so this runs every batch forward
+        once more, without gradients and without the language model head: about a third of a step's time.
+
+        Args:
+            model: The model as it is trained, wrapped or compiled.
+            batches: Keyword arguments of its forward pass; `labels` are left out.
+        """
+        counts = []
+        for batch in batches:
+            inputs = {name: value for name, value in batch.items() if name != "labels"}
+            with self.gather():
+                model(**inputs, use_cache=False, logits_to_keep=1)
+            counts.append(torch.stack([sums.counts for sums in self._router_sums]))
+        return _sum_over_ranks(torch.stack(counts).sum(0))
+
+    def loss(self, counts: Tensor | None = None, num_passes: int = 1) -> Tensor:
+        """The weighted sum of the losses of the pass gathered last, to be added to its share of the cross-entropy.
+
+        Args:
+            counts: As `count` returns them for a step of several passes; None for a step of one.
+            num_passes: Passes whose losses are added up to one optimizer step.
+        """
+        total = torch.zeros(())
+        values: dict[str, Tensor] = {}
+        if self.has_routers:
+            router = [torch.stack(sums) for sums in zip(*self._router_sums, strict=True)]
+            if counts is None:
+                counts = _sum_over_ranks(router[0])
+            values["load_balance_loss"] = load_balance_loss(counts, router[1])
+            values["router_z_loss"] = router[2].mean()
+            total = self.weights.load_balance * values["load_balance_loss"]
+            total = total + self.weights.router_z * values["router_z_loss"]
+        if self.has_gates:
+            mean, open_share = self._mean_gate()
+            values["gate_open_share"], values["gate_score_mean"] = open_share, mean
+            if self.weights.gate_penalty:
+                values["gate_penalty"] = penalty_pressure(self.weights.gate_penalty, open_share) * mean
+                total = total + values["gate_penalty"]
+        self._log.add(values, counts, num_passes)
+        return total / num_passes
+
+    def read(self) -> dict[str, Any]:
+        """What the steps since the last call averaged to, over ranks too.
+
+        `load_balance_loss` is 1 when balanced, `router_z_loss` and it are unweighted, `gate_penalty` is
+        weighted. `expert_load` holds, layer by layer, each expert's tokens over those of a balanced router;
+        `expert_load_max` and `expert_load_min` are its extremes.
+        """
+        log, self._log = self._log, _Log()
+        return log.means()
+
+    def _mean_gate(self) -> tuple[Tensor, Tensor]:
+        """Mean score of this rank, which has a gradient, and the open share over all ranks, which has none."""
+        num_scores = sum(sums.num_scores for sums in self._gate_sums)
+        mean = torch.stack([sums.mean * (sums.num_scores / num_scores) for sums in self._gate_sums]).sum()
+        num_open = _sum_over_ranks(torch.stack([sums.num_open for sums in self._gate_sums]).sum())
+        return mean, num_open.to(mean.dtype) / (num_scores * _num_ranks())
+
+    # Both run while activations are computed again for a backward pass, too: what was saved must be saved again.
+
+    def _see_router(self, router: nn.Module, inputs: Any, output: tuple[Tensor, Tensor, Tensor]) -> None:
+        if not (self._gathering or torch.is_grad_enabled()):
+            return
+        logits, _, chosen = output  # (N, E), (N, k), (N, k)
+        logits, chosen = _widen(logits), chosen.flatten()
+        counts = chosen.new_zeros(logits.shape[-1]).scatter_add(0, chosen, torch.ones_like(chosen))
+        sums = RouterSums(counts, F.softmax(logits, -1).mean(0), torch.logsumexp(logits, -1).square().mean())
+        if self._gathering:
+            self._router_sums.append(sums)
+
+    def _see_gate(self, gate: AttentionGate, inputs: Any, logits: Tensor) -> None:
+        if not (self._gathering or torch.is_grad_enabled()):
+            return
+        scores = ops.gate_scores(torch.unflatten(_widen(logits), -1, gate.logit_shape), gate.spec)
+        sums = GateSums(scores.mean(), (scores > 0).sum(), scores.numel())
+        if self._gathering:
+            self._gate_sums.append(sums)
+
+
+@dataclass(slots=True)
+class _Log:
+    """Values and expert counts of some steps, kept on the device: only `means` waits for it."""
+
+    values: dict[str, Tensor] = field(default_factory=dict)
+    counts: Tensor | None = None
+    num_steps: float = 0.0
+
+    def add(self, values: Mapping[str, Tensor], counts: Tensor | None, num_passes: int) -> None:
+        self.num_steps += 1 / num_passes
+        for name, value in values.items():
+            part = value.detach() / num_passes
+            self.values[name] = self.values[name] + part if name in self.values else part
+        if counts is not None:
+            part = counts.double() / num_passes  # a step's counts come with each of its passes
+            self.counts = part if self.counts is None else self.counts + part
+
+    def means(self) -> dict[str, Any]:
+        if not self.values:
+            return {}
+        sums = _sum_over_ranks(torch.stack(list(self.values.values())))
+        found: dict[str, Any] = dict(zip(self.values, (sums / (_num_ranks() * self.num_steps)).tolist(), strict=True))
+        if self.counts is not None:
+            load = self.counts / self.counts.mean(-1, keepdim=True)
+            found["expert_load_max"], found["expert_load_min"] = load.max().item(), load.min().item()
+            found["expert_load"] = [[round(value, 4) for value in layer] for layer in load.tolist()]
+        return found
+
+
+def _widen(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _num_ranks() -> int:
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def _sum_over_ranks(x: Tensor) -> Tensor:
+    if _num_ranks() == 1:
+        return x
+    x = x.clone()
+    distributed.all_reduce(x)
+    return x
