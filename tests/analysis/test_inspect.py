@@ -295,6 +295,7 @@ def test_gate_scores_equal_their_formula(name, ids, build):
             np.testing.assert_allclose(measured["gate_mean"], s.mean((0, 1, 3)), **close)
             np.testing.assert_allclose(measured["gate_share_below_0.1"], (s < 0.1).mean((0, 1, 3)), **close)
             np.testing.assert_allclose(measured["gate_share_above_0.9"], (s > 0.9).mean((0, 1, 3)), **close)
+            np.testing.assert_allclose(measured["gate_share_open"], (s > 0).mean((0, 1, 3)), **close)
             np.testing.assert_allclose(measured["gate_first"], s[:, 0].mean((0, 2)), **close)
             np.testing.assert_allclose(measured["gate_rest"], s[:, 1:].mean((0, 1, 3)), **close)
             np.testing.assert_allclose(gate.excerpt[layer], s[0].mean(-1).T, **close)

@@ -1,6 +1,16 @@
 """What attention, hidden states and gates of a model do."""
 
 from gated_attention.analysis.definitions import GATE_MEASURES, MEASURES, Definition
+from gated_attention.analysis.experts import ExpertLoad, expert_load
 from gated_attention.analysis.inspect import Inspection, TextBatch, inspect_model
 
-__all__ = ["GATE_MEASURES", "MEASURES", "Definition", "Inspection", "TextBatch", "inspect_model"]
+__all__ = [
+    "GATE_MEASURES",
+    "MEASURES",
+    "Definition",
+    "ExpertLoad",
+    "Inspection",
+    "TextBatch",
+    "expert_load",
+    "inspect_model",
+]

@@ -180,6 +180,10 @@ GATE_MEASURES: dict[str, Definition] = {
     "gate_share_above_0.9": Definition(
         "Gate above 0.9", "share", _HEADS, "share of scores above 0.9, over channels, tokens and sequences"
     ),
+    "gate_share_open": Definition(
+        "Gate open", "share", _HEADS, "share of scores above 0, over channels, tokens and sequences; a hard sigmoid "
+        "closes, the others do not"
+    ),
     "gate_first": Definition(
         "Gate at the first token", "1", _HEADS, "score of each sequence's first token, over channels, then sequences"
     ),

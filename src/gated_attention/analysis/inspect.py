@@ -229,7 +229,7 @@ class _Recorder(Watcher):
     def gate(self, attention: Attention, gate: Gate, logits: Float[Tensor, "b t h d"]) -> None:
         found, layer, site = measures.gate_rows(logits, gate.spec), attention.layer, gate.site
         self.specs[site] = gate.spec
-        for name in ("mean", "below", "above", "first"):
+        for name in ("mean", "below", "above", "open", "first"):
             self.rows.add(f"{site}_{name}", layer, getattr(found, name))
         self.rows.add_up(f"{site}_histogram", layer, found.histogram)
         if self.level == "full":

@@ -207,6 +207,7 @@ class GateRows(NamedTuple):
     mean: Float[Tensor, "b h"]
     below: Float[Tensor, "b h"]
     above: Float[Tensor, "b h"]
+    open: Float[Tensor, "b h"]
     first: Float[Tensor, "b h"]
     by_token: Float[Tensor, "b t h"]
     histogram: Float[Tensor, "h bins"]
@@ -236,6 +237,7 @@ def _gate_rows(scores: Tensor, spec: GateSpec) -> GateRows:
         by_token.mean(1),
         _share(torch.lt, scores, 0.1),
         _share(torch.gt, scores, 0.9),
+        _share(torch.gt, scores, 0.0),
         by_token[:, 0].clone(),  # so that the rest can go
         by_token,
         _histogram(scores[:, :: ceil(scores.shape[1] / HISTOGRAM_TOKENS)], spec),

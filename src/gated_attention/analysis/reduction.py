@@ -243,6 +243,7 @@ class GateMeasures:
                 "gate_mean": mean,
                 "gate_share_below_0.1": heads("below"),
                 "gate_share_above_0.9": heads("above"),
+                "gate_share_open": heads("open"),
                 "gate_first": first,
                 "gate_rest": first if reads_nothing else (length * mean - first) / (length - 1),
                 **{f"gate_quantile_{q:02d}": _quantile(histogram, edges, q / 100) for q in QUANTILES},

@@ -7,7 +7,8 @@ experts. The weights are therefore cast, and their width padded, before transfor
 """
 
 import torch
-from torch import Tensor
+from jaxtyping import Int
+from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 from transformers import Qwen3MoeConfig
@@ -48,6 +49,20 @@ def product_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
     """The dtype in which a linear layer would multiply these: autocast's where it is on, else the weight's."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+
+
+def routers(model: nn.Module) -> list[Qwen3MoeTopKRouter]:
+    """The routers of a model, first layer first; none in a dense one.
+
+    The output of a router is (N, E) logits, (N, k) weights and (N, k) chosen experts.
+    """
+    return [module for module in model.modules() if isinstance(module, Qwen3MoeTopKRouter)]
+
+
+def count_experts(chosen: Int[Tensor, "n k"], num_experts: int) -> Int[Tensor, " e"]:
+    """How many of the (token, choice) pairs went to each expert, int64."""
+    flat = chosen.flatten()
+    return flat.new_zeros(num_experts).scatter_add(0, flat, torch.ones_like(flat))
 
 
 class GatedQwen3MoeSparseMoeBlock(Qwen3MoeSparseMoeBlock):  # type: ignore[misc]

@@ -43,6 +43,15 @@ DEFINITIONS = {
         "gate score after its activation, averaged over tokens, channels, heads and layers, then over sites "
         "(arXiv 2505.06708, Table 4); below 0.1 is the share of scores under that value",
     ),
+    "gate_open_share": (
+        "Open gates",
+        "share of hard-sigmoid gate scores above 0, over tokens, heads and layers",
+    ),
+    "expert_load_max": (
+        "Expert load",
+        "held-out tokens that a router sends to an expert, over those that each would get if all got the same; "
+        "a dead expert gets none",
+    ),
     "train_tokens_per_s": (
         "Tokens/s",
         "median training throughput, evaluation and checkpoints left out, on the device named above",
@@ -161,6 +170,9 @@ def every_run(results: Sequence[Result]) -> list[Block]:
         Column("F-Attn"): ("f_attn", fixed(4)),
         Column("M-Act"): ("m_act", significant(3)),
         Column("Gate mean"): ("gate_score_mean", fixed(4)),
+        Column("Open gates"): ("gate_open_share", fixed(4)),
+        Column("Expert load", "highest"): ("expert_load_max", fixed(2)),
+        Column("Dead experts"): ("dead_experts", fixed(0)),
         Column("Tokens/s"): ("train_tokens_per_s", fixed(0)),
     }
     columns = {

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from gated_attention.analysis import Inspection, inspect_model
+from gated_attention.analysis import ExpertLoad, Inspection, expert_load, inspect_model
 from gated_attention.evaluate import held_out_loss
 from gated_attention.studies.record import Measure, read_metrics
 from gated_attention.train.data import PackedData
@@ -31,10 +31,11 @@ def measure_arm(
     device = next(model.parameters()).device
     batch_size = max(1, BATCH_TOKENS // data.validation.ids.shape[1])
     batches = data.validation.batches(batch_size)
-    inspected = data.validation.sample(INSPECTED_TOKENS).batches(batch_size)
+    inspected = data.validation.sample(INSPECTED_TOKENS)
     with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
         loss = held_out_loss(model, batches)
-        inspection = inspect_model(model, inspected)
+        inspection = inspect_model(model, inspected.batches(batch_size))
+        experts = expert_load(model, inspected.batches(batch_size))
     n = inspection.num_tokens
     measures = {
         "val_loss_nats": Measure(loss.loss_nats, "nats/token", loss.num_tokens),
@@ -43,10 +44,12 @@ def measure_arm(
         "f_attn_uniform": Measure(inspection.overall("f_attn_uniform"), "share", n),
         "m_act": _layered(inspection.by_layer("m_act"), "1", n),
         **_gate_measures(inspection),
+        **_open_share(model, inspection),
+        **(_expert_measures(experts) if experts else {}),
         **_training_measures(metrics),
         "peak_memory_gib": Measure(_peak_memory_gib(device), "GiB", 1),
     }
-    return measures, _arrays(inspection)
+    return measures, {**_arrays(inspection), **({"expert_load": experts.load} if experts else {})}
 
 
 def _gate_measures(inspection: Inspection) -> dict[str, Measure]:
@@ -60,6 +63,26 @@ def _gate_measures(inspection: Inspection) -> dict[str, Measure]:
         sites = [gate.by_layer(of_gate) for gate in inspection.gates.values()]
         measures[name] = _layered(np.mean(sites, axis=0), "share", n)
     return measures
+
+
+def _open_share(model: PreTrainedModel, inspection: Inspection) -> dict[str, Measure]:
+    """Share of hard-sigmoid scores above 0; other activations do not close."""
+    sites = [gate.site for gate in model.config.gates if gate.activation == "hard_sigmoid"]
+    if not sites:
+        return {}
+    shares = np.mean([inspection.gates[site].by_layer("gate_share_open") for site in sites], axis=0)
+    return {"gate_open_share": _layered(shares, "share", inspection.num_tokens)}
+
+
+def _expert_measures(experts: ExpertLoad) -> dict[str, Measure]:
+    """The busiest and the idlest expert of any layer, and layer by layer, and experts that no token reached."""
+    highest, lowest, dead = experts.load.max(1), experts.load.min(1), experts.num_dead
+    n = experts.num_tokens
+    return {
+        "expert_load_max": Measure(float(highest.max()), "1", n, per_layer=tuple(map(float, highest))),
+        "expert_load_min": Measure(float(lowest.min()), "1", n, per_layer=tuple(map(float, lowest))),
+        "dead_experts": Measure(float(dead.sum()), "experts", n, per_layer=tuple(map(float, dead))),
+    }
 
 
 def _training_measures(metrics: Path) -> dict[str, Measure]:

@@ -44,6 +44,7 @@ def make_plan(
         "batch_size": defaults.batch_size,
         "accumulation": defaults.accumulation,
         "learning_rate": defaults.learning_rate,
+        "warmup": defaults.warmup,
         "precision": "bfloat16" if on_gpu else "float32",
         "compile": on_gpu,
         **_given(train),

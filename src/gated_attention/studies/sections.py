@@ -64,6 +64,8 @@ def _shape(row: VariantRow, model: Mapping[str, Any]) -> str:
     parts = [f"{count_text(row.parameters)} parameters"] if row.parameters else []
     if {"num_hidden_layers", "hidden_size"} <= model.keys():
         parts.append(f"{model['num_hidden_layers']} layers of width {model['hidden_size']}")
+    if experts := model.get("num_local_experts") or model.get("num_experts"):  # by version of transformers
+        parts.append(f"{experts} experts of which a token passes {model['num_experts_per_tok']}")
     if {"num_attention_heads", "num_key_value_heads"} <= model.keys():
         parts.append(f"{model['num_attention_heads']} query and {model['num_key_value_heads']} key/value heads")
     return f" ({', '.join(parts)})" if parts else ""
@@ -103,7 +105,8 @@ def outcome(comparison: Comparison) -> Bullets:
     else:
         items = list(_loss_by_verdict(compared, comparison.reference))
     reference = comparison.rows[0]
-    items += [item for item in (_sink(reference, comparison), _activations(comparison), _cost(comparison)) if item]
+    found = (_sink(reference, comparison), _activations(comparison), _open(comparison), _experts(comparison))
+    items += [item for item in (*found, _cost(comparison)) if item]
     return Bullets(items)
 
 
@@ -170,6 +173,27 @@ def _activations(comparison: Comparison) -> str | None:
     small = max(value for _, value in found) < MASSIVE
     comment = f" None is massive: that starts at {MASSIVE:.0f}." if small else ""
     return f"**Largest activations** (M-Act): {listed}.{comment}"
+
+
+def _open(comparison: Comparison) -> str | None:
+    found = [(row.variant, value) for row in comparison.rows if (value := row.mean("gate_open_share")) is not None]
+    if not found:
+        return None
+    listed = _listed([(name, value, f"{100 * value:.1f} %") for name, value in found])
+    return f"**Gates that are open**, the others exactly 0: {listed}."
+
+
+def _experts(comparison: Comparison) -> str | None:
+    found = [(row.variant, value) for row in comparison.rows if (value := row.mean("expert_load_max")) is not None]
+    if not found:
+        return None
+    listed = _listed([(name, value, f"{value:.2f}") for name, value in found])
+    dead = [(row.variant, value) for row in comparison.rows if (value := row.mean("dead_experts"))]
+    rest = ", ".join(f"`{name}` has {value:.3g}" for name, value in dead)
+    return (
+        f"**Expert load**: the busiest expert of any layer gets, in shares of an even split, {listed}. "
+        f"{f'Of dead experts {rest}.' if dead else 'No expert is dead.'}"
+    )
 
 
 def _cost(comparison: Comparison) -> str | None:

@@ -9,6 +9,7 @@ class Settings:
 
     Attributes:
         steps: Optimizer steps.
+        warmup: As `train.trainer.TrainConfig.warmup`.
         batch_size: Sequences per pass; a step makes `accumulation` passes.
         tokenizer: As `train.data.DataConfig.tokenizer`.
         validation_tokens: How much held-out text is scored at the end of a run.
@@ -18,6 +19,7 @@ class Settings:
     batch_size: int
     learning_rate: float
     accumulation: int = 1
+    warmup: float = 0.02
     tokenizer: str = "bpe-16384"
     validation_tokens: int = 2_000_000
 
@@ -27,7 +29,12 @@ SETTINGS: dict[str, Settings] = {
     "xs": Settings(1_500, 32, 4e-3),
     "s": Settings(3_000, 32, 2e-3),
     "m": Settings(6_000, 32, 2e-3),
+    "moe-tiny": Settings(240, 8, 4e-3, tokenizer="bytes", validation_tokens=60_000),
+    "moe-xs": Settings(1_500, 32, 2e-3),
+    "moe-s": Settings(3_000, 32, 2e-3),
     "1.7b-28l": Settings(100_000, 8, 4e-3, accumulation=128),
     "1.7b-48l": Settings(100_000, 8, 4e-3, accumulation=128),
+    "15a2b": Settings(100_000, 8, 2e-3, accumulation=128, warmup=0.01),
 }
-"""By size: small ones reach a clear loss in minutes; Table 7's follow the paper (batch 1024, 100k steps)."""
+"""By size: small ones reach a clear loss in minutes; Table 7's follow the paper (batch 1024, 100k steps, and the MoE's
+warm-up of 1k steps to 2e-3)."""

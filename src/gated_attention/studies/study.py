@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from transformers import PreTrainedModel
 
 from gated_attention.models import GatedQwen3Config, GatedQwen3MoeConfig
 from gated_attention.models.build import build_model
@@ -85,6 +86,12 @@ class Arm:
         size = self.plan.size
         return match_parameters(size, self.variant.block) if self.variant.match_parameters else size
 
+    @property
+    def training(self) -> TrainConfig:
+        """The plan's training with this variant's own part of it."""
+        settings, penalty = self.plan.train, self.variant.gate_penalty
+        return replace(settings, auxiliary=replace(settings.auxiliary, gate_penalty=penalty)) if penalty else settings
+
     def model_config(self, data: PackedData) -> GatedQwen3Config | GatedQwen3MoeConfig:
         """The model's configuration, its vocabulary taken from the tokenizer."""
         return make_config(
@@ -98,21 +105,33 @@ class Arm:
 
     def resolve(self) -> dict[str, Any]:
         """Everything that decides this arm's numbers, known before the data is read."""
-        variant = self.variant
+        block = self.variant.block
         settings = {
-            "variant": {"name": variant.name, "description": variant.describe(), "cites": list(variant.cites)},
-            "size": {**asdict(self.size), "gates": [gate.to_dict() for gate in variant.block.gates]},
-            "parameters": count_parameters(self.size, variant.block).to_dict(),
+            "variant": self._variant_record(),
+            "size": {**asdict(self.size), "gates": [gate.to_dict() for gate in block.gates]},
+            "parameters": count_parameters(self.size, block).to_dict(),
             "data": asdict(self.plan.data),
-            "train": asdict(self.plan.train),
+            "train": self._training_record(),
         }
         return {
             "schema": SCHEMA,
             "study": self.plan.name,
-            "variant": variant.name,
+            "variant": self.variant.name,
             "seed": self.seed,
             "config": settings,
         }
+
+    def _variant_record(self) -> dict[str, Any]:
+        variant, penalty = self.variant, self.variant.gate_penalty
+        record = {"name": variant.name, "description": variant.describe(), "cites": list(variant.cites)}
+        return {**record, "gate_penalty": asdict(penalty)} if penalty else record
+
+    def _training_record(self) -> dict[str, Any]:
+        """The plan's training; weights of losses that only routers have are left out of a dense model's."""
+        record = asdict(self.plan.train)
+        auxiliary = record.pop("auxiliary")
+        del auxiliary["gate_penalty"]  # the variant's
+        return {**record, "auxiliary": auxiliary} if self.size.num_experts else record
 
     def finished(self) -> Result | None:
         """This arm's result if it is there.
@@ -177,7 +196,7 @@ def run_study(plan: StudyPlan, device: torch.device, cache: Path, observer: Obse
 
 def run_arm(arm: Arm, data: PackedData, device: torch.device, observer: Observer) -> Result:
     """Train one arm, from its last checkpoint if there is one, measure it and write its record."""
-    plan, settings = arm.plan, arm.plan.train
+    plan, settings = arm.plan, arm.training
     arm.folder.mkdir(parents=True, exist_ok=True)
     resolved = arm.resolve()
     write_json(arm.folder / CONFIG_NAME, resolved)
@@ -213,7 +232,7 @@ def run_arm(arm: Arm, data: PackedData, device: torch.device, observer: Observer
         study=plan.name,
         variant=arm.variant.name,
         seed=arm.seed,
-        config={**resolved["config"], "model": model.config.to_dict()},
+        config={**resolved["config"], "model": _model_record(model)},
         measures=measures,
         tokens_seen=settings.steps * tokens_per_step,
         device=device_name(device),
@@ -222,6 +241,13 @@ def run_arm(arm: Arm, data: PackedData, device: torch.device, observer: Observer
     )
     write_result(arm.folder, result)
     return read_result(arm.folder / RESULT_NAME)
+
+
+def _model_record(model: PreTrainedModel) -> dict[str, Any]:
+    record: dict[str, Any] = model.config.to_dict()
+    if isinstance(model.config, GatedQwen3MoeConfig):
+        record["experts_implementation"] = model.config._experts_implementation  # transformers writes it nowhere
+    return record
 
 
 def device_name(device: torch.device) -> str:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from gated_attention.penalty import GatePenalty
 from gated_attention.spec import BlockSpec, GateSpec
 
 _PLAIN = BlockSpec()
@@ -15,21 +16,26 @@ class Variant:
         block: What every decoder block carries.
         cites: Rows of the paper's tables that are this model, e.g. `T1.5`.
         match_parameters: Whether the FFN is narrowed so that the block costs nothing extra.
+        gate_penalty: Pressure on the block's hard-sigmoid gates to close, in training.
     """
 
     name: str
     block: BlockSpec = _PLAIN
     cites: tuple[str, ...] = ()
     match_parameters: bool = True
+    gate_penalty: GatePenalty | None = None
 
     def describe(self) -> str:
-        """The block in words."""
-        return self.block.describe()
+        """The block in words, and what presses on its gates."""
+        words = self.block.describe()
+        return f"{words}, {self.gate_penalty.describe()}" if self.gate_penalty else words
 
 
 def _gated(name: str, *gates: GateSpec, cites: tuple[str, ...] = ()) -> Variant:
     return Variant(name, BlockSpec(gates), cites)
 
+
+_HARD = GateSpec(granularity="headwise", activation="hard_sigmoid")
 
 VARIANTS: dict[str, Variant] = {
     variant.name: variant
@@ -52,7 +58,9 @@ VARIANTS: dict[str, Variant] = {
         _gated("sdpa-value-elementwise", GateSpec(), GateSpec("value")),
         _gated("sdpa-headwise-narrow", GateSpec(granularity="headwise", input_dim=12)),
         _gated("sdpa-headwise-open", GateSpec(granularity="headwise", init="zeros", scale=2.0)),
-        _gated("sdpa-headwise-hard", GateSpec(granularity="headwise", activation="hard_sigmoid")),
+        _gated("sdpa-headwise-hard", _HARD),
+        Variant("sdpa-headwise-sparse", BlockSpec((_HARD,)), gate_penalty=GatePenalty(0.05)),
+        Variant("sdpa-headwise-sparse-40", BlockSpec((_HARD,)), gate_penalty=GatePenalty(0.5, target=0.4)),
     )
 }
 """Every variant by name; a new one is a new row."""

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
-from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeTopKRouter
 
 from gated_attention import ops
+from gated_attention.models.experts import count_experts, routers
 from gated_attention.nn import AttentionGate
 from gated_attention.penalty import TARGET_BAND, GatePenalty
 
@@ -105,18 +105,18 @@ class AuxiliaryLosses:
 
     def __init__(self, model: nn.Module, weights: AuxiliaryWeights) -> None:
         self.weights = weights
-        routers = [module for module in model.modules() if isinstance(module, Qwen3MoeTopKRouter)]
+        routing = routers(model)
         gates = [m for m in model.modules() if isinstance(m, AttentionGate) and m.spec.activation == "hard_sigmoid"]
         if weights.gate_penalty and not gates:
             raise ValueError("a gate penalty needs gates that close; use activation='hard_sigmoid', or no penalty")
-        if routers and getattr(getattr(model, "config", None), "output_router_logits", False):
+        if routing and getattr(getattr(model, "config", None), "output_router_logits", False):
             raise ValueError("output_router_logits=True adds a second load-balancing loss; leave it at False")
-        self.has_routers, self.has_gates = bool(routers), bool(gates)
+        self.has_routers, self.has_gates = bool(routing), bool(gates)
         self._gathering = False
         self._router_sums: list[RouterSums] = []
         self._gate_sums: list[GateSums] = []
         self._log = _Log()
-        self._hooks = [module.register_forward_hook(self._see_router) for module in routers]
+        self._hooks = [module.register_forward_hook(self._see_router) for module in routing]
         self._hooks += [module.register_forward_hook(self._see_gate) for module in gates]
 
     def __bool__(self) -> bool:
@@ -205,8 +205,8 @@ class AuxiliaryLosses:
         if not (self._gathering or torch.is_grad_enabled()):
             return
         logits, _, chosen = output  # (N, E), (N, k), (N, k)
-        logits, chosen = _widen(logits), chosen.flatten()
-        counts = chosen.new_zeros(logits.shape[-1]).scatter_add(0, chosen, torch.ones_like(chosen))
+        logits = _widen(logits)
+        counts = count_experts(chosen, logits.shape[-1])
         sums = RouterSums(counts, F.softmax(logits, -1).mean(0), torch.logsumexp(logits, -1).square().mean())
         if self._gathering:
             self._router_sums.append(sums)

@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import torch
 import torch._inductor.config
-from safetensors.torch import load_model
 from torch import nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback
@@ -141,6 +140,10 @@ class AuxiliaryTrainer(Trainer):  # type: ignore[misc]  # transformers is untype
         loss: torch.Tensor = super().training_step(*args, **kwargs)
         return loss if self.cross_entropy is None else self.cross_entropy
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        # The Trainer's own loads by name, and silently leaves experts, which are saved under other names, at random.
+        load_weights(self.model, Path(resume_from_checkpoint))
+
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
         """Log; training lines carry the auxiliary losses since the last one."""
         super().log({**logs, **self.auxiliary.read()} if "loss" in logs else logs, start_time)
@@ -170,7 +173,7 @@ def train(
     """
     checkpoint = last_checkpoint(output)
     if checkpoint and checkpoint_step(checkpoint) >= config.steps:  # the Trainer would take one step more
-        load_model(model, checkpoint / "model.safetensors", strict=False)  # a tied head is stored once
+        load_weights(model, checkpoint)
         model.to(device)
         return
     arguments = Arguments(
@@ -226,10 +229,35 @@ def train(
     torch._inductor.config.quiesce_async_compile_pool = False
     logging.disable_progress_bar()
     try:
-        with quiet():
+        with quiet(), reproducible(device):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         auxiliary.remove()
+
+
+def load_weights(model: PreTrainedModel, checkpoint: Path) -> None:
+    """Read a checkpoint's weights into a model, by way of `from_pretrained`, which knows how experts are stored."""
+    with quiet():
+        saved = type(model).from_pretrained(checkpoint, dtype="auto")
+    model.load_state_dict(saved.state_dict())
+
+
+@contextmanager
+def reproducible(device: torch.device) -> Iterator[None]:
+    """On a CPU, bitwise: several threads add up the gradients of experts' inputs in any order unless told not to.
+
+    On a GPU this would cost speed, and attention's backward pass would still not be.
+    """
+    before, only_warn = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    if device.type == "cpu":
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=only_warn)
 
 
 @contextmanager
