@@ -23,7 +23,7 @@ def step(model, losses, passes, counts=None, run=None):
     model.zero_grad()
     total = 0.0
     for ids in passes:
-        with losses.gather():
+        with losses.gather(), torch.autocast("cpu", torch.bfloat16, enabled=model.dtype == torch.float32):
             loss = (model if run is None else run)(input_ids=ids, labels=ids, use_cache=False).loss / len(passes)
         loss = loss + losses.loss(counts, len(passes))
         loss.backward()
@@ -112,7 +112,7 @@ def test_recomputed_activations_change_nothing():
 
 
 @pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")  # transformers' version checks
-def test_whole_model_compiles_with_its_hooks(compile_whole):
+def test_whole_model_compiles_with_its_hooks_under_autocast(compile_whole):
     model = moe_model().float()
     model.set_experts_implementation("grouped_mm")
     losses = AuxiliaryLosses(model, AUXILIARY)
@@ -120,10 +120,12 @@ def test_whole_model_compiles_with_its_hooks(compile_whole):
     compiled = compile_whole(model, backend="aot_eager")
     for _ in range(2):
         found = step(model, losses, [batch()], run=compiled)
-        assert found[0] == pytest.approx(expected[0], abs=1e-5)
-        assert largest_difference(found[1], expected[1]) < 1e-5
-    counts = losses.count(compiled, [{"input_ids": batch()}])
-    assert torch.equal(counts, losses.count(model, [{"input_ids": batch()}]))
+        assert found[0] == pytest.approx(expected[0], abs=1e-3)
+        for name, gradient in expected[1].items():  # up to bfloat16's rounding
+            assert (found[1][name] - gradient).norm() < 0.03 * gradient.norm(), name
+    with torch.autocast("cpu", torch.bfloat16):
+        counts = [losses.count(run, [{"input_ids": batch()}]) for run in (compiled, model)]
+    assert torch.equal(*counts)
 
 
 def test_arithmetic_is_float32_under_autocast():

@@ -1,5 +1,6 @@
 """Training on transformers' Trainer: settings, parameter groups, resuming from the last whole checkpoint."""
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -266,7 +267,10 @@ def quiet() -> Iterator[None]:
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        yield
+        with warnings.catch_warnings():
+            # Its version checks, which the compiler may well evaluate once.
+            warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")
+            yield
     finally:
         logging.set_verbosity(verbosity)
 
