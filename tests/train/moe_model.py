@@ -58,7 +58,7 @@ class KeepGradients(TrainerCallback):
             }
 
 
-def train_tiny(output, model=None, **settings):
+def train_tiny(output, model=None, device=torch.device("cpu"), **settings):  # noqa: B008
     """First gradients and the metrics of a short run of `train`."""
     values = {"steps": 2, "learning_rate": 1e-3, "log_every": 1, "evaluate_every": 2, "max_grad_norm": 0.0}
     values |= {"checkpoint_every": 2, "auxiliary": AUXILIARY} | settings
@@ -73,7 +73,7 @@ def train_tiny(output, model=None, **settings):
         tokenizer=None,
         output=output,
         seed=0,
-        device=torch.device("cpu"),
+        device=device,
         callbacks=[MetricsCallback(output / "metrics.jsonl", 1), keep],
     )
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]

@@ -143,7 +143,10 @@ class AuxiliaryTrainer(Trainer):  # type: ignore[misc]  # transformers is untype
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         # The Trainer's own loads by name, and silently leaves experts, which are saved under other names, at random.
-        load_weights(self.model, Path(resume_from_checkpoint))
+        if self.is_fsdp_enabled:  # with sharded checkpoints of its own, under the model's names
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            load_weights(self.model, Path(resume_from_checkpoint))
 
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
         """Log; training lines carry the auxiliary losses since the last one."""
