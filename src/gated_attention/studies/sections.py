@@ -189,10 +189,10 @@ def _experts(comparison: Comparison) -> str | None:
         return None
     listed = _listed([(name, value, f"{value:.2f}") for name, value in found])
     dead = [(row.variant, value) for row in comparison.rows if (value := row.mean("dead_experts"))]
-    rest = ", ".join(f"`{name}` has {value:.3g}" for name, value in dead)
+    rest = ", ".join(f"`{name}` {value:.3g}" for name, value in dead)
     return (
         f"**Expert load**: the busiest expert of any layer gets, in shares of an even split, {listed}. "
-        f"{f'Of dead experts {rest}.' if dead else 'No expert is dead.'}"
+        f"{f'Experts that no token reaches: {rest}.' if dead else 'Every expert gets tokens.'}"
     )
 
 
