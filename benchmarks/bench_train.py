@@ -18,8 +18,8 @@ from statistics import median
 import torch
 from torch.utils.data import Dataset
 
-from gated_attention.models import GatedQwen3Config
 from gated_attention.models.build import build_model
+from gated_attention.models.configuration import make_config
 from gated_attention.sizes import get_size
 from gated_attention.studies.plan import pick_device
 from gated_attention.studies.record import library_versions, read_metrics
@@ -102,13 +102,13 @@ def synchronize(device: torch.device) -> None:
 
 def rounds(args: argparse.Namespace, config: TrainConfig, device: torch.device) -> Iterator[tuple[float, float]]:
     """(bare, ours) tokens/s, round by round."""
-    size, gates = get_size(args.size), get_variant(args.variant).gates
+    size, block = get_size(args.size), get_variant(args.variant).block
     data = RandomBlocks(config.batch_size * 50, size.context, size.vocab_size)
     for _ in range(args.rounds):
         speeds = []
         for run in (bare_loop, our_train):
             torch.compiler.reset()
-            model = build_model(GatedQwen3Config.from_size(size, gates), seed=0)
+            model = build_model(make_config(size, block), seed=0)
             speeds.append(run(model, config, data, device))
         yield speeds[0], speeds[1]
 

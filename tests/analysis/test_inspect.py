@@ -11,10 +11,11 @@ from transformers.masking_utils import eager_mask
 
 from gated_attention.analysis import GATE_MEASURES, MEASURES, TextBatch, inspect_model
 from gated_attention.analysis.attention import AttentionCall
-from gated_attention.models import GatedQwen3Config, GatedQwen3MoeConfig
+from gated_attention.models import GatedQwen3MoeConfig
 from gated_attention.models.build import build_model
+from gated_attention.models.configuration import make_config
 from gated_attention.sizes import SIZES
-from gated_attention.spec import GateSpec
+from gated_attention.spec import BlockSpec, GateSpec
 
 FAMILIES = (
     "llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "gemma", "gemma2", "gpt_neox", "gpt2", "gpt_oss", "olmo2",
@@ -37,7 +38,7 @@ OURS = [f"ours, {name}" for name in GATES] + ["ours, mixture of experts"]
 
 def gated_model(gates):
     size = SIZES["tiny"]
-    config = GatedQwen3Config.from_size(size, gates, vocab_size=50, initializer_range=0.3, max_position_embeddings=128)
+    config = make_config(size, BlockSpec(gates), vocab_size=50, initializer_range=0.3, max_position_embeddings=128)
     return build_model(config, 0)
 
 

@@ -1,13 +1,13 @@
 import torch
 
-from gated_attention.models import GatedQwen3Config
 from gated_attention.models.build import build_model
+from gated_attention.models.configuration import make_config
 from gated_attention.sizes import SIZES
-from gated_attention.spec import GateSpec
+from gated_attention.spec import BlockSpec, GateSpec
 
 
 def build(gates=(), seed=0):
-    return build_model(GatedQwen3Config.from_size(SIZES["tiny"], gates), seed).state_dict()
+    return build_model(make_config(SIZES["tiny"], BlockSpec(gates)), seed).state_dict()
 
 
 def test_variants_of_one_seed_share_every_weight_they_have_in_common():

@@ -6,8 +6,9 @@ import pytest
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from gated_attention.models import GatedQwen3Config, GatedQwen3ForCausalLM, GatedQwen3Model
+from gated_attention.models.configuration import make_config
 from gated_attention.sizes import get_size
-from gated_attention.spec import SITES, GateSpec
+from gated_attention.spec import SITES, BlockSpec, GateSpec
 
 WIDTHS = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 48}
 GATES = (GateSpec(granularity="headwise", init="zeros", scale=2.0), GateSpec("value", bias=-1.0, input_dim=12))
@@ -79,7 +80,7 @@ def test_what_does_not_fit_is_refused(gates, message):
 
 def test_a_size_becomes_a_configuration():
     size = get_size("s")
-    config = GatedQwen3Config.from_size(size, GATES, attn_implementation="eager", num_hidden_layers=3)
+    config = make_config(size, BlockSpec(GATES), attn_implementation="eager", num_hidden_layers=3)
     assert (config.num_hidden_layers, config.hidden_size, config.intermediate_size) == (3, 512, 1536)
     assert (config.num_attention_heads, config.num_key_value_heads, config.head_dim) == (6, 3, 128)
     assert (config.vocab_size, config.max_position_embeddings) == (16_384, 1024)
@@ -104,7 +105,7 @@ def test_the_auto_classes_know_the_models():
 
 
 def test_gates_shard_with_the_heads_they_gate():
-    plan = GatedQwen3Config(**WIDTHS).base_model_tp_plan
+    plan = GatedQwen3Config(**WIDTHS, gates=[GateSpec(site) for site in SITES]).base_model_tp_plan
     names = {
         site: f"layers.*.self_attn.{name}g_proj" for site, name in zip(SITES, ("", "v_", "k_", "q_", "o_"), strict=True)
     }
@@ -112,3 +113,10 @@ def test_gates_shard_with_the_heads_they_gate():
         "sdpa": "colwise", "value": "colwise", "key": "colwise", "query": "colwise", "output": None,
     }  # fmt: skip
     assert plan["layers.*.self_attn.q_proj"] == "colwise"
+
+
+def test_a_mean_over_heads_needs_the_gate_whole_on_every_rank():
+    config = GatedQwen3Config(**WIDTHS, gates=GateSpec(head_shared=True))
+    assert config.base_model_tp_plan["layers.*.self_attn.g_proj"] == "replicated_with_grad_allreduce"
+    config.gates = GateSpec(granularity="headwise", input="lse")
+    assert "layers.*.self_attn.g_proj" not in config.base_model_tp_plan

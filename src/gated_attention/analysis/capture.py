@@ -17,6 +17,7 @@ from transformers.masking_utils import sdpa_mask
 
 from gated_attention.analysis.attention import AttentionCall, attend
 from gated_attention.analysis.families import Attention, Gate, decoder_layers, find_attention
+from gated_attention.models.attention import LSE_ATTENTION
 
 _IMPLEMENTATION = "gated_attention_capture"
 
@@ -43,7 +44,7 @@ class Watcher:
 _current: ContextVar[tuple[Watcher, dict[int, int]]] = ContextVar("watcher and layers by attention module")
 
 
-def _watched_attention(
+def _watched_lse_attention(
     module: nn.Module,
     query: Float[Tensor, "b h t d"],
     key: Float[Tensor, "b k s d"],
@@ -55,7 +56,7 @@ def _watched_attention(
     s_aux: Tensor | None = None,
     position_bias: Tensor | None = None,
     **_: Any,
-) -> tuple[Float[Tensor, "b t h e"], None]:
+) -> tuple[Float[Tensor, "b t h e"], Float[Tensor, "b h t"]]:
     """Attention as transformers calls it, computed once with its log-sum-exp and shown to the watcher."""
     watcher, layers = _current.get()
     name = type(module).__name__
@@ -72,10 +73,16 @@ def _watched_attention(
     out, lse = attend(query, key, value, scale=scale, mask=attention_mask, softcap=softcap, sinks=s_aux)
     layer = layers[id(module)]
     watcher.attention(AttentionCall(layer, query, key, value, out, lse, scale, softcap, attention_mask, s_aux))
+    return out, lse
+
+
+def _watched_attention(*args: Any, **kwargs: Any) -> tuple[Float[Tensor, "b t h e"], None]:
+    out, _ = _watched_lse_attention(*args, **kwargs)
     return out, None
 
 
 AttentionInterface.register(_IMPLEMENTATION, _watched_attention)
+LSE_ATTENTION[_IMPLEMENTATION] = _watched_lse_attention
 AttentionMaskInterface.register(_IMPLEMENTATION, sdpa_mask)
 
 

@@ -14,6 +14,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from gated_attention.nn import AttentionGate
+from gated_attention.nn.gate import LseGate
+from gated_attention.nn.switch import SwitchProjection
 from gated_attention.spec import GateSpec, Site
 
 _LAYER_LISTS = ("layers", "h", "blocks")
@@ -125,7 +127,7 @@ _GATES: dict[str, str] = {
 
 
 def _gates(attention: nn.Module, family: str) -> tuple[Gate, ...]:
-    ours = [module for module in attention.children() if isinstance(module, AttentionGate)]
+    ours = [module for module in attention.children() if isinstance(module, AttentionGate | LseGate)]
     if ours:
         return tuple(Gate(gate.spec, gate, _unflatten(gate.logit_shape[1])) for gate in ours)
     name = _GATES.get(family, "")
@@ -147,14 +149,17 @@ def value_and_output_maps(
 ) -> tuple[Float[Tensor, "k d c"], Float[Tensor, "h c d"]] | None:
     """W_V of each key/value head and W_O of each query head, biases left out; None where W_V is not one matrix.
 
-    Values that come out of a low-rank chain of projections (multi-head latent attention) have none.
+    Values that come out of a low-rank chain of projections (multi-head latent attention) or mix several (switch heads)
+    have none.
     """
     head_dim = getattr(attention, "head_dim", None) or getattr(attention, "head_size", None)
     if head_dim is None:
         return None
     output_rows = _rows(_child(attention, _OUTPUT_PROJECTIONS))  # (C, H * D)
     out = torch.unflatten(output_rows, 1, (-1, int(head_dim))).transpose(0, 1)  # (H, C, D)
-    if (value := getattr(attention, "v_proj", None)) is not None:
+    if isinstance(value := getattr(attention, "v_proj", None), SwitchProjection):
+        return None
+    if value is not None:
         rows = _rows(value)
     elif (fused := getattr(attention, "query_key_value", None)) is not None:  # per head [query | key | value]
         return torch.unflatten(_rows(fused), 0, (-1, 3, int(head_dim)))[:, 2], out

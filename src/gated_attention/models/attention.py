@@ -1,5 +1,7 @@
 """What gated Qwen3 models share, dense or mixture-of-experts: the attention's forward pass and the gates' start."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,8 +10,11 @@ from transformers import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.qwen3.modeling_qwen3 import apply_rotary_pos_emb, eager_attention_forward
 
+from gated_attention import ops
 from gated_attention.models.configuration import GatedConfig
 from gated_attention.nn import AttentionGate, GatedBlock
+from gated_attention.nn.gate import LseGate
+from gated_attention.ops.attention import AttentionBackend
 
 
 class GatedSelfAttention(GatedBlock):
@@ -30,7 +35,7 @@ class GatedSelfAttention(GatedBlock):
 
     def __init__(self, config: GatedConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx)  # of the transformers attention behind this class
-        self.add_gates(config.gates, config.geometry)
+        self.add_block(config.block, config.geometry, config.rms_norm_eps)
 
     def forward(
         self,
@@ -44,14 +49,19 @@ class GatedSelfAttention(GatedBlock):
         x = hidden_states
         heads = (*x.shape[:-1], -1, self.head_dim)
         q = self.gate("query", self.q_proj(x).view(heads), x)  # G4, (B, T, H, D)
-        k = self.gate("key", self.k_proj(x).view(heads), x)  # G3
-        v = self.gate("value", self.v_proj(x).view(heads), x)  # G2
+        k, v = self.keys_and_values(x, self.head_dim)  # (B, T, K, D)
+        k = self.gate("key", k, x)  # G3
+        v = self.gate("value", v, x)  # G2
         q, k, v = self.q_norm(q).transpose(1, 2), self.k_norm(k).transpose(1, 2), v.transpose(1, 2)  # (B, H, T, D)
         q, k = apply_rotary_pos_emb(q, k, *position_embeddings)
         if past_key_values is not None:
             k, v = past_key_values.update(k, v, self.layer_idx)
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        y, attention_weights = attend(
+        implementation = self.config._attn_implementation
+        if self.reads_lse:
+            attend = lse_attention(implementation)
+        else:
+            attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+        y, weights_or_lse = attend(
             self,
             q,
             k,
@@ -62,9 +72,53 @@ class GatedSelfAttention(GatedBlock):
             sliding_window=self.sliding_window,
             **kwargs,
         )  # (B, T, H, D)
-        y = self.gate("sdpa", y, x)  # G1
+        y = self.transform_heads(y)
+        y = self.gate("sdpa", y, x, lse=weights_or_lse)  # G1
         y = self.o_proj(y.reshape(*x.shape[:-1], -1))
-        return self.gate("output", y, x), attention_weights  # G5
+        return self.gate("output", y, x), None if self.reads_lse else weights_or_lse  # G5
+
+
+def _attend_with_lse(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    *,
+    backend: AttentionBackend,
+    **_: Any,
+) -> tuple[Tensor, Tensor]:
+    """Attention as transformers calls it, with the log-sum-exp, (B, H, T), where others return weights."""
+    if dropout:
+        raise ValueError(f"a gate on the log-sum-exp has no attention dropout, {dropout} was asked for; use 0.0")
+    mask = attention_mask
+    if mask is not None:
+        mask = (mask if mask.dtype == torch.bool else mask == 0)[..., : key.shape[-2]]  # eager's masks are biases
+    y, lse = ops.attention(query, key, value, causal=mask is None, scale=scaling, mask=mask, backend=backend)
+    return y.transpose(1, 2), lse
+
+
+LSE_ATTENTION: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
+    "eager": partial(_attend_with_lse, backend="eager"),
+    "sdpa": partial(_attend_with_lse, backend="sdpa"),
+}
+"""Attention implementations, by transformers' names, that return the log-sum-exp in the place of the weights."""
+
+
+def lse_attention(implementation: str) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The implementation of that name for a block with a gate on the log-sum-exp.
+
+    Raises:
+        ValueError: if it returns none.
+    """
+    if implementation not in LSE_ATTENTION:
+        raise ValueError(
+            f"attention implementation {implementation!r} returns no log-sum-exp, which a gate reads; "
+            f"choose from {', '.join(LSE_ATTENTION)}"
+        )
+    return LSE_ATTENTION[implementation]
 
 
 class GateInitialisation:
@@ -76,7 +130,7 @@ class GateInitialisation:
     def _init_weights(self, module: nn.Module) -> None:
         # transformers calls this only for modules that own parameters: for the gate, never for its attention.
         # While it loads a checkpoint it guards torch.nn.init, so that parameters already read are left alone.
-        if isinstance(module, AttentionGate):
+        if isinstance(module, AttentionGate | LseGate):
             module.reset_parameters(std=self.config.initializer_range)
         else:
             super()._init_weights(module)  # type: ignore[misc]

@@ -1,31 +1,46 @@
-"""The configurations of gated Qwen3 models, dense and mixture-of-experts: Qwen3's, and a tuple of gates."""
+"""The configurations of gated Qwen3 models, dense and mixture-of-experts: Qwen3's, and what a `BlockSpec` holds."""
 
-from dataclasses import fields
+from collections.abc import Mapping
+from dataclasses import asdict, fields
 from typing import Any
 
 from transformers import Qwen3Config, Qwen3MoeConfig
 
 from gated_attention.nn.gate import GATE_MODULES
 from gated_attention.sizes import ModelSize
-from gated_attention.spec import AttentionGeometry, BlockSpec, GateSpec, as_gates, check_qk_norm
+from gated_attention.spec import (
+    AttentionGeometry,
+    BlockSpec,
+    GateSpec,
+    SdpaTransform,
+    SwitchSpec,
+    as_gates,
+    check_qk_norm,
+)
 
 _PLAIN = BlockSpec()
 
 
 class GatedConfig:
-    """What gated configurations share: `gates`, normalised and checked whenever they are assigned."""
+    """What gated configurations share: the fields of `BlockSpec`, normalised and checked whenever they are assigned."""
 
     gates: tuple[GateSpec, ...]
+    switch: SwitchSpec | None
+    sdpa_transform: SdpaTransform | None
+    sandwich_norm: bool
+    output_clip: float | None
     hidden_size: int
     num_attention_heads: int
     num_key_value_heads: int
     head_dim: int
     initializer_range: float
+    rms_norm_eps: float
+    base_model_tp_plan: dict[str, str]
     _attn_implementation: str
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)  # type: ignore[misc]  # of the transformers configuration behind this class
-        for spec in self.gates:
+        for spec in self.block.gates:
             spec.in_features(self.geometry)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -33,7 +48,17 @@ class GatedConfig:
         if name == "gates":
             value = as_gates(value)
             check_qk_norm(value)
+            self.base_model_tp_plan = {**type(self).base_model_tp_plan, **_tp_plan(value)}
+        elif name == "switch" and isinstance(value, Mapping):
+            value = SwitchSpec(**value)
+        elif name in ("sdpa_transform", "output_clip"):
+            BlockSpec(**{name: value})
         super().__setattr__(name, value)
+
+    @property
+    def block(self) -> BlockSpec:
+        """What every decoder block carries."""
+        return BlockSpec(**{field.name: getattr(self, field.name) for field in fields(BlockSpec)})
 
     @property
     def geometry(self) -> AttentionGeometry:
@@ -41,41 +66,59 @@ class GatedConfig:
         return AttentionGeometry(self.hidden_size, self.num_attention_heads, self.num_key_value_heads, self.head_dim)
 
     def to_dict(self) -> dict[str, Any]:
-        """As transformers writes it, gates as dictionaries."""
+        """As transformers writes it, gates and switch as dictionaries."""
         content: dict[str, Any] = super().to_dict()  # type: ignore[misc]
-        return {**content, "gates": [spec.to_dict() for spec in self.gates]}
+        switch = None if self.switch is None else asdict(self.switch)
+        return {**content, "gates": [spec.to_dict() for spec in self.gates], "switch": switch}
 
 
-# G1, G3 and G4 shard with the heads they gate. G2's values are gated before the cache, so v_g_proj shards like
-# v_proj; G5 acts on the summed output of o_proj and stays whole.
-_GATE_TP_PLAN = {f"layers.*.self_attn.{name}": "colwise" for site, name in GATE_MODULES.items() if site != "output"}
+def _tp_plan(gates: tuple[GateSpec, ...]) -> dict[str, str]:
+    """How gates shard under tensor parallelism: with the heads they gate.
+
+    G2's values are gated before the cache, so `v_g_proj` shards like `v_proj`. G5 acts on the summed output of
+    `o_proj` and stays whole. So does a gate whose scores are a mean over all heads, which every rank needs, and one
+    that projects nothing.
+    """
+    plan = {"switch_router": "colwise"}
+    for spec in gates:
+        if spec.head_shared:
+            plan[GATE_MODULES[spec.site]] = "replicated_with_grad_allreduce"
+        elif spec.site != "output" and spec.input != "lse":
+            plan[GATE_MODULES[spec.site]] = "colwise"
+    return {f"layers.*.self_attn.{name}": style for name, style in plan.items()}
 
 
 class GatedQwen3Config(GatedConfig, Qwen3Config):  # type: ignore[misc]  # transformers is untyped
-    """`Qwen3Config` plus `gates`: none, one, or at most one per site, as specs or as their dictionaries.
+    """`Qwen3Config` plus the fields of `BlockSpec`; gates are none, one, or at most one per site.
 
     Raises:
-        ValueError: if a gate is invalid or does not fit the widths.
+        ValueError: if a field is invalid or a gate does not fit the widths.
     """
 
     model_type = "gated_qwen3"
-    base_model_tp_plan = {**Qwen3Config.base_model_tp_plan, **_GATE_TP_PLAN}  # noqa: RUF012  transformers' own idiom
 
     gates: Any = ()  # whatever `as_gates` takes; a tuple of GateSpec once assigned
+    switch: Any = None  # SwitchSpec once assigned
+    sdpa_transform: SdpaTransform | None = None
+    sandwich_norm: bool = False
+    output_clip: float | None = None
 
 
 class GatedQwen3MoeConfig(GatedConfig, Qwen3MoeConfig):  # type: ignore[misc]
-    """`Qwen3MoeConfig`, whose defaults are the paper's 15A2B model (Table 7), plus `gates`.
+    """`Qwen3MoeConfig`, whose defaults are the paper's 15A2B model (Table 7), plus the fields of `BlockSpec`.
 
     Raises:
-        ValueError: if a gate is invalid or does not fit the widths.
+        ValueError: if a field is invalid or a gate does not fit the widths.
     """
 
     model_type = "gated_qwen3_moe"
-    base_model_tp_plan = {**Qwen3MoeConfig.base_model_tp_plan, **_GATE_TP_PLAN}  # noqa: RUF012
 
     head_dim: int = 128
     gates: Any = ()
+    switch: Any = None
+    sdpa_transform: SdpaTransform | None = None
+    sandwich_norm: bool = False
+    output_clip: float | None = None
 
 
 def make_config(size: ModelSize, block: BlockSpec = _PLAIN, **overrides: Any) -> GatedQwen3Config | GatedQwen3MoeConfig:

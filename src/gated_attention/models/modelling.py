@@ -14,13 +14,14 @@ from transformers.models.qwen3.modeling_qwen3 import (
 
 from gated_attention.models.attention import GatedSelfAttention, GateInitialisation
 from gated_attention.models.configuration import GatedQwen3Config
+from gated_attention.models.layer import GatedLayer
 
 
 class GatedQwen3Attention(GatedSelfAttention, Qwen3Attention):  # type: ignore[misc]  # transformers is untyped
     """Qwen3's attention with gates."""
 
 
-class GatedQwen3DecoderLayer(Qwen3DecoderLayer):  # type: ignore[misc]
+class GatedQwen3DecoderLayer(GatedLayer, Qwen3DecoderLayer):  # type: ignore[misc]
     """Qwen3's decoder layer around gated attention."""
 
     def __init__(self, config: GatedQwen3Config, layer_idx: int) -> None:
@@ -30,6 +31,7 @@ class GatedQwen3DecoderLayer(Qwen3DecoderLayer):  # type: ignore[misc]
         self.mlp = Qwen3MLP(config)
         self.input_layernorm = Qwen3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = Qwen3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.add_residual_control(config, Qwen3RMSNorm)
 
 
 class GatedQwen3PreTrainedModel(GateInitialisation, Qwen3PreTrainedModel):  # type: ignore[misc]

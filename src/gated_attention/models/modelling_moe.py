@@ -19,13 +19,14 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import (
 from gated_attention.models.attention import GatedSelfAttention, GateInitialisation
 from gated_attention.models.configuration import GatedQwen3MoeConfig
 from gated_attention.models.experts import GatedQwen3MoeSparseMoeBlock
+from gated_attention.models.layer import GatedLayer
 
 
 class GatedQwen3MoeAttention(GatedSelfAttention, Qwen3MoeAttention):  # type: ignore[misc]  # transformers is untyped
     """Qwen3-MoE's attention with gates."""
 
 
-class GatedQwen3MoeDecoderLayer(Qwen3MoeDecoderLayer):  # type: ignore[misc]
+class GatedQwen3MoeDecoderLayer(GatedLayer, Qwen3MoeDecoderLayer):  # type: ignore[misc]
     """Qwen3-MoE's decoder layer around gated attention."""
 
     def __init__(self, config: GatedQwen3MoeConfig, layer_idx: int) -> None:
@@ -39,6 +40,7 @@ class GatedQwen3MoeDecoderLayer(Qwen3MoeDecoderLayer):  # type: ignore[misc]
             self.mlp = Qwen3MoeMLP(config, intermediate_size=config.intermediate_size)
         self.input_layernorm = Qwen3MoeRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = Qwen3MoeRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.add_residual_control(config, Qwen3MoeRMSNorm)
 
 
 class GatedQwen3MoePreTrainedModel(GateInitialisation, Qwen3MoePreTrainedModel):  # type: ignore[misc]

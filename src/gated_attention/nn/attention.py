@@ -5,9 +5,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from gated_attention import ops
-from gated_attention.nn.gate import GatedBlock
+from gated_attention.nn.block import GatedBlock, HeadNorm
 from gated_attention.ops.attention import AttentionBackend, check_backend
-from gated_attention.spec import AttentionGeometry, Gates, as_gates, check_qk_norm
+from gated_attention.spec import AttentionGeometry, BlockSpec, Gates, SdpaTransform, SwitchSpec, as_gates, check_qk_norm
 
 
 class GatedAttention(GatedBlock):
@@ -19,6 +19,8 @@ class GatedAttention(GatedBlock):
         num_kv_heads: Key/value heads; None is one per query head.
         head_dim: Channels per head; None is `hidden_size // num_heads`.
         gates: None, one `GateSpec`, or several, at most one per site.
+        switch: Value, or key and value maps as experts; see `SwitchSpec`.
+        sdpa_transform: What heads pass after attention and before a gate there; see `BlockSpec`.
         causal: Whether a token sees only itself and earlier ones.
         rope_theta: Base of the rotary position embedding; None for no position embedding.
         qk_norm: Whether queries and keys pass an RMS norm over each head before RoPE.
@@ -37,6 +39,8 @@ class GatedAttention(GatedBlock):
         head_dim: int | None = None,
         *,
         gates: Gates = None,
+        switch: SwitchSpec | None = None,
+        sdpa_transform: SdpaTransform | None = None,
         causal: bool = True,
         rope_theta: float | None = 10_000.0,
         qk_norm: bool = True,
@@ -59,35 +63,27 @@ class GatedAttention(GatedBlock):
         self.o_proj = nn.Linear(q_width, hidden_size, bias=bias)
         self.q_norm = HeadNorm(self.head_dim, eps=1e-6) if qk_norm else nn.Identity()
         self.k_norm = HeadNorm(self.head_dim, eps=1e-6) if qk_norm else nn.Identity()
-        self.add_gates(gates, geometry)
+        self.add_block(BlockSpec(gates, switch, sdpa_transform), geometry, eps=1e-6)
 
     def forward(
         self, hidden_states: Float[Tensor, "b t c"], mask: Bool[Tensor, "#b #h t t"] | None = None
     ) -> Float[Tensor, "b t c"]:
         """Attention within `hidden_states`, taken after the block's pre-norm; `mask` is True where a query may look."""
         x = hidden_states
-        q = self.gate("query", self._heads(self.q_proj(x)), x)  # G4
-        k = self.gate("key", self._heads(self.k_proj(x)), x)  # G3
-        v = self.gate("value", self._heads(self.v_proj(x)), x)  # G2
+        q = torch.unflatten(self.q_proj(x), -1, (-1, self.head_dim))  # (B, T, H, D)
+        q = self.gate("query", q, x)  # G4
+        k, v = self.keys_and_values(x, self.head_dim)  # (B, T, K, D)
+        k = self.gate("key", k, x)  # G3
+        v = self.gate("value", v, x)  # G2
         q, k = self.q_norm(q), self.k_norm(k)
         if self.rope_theta is not None:
             q, k = apply_rope(q, self.rope_theta), apply_rope(k, self.rope_theta)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, T, D)
-        y, _ = ops.attention(q, k, v, causal=self.causal, mask=mask, backend=self.backend)
-        y = self.gate("sdpa", y.transpose(1, 2), x)  # G1, (B, T, H, D)
+        y, lse = ops.attention(q, k, v, causal=self.causal, mask=mask, backend=self.backend)
+        y = self.transform_heads(y.transpose(1, 2))  # (B, T, H, D)
+        y = self.gate("sdpa", y, x, lse)  # G1
         y = self.o_proj(y.flatten(-2))
         return self.gate("output", y, x)  # G5
-
-    def _heads(self, x: Tensor) -> Tensor:
-        return torch.unflatten(x, -1, (-1, self.head_dim))  # (B, T, H, D)
-
-
-class HeadNorm(nn.RMSNorm):
-    """RMS norm over the channels of a head, in the dtype of its weight, so that autocast leaves it in float32."""
-
-    def forward(self, x: Float[Tensor, "b t h d"]) -> Float[Tensor, "b t h d"]:
-        """The normalised heads, in the dtype of `x`."""
-        return super().forward(x.to(self.weight.dtype)).to(x.dtype)
 
 
 def apply_rope(x: Float[Tensor, "b t h d"], theta: float) -> Float[Tensor, "b t h d"]:

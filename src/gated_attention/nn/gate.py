@@ -1,12 +1,13 @@
-"""Gates as modules: who owns the weight, and how an attention block carries a tuple of gates."""
+"""Gates as modules: who owns the weight, and how logits come from what the gate reads."""
 
 from typing import cast
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from gated_attention import ops
-from gated_attention.spec import AttentionGeometry, Gates, GateSpec, Site, as_gates
+from gated_attention.spec import AttentionGeometry, GateSpec, Site
 
 GATE_MODULES: dict[Site, str] = {
     "sdpa": "g_proj",
@@ -66,6 +67,35 @@ class AttentionGate(nn.Linear):
         return f"{super().extra_repr()}, {self.spec.describe()}"
 
 
+class LseGate(nn.Module):
+    """A gate on the log-sum-exp of the attention scores: its logits are that, plus one learned bias per head.
+
+    The bias is the negative of a learned sink; without one there is nothing to learn.
+
+    Raises:
+        ValueError: if the gate does not fit the widths.
+    """
+
+    def __init__(self, spec: GateSpec, geometry: AttentionGeometry) -> None:
+        super().__init__()
+        self.spec, self.logit_shape = spec, spec.logit_shape(geometry)
+        self.bias = None if spec.bias is None else nn.Parameter(torch.empty(geometry.num_heads))
+        self.reset_parameters()
+
+    def reset_parameters(self, std: float = 0.02) -> None:
+        """Initialise the bias as the spec says; there is no weight that `std` could be for."""
+        if self.bias is not None:
+            nn.init.constant_(self.bias, cast(float, self.spec.bias))
+
+    def forward(self, lse: Float[Tensor, "b t h"]) -> Float[Tensor, "b t h"]:
+        """Gate logits in the dtype of the log-sum-exp."""
+        return lse if self.bias is None else lse + self.bias
+
+    def extra_repr(self) -> str:
+        """The gate in words."""
+        return self.spec.describe()
+
+
 def apply_gate(
     projection: nn.Module, spec: GateSpec, y: Float[Tensor, "b t h d"], hidden_states: Float[Tensor, "b t c"]
 ) -> Float[Tensor, "b t h d"]:
@@ -75,32 +105,3 @@ def apply_gate(
     channels = 1 if spec.granularity == "headwise" else y.shape[-1]
     gate_logits = projection(gate_input).unflatten(-1, (-1, channels))  # (B, T, H, D or 1)
     return ops.gate(y, gate_logits, spec)
-
-
-class GatedBlock(nn.Module):
-    """An attention block with at most one gate per site; blocks inherit from it and call `gate` at each site."""
-
-    gates: tuple[GateSpec, ...]
-
-    def add_gates(self, gates: Gates, geometry: AttentionGeometry) -> None:
-        """Give the block its gates; each becomes the submodule that `GATE_MODULES` names."""
-        self.gates = as_gates(gates)
-        for spec in self.gates:
-            module = AttentionGate(
-                spec, geometry.hidden_size, geometry.num_heads, geometry.num_kv_heads, geometry.head_dim
-            )
-            self.add_module(GATE_MODULES[spec.site], module)
-
-    def gate(self, site: Site, y: Tensor, hidden_states: Tensor) -> Tensor:
-        """The tensor at this site, gated if the block has a gate there.
-
-        Args:
-            y: (B, T, H, D), or (B, T, C) at the output site.
-        """
-        for spec in self.gates:
-            if spec.site == site:
-                projection = self.get_submodule(GATE_MODULES[site])
-                if site == "output":
-                    return apply_gate(projection, spec, y.unsqueeze(-2), hidden_states).squeeze(-2)
-                return apply_gate(projection, spec, y, hidden_states)
-        return y

@@ -1,0 +1,111 @@
+"""What a variant adds to an attention block, for every block to inherit: gates, switch heads, a transform of heads."""
+
+from typing import cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gated_attention.nn.gate import GATE_MODULES, AttentionGate, LseGate, apply_gate
+from gated_attention.nn.switch import SwitchProjection, SwitchRouter
+from gated_attention.spec import AttentionGeometry, BlockSpec, GateSpec, SdpaTransform, Site, SwitchSpec
+
+
+class HeadNorm(nn.RMSNorm):
+    """RMS norm over the channels of a head, in the dtype of its weight, so that autocast leaves it in float32."""
+
+    def forward(self, x: Float[Tensor, "b t h d"]) -> Float[Tensor, "b t h d"]:
+        """The normalised heads, in the dtype of `x`."""
+        return super().forward(x.to(self.weight.dtype)).to(x.dtype)
+
+
+class GroupRMSNorm(HeadNorm):
+    """RMS norm of each head with a weight of its own for every channel of every head (T3.5).
+
+    transformers starts norms at one by their class names, which must hold "RMSNorm".
+    """
+
+    def __init__(self, num_heads: int, head_dim: int, eps: float) -> None:
+        super().__init__(head_dim, eps=eps)
+        self.weight = nn.Parameter(self.weight.new_ones(num_heads, head_dim))
+
+    def forward(self, x: Float[Tensor, "b t h d"]) -> Float[Tensor, "b t h d"]:
+        """The normalised heads, in the dtype of `x`."""
+        normed = F.rms_norm(x.to(self.weight.dtype), self.normalized_shape, eps=self.eps)
+        return (normed * self.weight).to(x.dtype)
+
+
+class GatedBlock(nn.Module):
+    """An attention block with what a `BlockSpec` adds to it; blocks inherit and call `gate` at each site."""
+
+    gates: tuple[GateSpec, ...]
+    switch: SwitchSpec | None
+    sdpa_transform: SdpaTransform | None
+
+    def add_block(self, block: BlockSpec, geometry: AttentionGeometry, eps: float) -> None:
+        """Give the block its parts; each gate becomes the submodule that `GATE_MODULES` names.
+
+        With switch heads `v_proj`, or `k_proj` and `v_proj`, are replaced, so they must be there already.
+
+        Args:
+            eps: Of the RMS norm of heads.
+        """
+        self.gates, self.switch, self.sdpa_transform = block.gates, block.switch, block.sdpa_transform
+        for spec in self.gates:
+            if spec.input == "lse":
+                self.add_module(GATE_MODULES[spec.site], LseGate(spec, geometry))
+            else:
+                module = AttentionGate(
+                    spec, geometry.hidden_size, geometry.num_heads, geometry.num_kv_heads, geometry.head_dim
+                )
+                self.add_module(GATE_MODULES[spec.site], module)
+        if block.switch is not None:
+            self.switch_router = SwitchRouter(block.switch, geometry)
+            for name in ("v_proj",) if block.switch.maps == "value" else ("k_proj", "v_proj"):
+                bias = cast(nn.Linear, self.get_submodule(name)).bias is not None
+                setattr(self, name, SwitchProjection(block.switch, geometry, bias))
+        if block.sdpa_transform == "rms_norm":
+            self.sdpa_norm = GroupRMSNorm(geometry.num_heads, geometry.head_dim, eps)
+
+    @property
+    def reads_lse(self) -> bool:
+        """Whether a gate needs the log-sum-exp of the attention scores."""
+        return any(spec.input == "lse" for spec in self.gates)
+
+    def keys_and_values(
+        self, x: Float[Tensor, "b t c"], head_dim: int
+    ) -> tuple[Float[Tensor, "b t k d"], Float[Tensor, "b t k d"]]:
+        """Projected keys and values by head, from one map each or mixed from several."""
+        scores = None if self.switch is None else self.switch_router(x)
+        k, v = (self._project(name, x, scores, head_dim) for name in ("k_proj", "v_proj"))
+        return k, v
+
+    def _project(self, name: str, x: Tensor, scores: Tensor | None, head_dim: int) -> Tensor:
+        projection = self.get_submodule(name)
+        if scores is not None and isinstance(projection, SwitchProjection):
+            return projection.mix(x, scores)
+        return torch.unflatten(projection(x), -1, (-1, head_dim))
+
+    def transform_heads(self, y: Float[Tensor, "b t h d"]) -> Float[Tensor, "b t h d"]:
+        """The output of attention as the block's `sdpa_transform` changes it, before a gate there."""
+        if self.sdpa_transform == "silu":
+            return F.silu(y)
+        return y if self.sdpa_transform is None else self.sdpa_norm(y)
+
+    def gate(self, site: Site, y: Tensor, hidden_states: Tensor, lse: Tensor | None = None) -> Tensor:
+        """The tensor at this site, gated if the block has a gate there.
+
+        Args:
+            y: (B, T, H, D), or (B, T, C) at the output site.
+            lse: (B, H, T), for a gate that reads it.
+        """
+        for spec in self.gates:
+            if spec.site == site:
+                projection = self.get_submodule(GATE_MODULES[site])
+                if spec.input == "lse":
+                    return apply_gate(projection, spec, y, cast(Tensor, lse).transpose(1, 2))
+                if site == "output":
+                    return apply_gate(projection, spec, y.unsqueeze(-2), hidden_states).squeeze(-2)
+                return apply_gate(projection, spec, y, hidden_states)
+        return y
