@@ -51,11 +51,11 @@ def test_no_source_file_is_longer_than_400_lines():
 
 def test_worked_example_of_contributing_adds_a_variant(monkeypatch, capsys):
     from gated_attention.cli import main
-    from gated_attention.spec import GateSpec
+    from gated_attention.spec import BlockSpec, GateSpec
     from gated_attention.studies.variants import VARIANTS, Variant, get_variant
 
     (row,) = re.findall(r"```python\n(Variant\(.*?)\n```", (ROOT / "CONTRIBUTING.md").read_text(), flags=re.DOTALL)
-    variant = eval(row, {"Variant": Variant, "GateSpec": GateSpec})
+    variant = eval(row, {"Variant": Variant, "BlockSpec": BlockSpec, "GateSpec": GateSpec})
     monkeypatch.setitem(VARIANTS, variant.name, variant)
     assert get_variant("sdpa-headwise-64-open") is variant
     with pytest.raises(SystemExit):

@@ -1,9 +1,10 @@
 """The command line: reads options, hands them to `studies`, prints what comes back."""
 
+import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,7 +20,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Size = Annotated[str, typer.Option(help="Model size: tiny, xs, s, m, 1.7b-28l or 1.7b-48l.")]
+Size = Annotated[str, typer.Option(help="tiny, xs, s, m, moe-tiny, moe-xs, moe-s, 1.7b-28l, 1.7b-48l or 15a2b.")]
 Steps = Annotated[int | None, typer.Option(help="Optimizer steps; default by size.", show_default=False)]
 Data = Annotated[
     str,
@@ -56,6 +57,10 @@ def compare(
     variants: Annotated[
         str, typer.Option(help="Variants to train, separated by commas; `gated-attention variants` lists them.")
     ] = "baseline,sdpa-headwise,sdpa-elementwise",
+    table: Annotated[
+        int | None,
+        typer.Option(help="Train all rows of this table of the paper instead: 1, 2, 3, 4 or 6.", show_default=False),
+    ] = None,
     size: Size = "tiny",
     steps: Steps = None,
     seeds: Seeds = 1,
@@ -88,6 +93,7 @@ def compare(
     plan = make_plan(
         name=name,
         variants=[part.strip() for part in variants.split(",") if part.strip()],
+        table=table,
         size=size,
         seeds=seeds,
         output=output,
@@ -181,17 +187,29 @@ def report(
 
 
 @app.command()
-def variants() -> None:
-    """List the variants that `compare` can train."""
-    from rich.console import Console
-    from rich.table import Table
+def variants(
+    name: Annotated[str | None, typer.Argument(help="One variant to look at closely.", show_default=False)] = None,
+    size: Annotated[str, typer.Option(help="With NAME: the size to resolve it at.")] = "tiny",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the registry, or show one variant at a size.
 
-    from gated_attention.studies.variants import VARIANTS
+    Added parameters are millions at the paper's 15A2B, beside what the paper prints; * marks where these disagree.
+    """
+    from gated_attention.sizes import get_size
+    from gated_attention.studies import catalogue
+    from gated_attention.studies.catalogue_display import print_registry, print_variant
+    from gated_attention.studies.variants import get_variant
 
-    table = Table("variant", "gates", "rows in the paper", box=None, pad_edge=False)
-    for variant in VARIANTS.values():
-        table.add_row(variant.name, variant.describe(), " ".join(variant.cites))
-    Console().print(table)
+    if name is None:
+        _echo_json(catalogue.registry()) if as_json else print_registry()
+    else:
+        chosen, shape = get_variant(name), get_size(size)
+        _echo_json(catalogue.resolve(chosen, shape)) if as_json else print_variant(chosen, shape)
+
+
+def _echo_json(content: Any) -> None:
+    typer.echo(json.dumps(content, indent=2))
 
 
 def _cache_folder() -> Path:

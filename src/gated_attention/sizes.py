@@ -49,10 +49,10 @@ class ModelSize:
 SIZES: dict[str, ModelSize] = {
     size.name: size
     for size in (
-        ModelSize("tiny", 4, 128, 6, 3, 32, 384, 257, 256, ffn_multiple=2),
+        ModelSize("tiny", 4, 128, 6, 3, 32, 384, 257, 256, ffn_multiple=1),
         ModelSize("xs", 24, 256, 6, 3, 64, 768, 16_384, 512, ffn_multiple=2),
-        ModelSize("s", 12, 512, 6, 3, 128, 1536, 16_384, 1024, ffn_multiple=8),
-        ModelSize("m", 12, 768, 6, 3, 128, 2304, 16_384, 1024, ffn_multiple=8),
+        ModelSize("s", 12, 512, 6, 3, 128, 1536, 16_384, 1024, ffn_multiple=4),
+        ModelSize("m", 12, 768, 6, 3, 128, 2304, 16_384, 1024, ffn_multiple=4),
         ModelSize("moe-tiny", 4, 128, 6, 3, 32, 48, 257, 256, 16, 4, False, ffn_multiple=2),
         ModelSize("moe-xs", 12, 256, 6, 3, 64, 96, 16_384, 512, 32, 4, False, ffn_multiple=2),
         ModelSize("moe-s", 12, 512, 6, 3, 128, 192, 16_384, 1024, 64, 8, False, ffn_multiple=8),

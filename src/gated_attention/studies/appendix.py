@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from math import log
 
 from gated_attention.studies.comparison import LOSS, Comparison, VariantRow
+from gated_attention.studies.ordering import orders
 from gated_attention.studies.page import Block, Bullets, CodeBlock, Heading, Paragraph, TableBlock
 from gated_attention.studies.published import ROWS, PublishedRow, cite
 from gated_attention.studies.record import Result
@@ -114,7 +115,42 @@ def beside_paper(results: Sequence[Result], comparison: Comparison) -> list[Bloc
         "T1.5 is Table 1, row 5 of Qiu et al., arXiv 2505.06708; the paper has one run of each.",
         *(f"{row.cite}: {row.note}." for group in groups for row in group if row.note),
     ]
-    return [Heading("Beside the paper"), Paragraph(scale), TableBlock(table), Paragraph(" ".join(notes), "note")]
+    return [
+        Heading("Beside the paper"),
+        Paragraph(scale),
+        TableBlock(table),
+        Paragraph(" ".join(notes), "note"),
+        *_order_of_rows(comparison),
+    ]
+
+
+def _order_of_rows(comparison: Comparison) -> list[Block]:
+    """Rank correlations with the paper's tables and the agreement of signs; empty where no table has two rows here."""
+    found = orders(comparison)
+    if not found:
+        return []
+    known = [order.correlation is not None for order in found]
+    table = table_of(
+        {
+            Column("Table", numeric=False): [Cell(f"Table {order.table}, {order.title}") for order in found],
+            Column("Rows"): [Cell(str(len(order.pairs))) for order in found],
+            Column("Rank correlation"): [
+                Cell(f"{order.correlation:+.2f}" if ok else ABSENT) for order, ok in zip(found, known, strict=True)
+            ],
+            Column("p", beneath=True): [
+                Cell(f"{order.p_value:.2g}" if ok else ABSENT) for order, ok in zip(found, known, strict=True)
+            ],
+            Column("Same sign as in the paper"): [
+                Cell(f"{order.num_agree} of {order.num_signs}" if order.num_signs else ABSENT) for order in found
+            ],
+        }
+    )
+    text = (
+        "Do the rows come out in the paper's order? Spearman's rank correlation over the rows that both have, with the "
+        "two-sided share of all orders that lie as far from 0; and the sign of each row's difference to its baseline. "
+        "A correlation over few rows or within noise says little."
+    )
+    return [Heading("The order of the rows", level=3), Paragraph(text), TableBlock(table)]
 
 
 def _published(row: VariantRow) -> list[tuple[PublishedRow, ...]]:

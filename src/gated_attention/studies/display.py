@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
 
 from gated_attention.sizes import count_parameters
+from gated_attention.studies.comparison import compare_variants
+from gated_attention.studies.ordering import orders
 from gated_attention.studies.record import Result
 from gated_attention.studies.study import Arm, StudyPlan, device_name
 from gated_attention.studies.table import terminal_table
@@ -40,6 +42,8 @@ class Display:
             f"size {plan.size.name} ({count_parameters(plan.size).total / 1e6:.1f}M parameters), "
             f"{tokens / 1e6:.1f}M tokens each, on {device_name(self.device)}, {train.precision}"
         )
+        for reason in plan.left_out:
+            self.console.print(f"left out: {reason}", highlight=False)
         self.bars.start()
         return self
 
@@ -80,4 +84,6 @@ class Display:
     def summary(self, results: Sequence[Result], report: Path) -> None:
         """Print the table, and where the report lies."""
         self.console.print(terminal_table(results))
+        for order in orders(compare_variants(results)):
+            self.console.print(f"Table {order.table}, {order.describe()}", highlight=False)
         self.console.print(f"report: {report / 'report.html'}")

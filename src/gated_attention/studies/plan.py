@@ -6,17 +6,19 @@ from typing import Any
 
 import torch
 
-from gated_attention.sizes import get_size
+from gated_attention.sizes import ModelSize, get_size
+from gated_attention.studies.comparison import BASELINE
 from gated_attention.studies.settings import SETTINGS
 from gated_attention.studies.study import StudyPlan
-from gated_attention.studies.variants import get_variant
+from gated_attention.studies.variants import Variant, get_variant, variants_of
 from gated_attention.train.data import DataConfig
 from gated_attention.train.trainer import TrainConfig
 
 
 def make_plan(
     *,
-    variants: Sequence[str],
+    variants: Sequence[str] = (),
+    table: int | None = None,
     size: str,
     seeds: int,
     output: Path,
@@ -27,6 +29,10 @@ def make_plan(
     train: Mapping[str, Any] | None = None,
 ) -> StudyPlan:
     """A study plan; fields of `data` and `train` that are missing or None take the size's defaults.
+
+    Args:
+        table: All rows of that table of the paper in the place of `variants`; rows that the size cannot have are
+            left out and named in the plan.
 
     Raises:
         ValueError: if a variant, a size or a setting is unknown or out of range.
@@ -49,6 +55,7 @@ def make_plan(
         "compile": on_gpu,
         **_given(train),
     }
+    chosen, left_out = _choose(variants, table, shape)
     steps = train_values["steps"]
     # About 50 points on the loss curve, ten on the validation curve, and at most a tenth of a run to repeat.
     every = {
@@ -57,8 +64,9 @@ def make_plan(
         "checkpoint_every": max(1, steps // 10),
     }
     return StudyPlan(
-        name=name or f"compare-{size}",
-        variants=tuple(get_variant(variant) for variant in variants),
+        name=name or (f"compare-{size}" if table is None else f"table-{table}-{size}"),
+        variants=tuple(chosen),
+        left_out=tuple(left_out),
         size=shape,
         seeds=seeds,
         data=DataConfig(**data_values),
@@ -66,6 +74,26 @@ def make_plan(
         output=output,
         tensorboard=tensorboard,
     )
+
+
+def _choose(variants: Sequence[str], table: int | None, size: ModelSize) -> tuple[list[Variant], list[str]]:
+    """The variants to train, and why rows of a table are left out."""
+    if table is None:
+        chosen = [get_variant(name) for name in variants]
+        for variant in chosen:
+            variant.resize(size)
+        return chosen, []
+    chosen, left_out = [], []
+    for variant in variants_of(table):
+        try:
+            variant.resize(size)
+        except ValueError as error:
+            left_out.append(str(error))
+        else:
+            chosen.append(variant)
+    if not any(variant.name == BASELINE for variant in chosen):
+        chosen.insert(0, get_variant(BASELINE))  # Table 6 is compared with Table 1's
+    return chosen, left_out
 
 
 def pick_device(name: str) -> torch.device:

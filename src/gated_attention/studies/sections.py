@@ -46,7 +46,7 @@ def setting(results: Sequence[Result], comparison: Comparison) -> Paragraph:
         f"{_data(config.get('data', {}))}{_length(results)}{_place(results)}."
     )
     if comparison.reference:
-        text += f" They differ in the gate inside attention{_residue(rows)}; equal seeds see equal data in equal order."
+        text += f" They differ as the table says{_residue(rows)}; equal seeds see equal data in equal order."
     return Paragraph(text, "lead")
 
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from gated_attention.models import GatedQwen3Config, GatedQwen3MoeConfig
 from gated_attention.models.build import build_model
 from gated_attention.models.configuration import make_config
-from gated_attention.sizes import ModelSize, count_parameters, match_parameters
+from gated_attention.sizes import ModelSize, count_parameters
 from gated_attention.studies.measure import measure_arm
 from gated_attention.studies.record import (
     ARRAYS_NAME,
@@ -36,7 +36,11 @@ from gated_attention.train.trainer import TrainConfig, checkpoint_step, last_che
 
 @dataclass(frozen=True, slots=True)
 class StudyPlan:
-    """What a study trains and where it leaves its records: `<output>/runs/<name>/<variant>/seed<k>/`."""
+    """What a study trains and where it leaves its records: `<output>/runs/<name>/<variant>/seed<k>/`.
+
+    Attributes:
+        left_out: Why rows of a table are not among the variants, one sentence each.
+    """
 
     name: str
     variants: tuple[Variant, ...]
@@ -46,6 +50,7 @@ class StudyPlan:
     train: TrainConfig
     output: Path
     tensorboard: bool = False
+    left_out: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.seeds < 1:
@@ -82,15 +87,17 @@ class Arm:
 
     @property
     def size(self) -> ModelSize:
-        """The size with this variant's FFN."""
-        size = self.plan.size
-        return match_parameters(size, self.variant.block) if self.variant.match_parameters else size
+        """The size as this variant trains it."""
+        return self.variant.resize(self.plan.size)
 
     @property
     def training(self) -> TrainConfig:
         """The plan's training with this variant's own part of it."""
-        settings, penalty = self.plan.train, self.variant.gate_penalty
-        return replace(settings, auxiliary=replace(settings.auxiliary, gate_penalty=penalty)) if penalty else settings
+        plan, variant = self.plan.train, self.variant
+        auxiliary = plan.auxiliary
+        if variant.gate_penalty:
+            auxiliary = replace(auxiliary, gate_penalty=variant.gate_penalty)
+        return replace(plan, learning_rate=plan.learning_rate * float(variant.learning_rate), auxiliary=auxiliary)
 
     def model_config(self, data: PackedData) -> GatedQwen3Config | GatedQwen3MoeConfig:
         """The model's configuration, its vocabulary taken from the tokenizer."""
@@ -108,7 +115,8 @@ class Arm:
         block = self.variant.block
         settings = {
             "variant": self._variant_record(),
-            "size": {**asdict(self.size), "gates": [gate.to_dict() for gate in block.gates]},
+            "size": asdict(self.size),
+            "block": {**asdict(block), "gates": [gate.to_dict() for gate in block.gates]},
             "parameters": count_parameters(self.size, block).to_dict(),
             "data": asdict(self.plan.data),
             "train": self._training_record(),
@@ -127,8 +135,8 @@ class Arm:
         return {**record, "gate_penalty": asdict(penalty)} if penalty else record
 
     def _training_record(self) -> dict[str, Any]:
-        """The plan's training; weights of losses that only routers have are left out of a dense model's."""
-        record = asdict(self.plan.train)
+        """This arm's training; weights of losses that only routers have are left out of a dense model's."""
+        record = asdict(self.training)
         auxiliary = record.pop("auxiliary")
         del auxiliary["gate_penalty"]  # the variant's
         return {**record, "auxiliary": auxiliary} if self.size.num_experts else record
