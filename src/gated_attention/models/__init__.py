@@ -1,7 +1,6 @@
 """Hugging Face models with gated attention, registered with the Auto classes on import."""
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
-from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 
 from gated_attention.models.configuration import GatedQwen3Config, GatedQwen3MoeConfig
 from gated_attention.models.modelling import GatedQwen3ForCausalLM, GatedQwen3Model
@@ -23,6 +22,3 @@ for _config, _model, _causal in (
     AutoConfig.register(_config.model_type, _config)
     AutoModel.register(_config, _model)
     AutoModelForCausalLM.register(_config, _causal)
-
-# Without it experts are saved as fused tensors, which no other reader of Qwen3-MoE checkpoints knows.
-register_checkpoint_conversion_mapping(GatedQwen3MoeConfig.model_type, get_checkpoint_conversion_mapping("qwen2_moe"))

@@ -5,6 +5,7 @@ the file of the model's class. The decorated experts are Qwen3-MoE's own, and th
 """
 
 from torch import nn
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.models.qwen3_moe.modeling_qwen3_moe import (
     Qwen3MoeAttention,
     Qwen3MoeDecoderLayer,
@@ -84,3 +85,10 @@ class GatedQwen3MoeForCausalLM(GatedQwen3MoePreTrainedModel, Qwen3MoeForCausalLM
         self.num_experts = config.num_experts
         self.num_experts_per_tok = config.num_experts_per_tok
         self.post_init()
+
+
+# Without it experts are saved as fused tensors, which no other reader of Qwen3-MoE checkpoints knows. It may be there:
+# a folder that carries its own code runs this beside the installed package.
+register_checkpoint_conversion_mapping(
+    GatedQwen3MoeConfig.model_type, get_checkpoint_conversion_mapping("qwen2_moe"), overwrite=True
+)
