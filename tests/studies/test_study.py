@@ -107,6 +107,12 @@ def test_every_arm_leaves_a_whole_record(plan, tmp_path):
     assert arrays["gate_histogram_sdpa"].shape == (4, 50)
     assert arrays["attention_maps"].shape == (3, 48, 48)
     assert (folder / "checkpoint-6" / "model.safetensors").exists()
+    card = (folder / "checkpoint-6" / "README.md").read_text()
+    assert "# sdpa-headwise-seed0\n" in card
+    assert "| Tokens seen | 768 |" in card
+    assert f"| Held-out loss (nats/token) | {gated.measures['val_loss_nats'].value:.4g} |" in card
+    assert "| Mean gate score" in card
+    assert str(tmp_path) not in card
     assert json.loads((folder / "config.json").read_text())["variant"] == "sdpa-headwise"
 
 

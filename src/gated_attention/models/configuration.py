@@ -29,7 +29,9 @@ class GatedConfig:
     sdpa_transform: SdpaTransform | None
     sandwich_norm: bool
     output_clip: float | None
+    model_type: str
     hidden_size: int
+    num_hidden_layers: int
     num_attention_heads: int
     num_key_value_heads: int
     head_dim: int

@@ -13,6 +13,7 @@ from transformers.models.qwen3.modeling_qwen3 import (
 )
 
 from gated_attention.models.attention import GatedSelfAttention, GateInitialisation
+from gated_attention.models.card import CardedModel
 from gated_attention.models.configuration import GatedQwen3Config
 from gated_attention.models.layer import GatedLayer
 
@@ -34,8 +35,8 @@ class GatedQwen3DecoderLayer(GatedLayer, Qwen3DecoderLayer):  # type: ignore[mis
         self.add_residual_control(config, Qwen3RMSNorm)
 
 
-class GatedQwen3PreTrainedModel(GateInitialisation, Qwen3PreTrainedModel):  # type: ignore[misc]
-    """Initialisation and recording shared by the gated models."""
+class GatedQwen3PreTrainedModel(CardedModel, GateInitialisation, Qwen3PreTrainedModel):  # type: ignore[misc]
+    """Initialisation, recording and the model card, shared by the gated models."""
 
     config: GatedQwen3Config
     _no_split_modules = ["GatedQwen3DecoderLayer"]  # noqa: RUF012  transformers' own idiom

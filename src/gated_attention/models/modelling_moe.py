@@ -18,6 +18,7 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import (
 )
 
 from gated_attention.models.attention import GatedSelfAttention, GateInitialisation
+from gated_attention.models.card import CardedModel
 from gated_attention.models.configuration import GatedQwen3MoeConfig
 from gated_attention.models.experts import GatedQwen3MoeSparseMoeBlock
 from gated_attention.models.layer import GatedLayer
@@ -44,8 +45,8 @@ class GatedQwen3MoeDecoderLayer(GatedLayer, Qwen3MoeDecoderLayer):  # type: igno
         self.add_residual_control(config, Qwen3MoeRMSNorm)
 
 
-class GatedQwen3MoePreTrainedModel(GateInitialisation, Qwen3MoePreTrainedModel):  # type: ignore[misc]
-    """Initialisation and recording shared by the gated mixture-of-experts models."""
+class GatedQwen3MoePreTrainedModel(CardedModel, GateInitialisation, Qwen3MoePreTrainedModel):  # type: ignore[misc]
+    """Initialisation, recording and the model card, shared by the gated mixture-of-experts models."""
 
     config: GatedQwen3MoeConfig
     _no_split_modules = ["GatedQwen3MoeDecoderLayer"]  # noqa: RUF012  transformers' own idiom

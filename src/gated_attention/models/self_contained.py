@@ -6,13 +6,15 @@ need jaxtyping, their plain tensors.
 """
 
 import ast
-import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import cast
+
+from gated_attention.models.card import CARD_NAME, say_that_code_is_carried
 
 _PACKAGE = "gated_attention"
 _SOURCES = Path(__file__).parents[1]
@@ -25,7 +27,8 @@ _MODELS = {
     "gated_qwen3": ("modeling_gated_qwen3", "GatedQwen3"),
     "gated_qwen3_moe": ("modeling_gated_qwen3_moe", "GatedQwen3Moe"),
 }
-_OPS_NAMESPACE = f'"{_PACKAGE}::'
+_OPERATOR = re.compile(rf'"{_PACKAGE}::')
+_OWN_OPERATOR = f'f"{_PACKAGE}_{{__name__.encode().hex()}}::'
 
 Edit = tuple[ast.stmt | ast.expr, str]
 """A node of a source and what stands in its place."""
@@ -63,6 +66,9 @@ def write_self_contained(folder: Path | str) -> list[Path]:
         "AutoModel": f"{module}.{prefix}Model",
         "AutoModelForCausalLM": f"{module}.{prefix}ForCausalLM",
     }
+    card = folder / CARD_NAME
+    if card.exists():
+        _replace_text(card, say_that_code_is_carried(card.read_text(encoding="utf-8")))
     _replace_text(config_path, json.dumps(config, indent=2, sort_keys=True) + "\n")
     return [folder / name for name in files]
 
@@ -70,8 +76,8 @@ def write_self_contained(folder: Path | str) -> list[Path]:
 def generate_code(entry: str) -> dict[str, str]:
     """The code of a model by file name: the module `entry`, e.g. `modeling_gated_qwen3`, and all that it imports.
 
-    torch keeps one implementation per operator name, so operators are named after what the files hold: folders
-    written by different versions, and the installed package, do not answer for each other.
+    Operators are renamed after the module that runs: torch tears an operator down when its name is registered again,
+    by another folder's copy or by the installed package, under the models that still call it.
     """
     waiting = [module for module, name in _ENTRIES.items() if name == entry]
     texts: dict[str, str] = {}
@@ -80,12 +86,8 @@ def generate_code(entry: str) -> dict[str, str]:
         if module not in texts:
             texts[module], imported = _detach(module)
             waiting.extend(imported)
-    digest = hashlib.sha256("".join(texts[module] for module in sorted(texts)).encode()).hexdigest()[:12]
     header = f"# Written by gated-attention {metadata.version('gated-attention')} (Apache-2.0), from its {{}}.\n\n"
-    return {
-        f"{_file_stem(module)}.py": header.format(module) + text.replace(_OPS_NAMESPACE, f'"{_PACKAGE}_{digest}::')
-        for module, text in sorted(texts.items())
-    }
+    return {f"{_file_stem(module)}.py": header.format(module) + text for module, text in sorted(texts.items())}
 
 
 def _file_stem(module: str) -> str:
@@ -124,7 +126,7 @@ def _detach(module: str) -> tuple[str, list[str]]:
     tree = ast.parse(source)
     imported: list[str] = []
     edits = [*_plain_annotations(tree, source), *_relative_imports(tree, imported)]
-    return _apply(edits, source), imported
+    return _OPERATOR.sub(_OWN_OPERATOR, _apply(edits, source)), imported
 
 
 def _plain_annotations(tree: ast.AST, source: str) -> Iterator[Edit]:

@@ -14,6 +14,7 @@ from gated_attention.models.build import build_model
 from gated_attention.models.configuration import make_config
 from gated_attention.sizes import ModelSize, count_parameters
 from gated_attention.studies.measure import measure_arm
+from gated_attention.studies.model_card import write_model_card
 from gated_attention.studies.record import (
     ARRAYS_NAME,
     CONFIG_NAME,
@@ -248,6 +249,8 @@ def run_arm(arm: Arm, data: PackedData, device: torch.device, observer: Observer
         versions=library_versions(),
     )
     write_result(arm.folder, result)
+    if saved := last_checkpoint(arm.folder):
+        write_model_card(saved, name=f"{arm.variant.name}-seed{arm.seed}", result=arm.folder / RESULT_NAME)
     return read_result(arm.folder / RESULT_NAME)
 
 

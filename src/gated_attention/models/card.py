@@ -1,0 +1,150 @@
+"""The model card, README.md, that a gated model is saved and pushed with."""
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from huggingface_hub import ModelCardData
+
+from gated_attention.models.configuration import GatedConfig
+
+CARD_NAME = "README.md"
+
+TAGS = ("gated-attention",)
+"""Tags of every card, beside the model's type."""
+
+_MODELS = {"gated_qwen3": "A Qwen3 language model", "gated_qwen3_moe": "A Qwen3-MoE language model"}
+_REGISTER = "import gated_attention.models  # registers the model\n"
+_TRANSFORMERS_TEMPLATE = "has been automatically generated"
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+_CITATION = """\
+```bibtex
+@inproceedings{qiu2025gated,
+  title     = {Gated Attention for Large Language Models: Non-linearity, Sparsity, and Attention-Sink-Free},
+  author    = {Qiu, Zihan and others},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year      = {2025},
+  note      = {arXiv:2505.06708}
+}
+```
+"""
+
+
+class Table(NamedTuple):
+    """A section of a card: a title, a sentence on what follows, and rows of a name and a value."""
+
+    title: str
+    text: str
+    rows: Mapping[str, str]
+
+
+def model_card(
+    config: GatedConfig,
+    name: str,
+    num_parameters: int,
+    *,
+    base_model: str | None = None,
+    license: str | None = None,
+    tables: Iterable[Table] = (),
+) -> str:
+    """A card in Markdown: what the gate is and costs, how to load the model, and the tables given.
+
+    Args:
+        config: The model's.
+        name: Hub name or name of the folder, from which the card says to load.
+        num_parameters: Of the whole model.
+        base_model: Hub name of the model that this one started from, if it is known.
+        license: As the hub writes it, e.g. `apache-2.0`; a model's licence is its maker's to name.
+        tables: Training, measures: `studies.model_card` makes them from records.
+    """
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        base_model=base_model,
+        license=license,
+        tags=[*TAGS, config.model_type],
+    )
+    sections = [
+        f"---\n{data.to_yaml()}\n---\n\n# {name.rsplit('/', maxsplit=1)[-1]}\n",
+        f"{_MODELS[config.model_type]} for transformers. What is changed in its decoder blocks: "
+        f"{config.block.describe()}.\n",
+        *map(_section, [Table("Model", "", _model_rows(config, num_parameters, base_model)), *tables]),
+        f"## Loading\n\n{loading(name, carries_code=getattr(config, 'auto_map', None) is not None)}",
+        f"## Citation\n\n{_CITATION}",
+    ]
+    return "\n".join(sections)
+
+
+def loading(name: str, *, carries_code: bool) -> str:
+    """How a reader loads the model, with this package or with the code that the model carries."""
+    register, trust = ("", ", trust_remote_code=True") if carries_code else (_REGISTER, "")
+    return (
+        f"```python\n{register}from transformers import AutoModelForCausalLM\n\n"
+        f'model = AutoModelForCausalLM.from_pretrained("{name}"{trust})\n```\n'
+    )
+
+
+def say_that_code_is_carried(card: str) -> str:
+    """The card with the loading lines of a model that carries its code."""
+    lines = r'(?m)^(model = AutoModelForCausalLM\.from_pretrained\("[^"\n]*")\)$'
+    return re.sub(lines, r"\1, trust_remote_code=True)", card.replace(_REGISTER, ""))
+
+
+def _model_rows(config: GatedConfig, num_parameters: int, base_model: str | None) -> dict[str, str]:
+    added = config.num_hidden_layers * config.block.num_parameters(config.geometry)
+    rows = {f"Gate at {gate.site} ({gate.label})": _gate_text(config, gate) for gate in config.block.gates}
+    return {
+        **(rows or {"Gate": "none"}),
+        "Parameters": f"{num_parameters:,}",
+        "Added by the gate and what else changes the block": f"{added:,} ({added / num_parameters:.2%})",
+        "Layers, query heads, key/value heads, head width": (
+            f"{config.num_hidden_layers}, {config.num_attention_heads}, {config.num_key_value_heads}, {config.head_dim}"
+        ),
+        **({"Base model": base_model} if base_model else {}),
+    }
+
+
+def _gate_text(config: GatedConfig, gate: Any) -> str:
+    heads, channels = gate.score_shape(config.geometry)
+    return f"{gate.describe()}; {heads} x {channels} scores a token"
+
+
+def _section(table: Table) -> str:
+    text = f"{table.text}\n\n" if table.text else ""
+    rows = "\n".join(f"| {_cell(name)} | {_cell(value)} |" for name, value in table.rows.items())
+    return f"## {table.title}\n\n{text}| | |\n|---|---|\n{rows}\n"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+class CardedModel:
+    """Writes the card where transformers saves or pushes the model; put before the transformers class.
+
+    A `README.md` that is there already is left alone.
+    """
+
+    config: GatedConfig
+    name_or_path: str
+
+    def save_pretrained(self, save_directory: Any, is_main_process: bool = True, **kwargs: Any) -> None:
+        """As transformers saves it, and a model card beside it."""
+        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)  # type: ignore[misc]
+        folder = Path(save_directory)
+        if is_main_process and folder.is_dir() and not (folder / CARD_NAME).exists():
+            (folder / CARD_NAME).write_text(self._card(folder.resolve().name), encoding="utf-8")
+
+    def _upload_modified_files(self, working_dir: Any, repo_id: str, *args: Any, **kwargs: Any) -> Any:
+        # Whatever lies in the folder, transformers replaces it with the hub's card or else with an empty template.
+        path = Path(working_dir) / CARD_NAME
+        if path.exists() and _TRANSFORMERS_TEMPLATE in path.read_text(encoding="utf-8"):
+            path.write_text(self._card(repo_id), encoding="utf-8")
+        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)  # type: ignore[misc]
+
+    def _card(self, name: str) -> str:
+        origin = self.name_or_path
+        is_hub_name = bool(_HUB_NAME.fullmatch(origin)) and not Path(origin).exists() and origin != name
+        num_parameters: int = self.num_parameters()  # type: ignore[attr-defined]
+        return model_card(self.config, name, num_parameters, base_model=origin if is_hub_name else None)
