@@ -169,6 +169,40 @@ def analyze(
 
 
 @app.command()
+def demo(
+    models: Annotated[
+        list[str], typer.Argument(help="Folders with a model, runs of `compare` (<variant>/seed<k>), or hub names.")
+    ],
+    prompt: Annotated[
+        str | None, typer.Option(help="Text to read; default: a sentence on a cat and a dog.", show_default=False)
+    ] = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(help="Layers to draw, e.g. 0,13,27; default: first, middle and last.", show_default=False),
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="One for all models; default: the one beside each model.", show_default=False)
+    ] = None,
+    device: Device = "auto",
+    output: Annotated[Path, typer.Option(help="The figure, .png or .svg.")] = Path("demo.png"),
+) -> None:
+    """Show what models look at in one prompt: attention maps, sinks and gates, side by side in one figure."""
+    from rich.console import Console
+
+    from gated_attention.studies.demo import DEFAULT_PROMPT, DemoPlan, parse_layers, summary_table
+    from gated_attention.studies.demo import demo as read_and_draw
+    from gated_attention.studies.plan import pick_device
+    from gated_attention.studies.table import rich_table
+
+    text = DEFAULT_PROMPT if prompt is None else prompt
+    plan = DemoPlan(tuple(models), text, parse_layers(layers), tokenizer, output)
+    console = Console()
+    readings = read_and_draw(plan, pick_device(device), lambda message: console.print(f"[dim]{message}[/]"))
+    console.print(rich_table(summary_table(readings)))
+    console.print(f"figure: {output}", soft_wrap=True)
+
+
+@app.command()
 def report(
     runs: Annotated[Path, typer.Argument(help="A study's folder, runs/<name>.")],
     output: Annotated[

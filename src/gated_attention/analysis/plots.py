@@ -18,10 +18,11 @@ import numpy as np
 from jaxtyping import Float, Num
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from gated_attention.analysis.attention_panel import add_attention_scale, draw_attention
 
 INK = "#22272e"
 """Colour of text and axes; nothing else has it, so a page may swap it for its own."""
@@ -254,17 +255,8 @@ def attention_maps(
         block, column = divmod(index, columns)
         for row, layer in enumerate(layers):
             ax = grid[block * len(layers) + row, column]
-            weights = np.asarray(maps[label][row, :num_positions, :num_positions], dtype=np.float64)
-            above = np.triu(np.ones(weights.shape, dtype=bool), k=1)  # causal: a query sees no later key
-            image = ax.imshow(
-                np.ma.array(weights, mask=above),
-                norm=LogNorm(1e-3, 1.0, clip=True), cmap="viridis", interpolation="none",
-            )  # fmt: skip
             ax.set_axis_on()
-            ax.grid(False)
-            ax.spines[:].set_visible(False)
-            ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-            ax.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+            image = draw_attention(ax, maps[label][row, :num_positions, :num_positions])
             if row == 0:
                 ax.set_title(label)
             if column == 0:
@@ -273,9 +265,7 @@ def attention_maps(
     figure.supxlabel("Key position", fontsize="medium")
     figure.supylabel("Query position", fontsize="medium")
     if image is not None:
-        bar = figure.colorbar(image, ax=grid, location="top", shrink=0.6, aspect=40, extend="min")
-        bar.set_label("Attention weight, mean over heads")
-        bar.ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        add_attention_scale(figure, image, grid)
     return figure
 
 

@@ -114,7 +114,7 @@ def analyze(
         ValueError: if a model or the text cannot be read, or they do not fit together.
     """
     checkpoints = [find_checkpoint(name) for name in plan.models]
-    labels = _labels(checkpoints)
+    labels = unique_labels(checkpoints)
     say(f"reading {plan.source}")
     documents = load_documents(plan.source, plan.text_field)
     for checkpoint, label in zip(checkpoints, labels, strict=True):
@@ -129,13 +129,18 @@ def analyze(
             num_tokens=plan.num_tokens,
             batch_size=max(1, BATCH_TOKENS[device.type] // length),
         )
-        _check_tokenizer(model, batches, checkpoint.name)
+        check_tokenizer(model, batches, checkpoint.name)
         inspection = inspect_model(model, track(label, batches), level=cast(Level, plan.level))
         yield _described(checkpoint, label, model, tokenizer, inspection, device)
         del model
 
 
-def _labels(checkpoints: Sequence[Checkpoint]) -> list[str]:
+def unique_labels(checkpoints: Sequence[Checkpoint]) -> list[str]:
+    """A label for each, what the caller wrote where short ones collide.
+
+    Raises:
+        ValueError: if a model is named twice.
+    """
     short = [checkpoint.label for checkpoint in checkpoints]
     names = [c.label if short.count(c.label) == 1 else c.name for c in checkpoints]
     if len(set(names)) < len(names):
@@ -152,7 +157,12 @@ def _length(plan: AnalysisPlan, model: PreTrainedModel, name: str) -> int:
     return plan.context
 
 
-def _check_tokenizer(model: PreTrainedModel, batches: Sequence[TextBatch], name: str) -> None:
+def check_tokenizer(model: PreTrainedModel, batches: Sequence[TextBatch], name: str) -> None:
+    """Refuse a tokenizer whose tokens the model does not know.
+
+    Raises:
+        ValueError: if there is such a token in the batches.
+    """
     largest = max(int(batch.ids.max()) for batch in batches)
     size = model.get_input_embeddings().num_embeddings
     if largest >= size:
