@@ -1,5 +1,6 @@
 """The card beside a saved or pushed model says what the model is."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -103,7 +104,11 @@ def test_carried_code_changes_the_loading_lines(tmp_path):
     card = (tmp_path / "mine" / "README.md").read_text()
     assert 'from_pretrained("mine", trust_remote_code=True)\n' in card
     assert "import gated_attention" not in card
+    # Saved by the installed classes the model carries no code, and says so.
     GatedQwen3ForCausalLM.from_pretrained(tmp_path / "mine").save_pretrained(tmp_path / "again")
+    assert not list((tmp_path / "again").glob("*.py"))
+    assert "auto_map" not in json.loads((tmp_path / "again" / "config.json").read_text())
+    assert "import gated_attention.models" in (tmp_path / "again" / "README.md").read_text()
 
 
 class Hub:

@@ -82,6 +82,8 @@ with torch.no_grad():
         again = read(f"{root}/{name}-again")
         assert torch.equal(again(tokens).logits, logits)
         assert torch.equal(model(tokens).logits, logits)  # a second copy of the code took nothing from the first
+        with open(f"{root}/{name}-again/README.md") as card:
+            assert "trust_remote_code=True" in card.read()
         hidden = read(folder, AutoModel)(tokens).last_hidden_state
         save_file({"logits": logits, "generated": generated, "hidden": hidden}, f"{root}/{name}.safetensors")
 assert "gated_attention" not in sys.modules and "jaxtyping" not in sys.modules

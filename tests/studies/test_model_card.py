@@ -8,6 +8,7 @@ from transformers import Qwen3Config
 
 from gated_attention.models import GatedQwen3Config
 from gated_attention.models.build import build_model
+from gated_attention.models.self_contained import write_self_contained
 from gated_attention.spec import GateSpec
 from gated_attention.studies.model_card import write_model_card
 
@@ -45,6 +46,11 @@ def test_a_card_with_an_analysis(folder, tmp_path):
 def test_the_count_is_the_models(folder):
     before = (folder / "README.md").read_text()
     assert write_model_card(folder).read_text() == before
+
+
+def test_a_folder_with_code_says_so(folder):
+    write_self_contained(folder)
+    assert write_model_card(folder).read_text().count("trust_remote_code=True") == 1
 
 
 def test_an_analysis_of_other_models_is_refused(folder, tmp_path):

@@ -46,6 +46,7 @@ def model_card(
     *,
     base_model: str | None = None,
     license: str | None = None,
+    carries_code: bool = False,
     tables: Iterable[Table] = (),
 ) -> str:
     """A card in Markdown: what the gate is and costs, how to load the model, and the tables given.
@@ -56,6 +57,7 @@ def model_card(
         num_parameters: Of the whole model.
         base_model: Hub name of the model that this one started from, if it is known.
         license: As the hub writes it, e.g. `apache-2.0`; a model's licence is its maker's to name.
+        carries_code: Whether the model's code lies beside its weights.
         tables: Training, measures: `studies.model_card` makes them from records.
     """
     data = ModelCardData(
@@ -70,7 +72,7 @@ def model_card(
         f"{_MODELS[config.model_type]} for transformers. What is changed in its decoder blocks: "
         f"{config.block.describe()}.\n",
         *map(_section, [Table("Model", "", _model_rows(config, num_parameters, base_model)), *tables]),
-        f"## Loading\n\n{loading(name, carries_code=getattr(config, 'auto_map', None) is not None)}",
+        f"## Loading\n\n{loading(name, carries_code=carries_code)}",
         f"## Citation\n\n{_CITATION}",
     ]
     return "\n".join(sections)
@@ -128,6 +130,7 @@ class CardedModel:
 
     config: GatedConfig
     name_or_path: str
+    _auto_class: str | None
 
     def save_pretrained(self, save_directory: Any, is_main_process: bool = True, **kwargs: Any) -> None:
         """As transformers saves it, and a model card beside it."""
@@ -147,4 +150,10 @@ class CardedModel:
         origin = self.name_or_path
         is_hub_name = bool(_HUB_NAME.fullmatch(origin)) and not Path(origin).exists() and origin != name
         num_parameters: int = self.num_parameters()  # type: ignore[attr-defined]
-        return model_card(self.config, name, num_parameters, base_model=origin if is_hub_name else None)
+        return model_card(
+            self.config,
+            name,
+            num_parameters,
+            base_model=origin if is_hub_name else None,
+            carries_code=self._auto_class is not None,
+        )

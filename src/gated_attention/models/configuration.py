@@ -39,6 +39,7 @@ class GatedConfig:
     rms_norm_eps: float
     base_model_tp_plan: dict[str, str]
     _attn_implementation: str
+    _auto_class: str | None
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)  # type: ignore[misc]  # of the transformers configuration behind this class
@@ -70,6 +71,8 @@ class GatedConfig:
     def to_dict(self) -> dict[str, Any]:
         """As transformers writes it, gates and switch as dictionaries."""
         content: dict[str, Any] = super().to_dict()  # type: ignore[misc]
+        if self._auto_class is None:
+            content.pop("auto_map", None)  # of the folder it was read from: these classes save no code that it names
         switch = None if self.switch is None else asdict(self.switch)
         return {**content, "gates": [spec.to_dict() for spec in self.gates], "switch": switch}
 

@@ -17,9 +17,10 @@ from gated_attention.studies.record import Measure, Result, read_result
 _TITLES = {
     "val_loss_nats": "Held-out loss",
     "val_perplexity": "Held-out perplexity",
-    "f_attn_uniform": "F-Attn if attention were spread evenly",
+    "f_attn": f"{MEASURES['f_attn'].title}, attention on the first token",
+    "f_attn_uniform": "The same if attention were spread evenly",
+    "m_act": MEASURES["m_act"].title,
     "gate_score_mean": "Mean gate score",
-    **{name: MEASURES[name].title for name in ("f_attn", "m_act")},
 }
 """The measures that a card prints, in its order."""
 
@@ -53,7 +54,13 @@ def write_model_card(
     if analysis is not None:
         tables.append(_analysis_table(Path(analysis), folder))
     card = model_card(
-        config, name or folder.resolve().name, _count(config), base_model=base_model, license=license, tables=tables
+        config,
+        name or folder.resolve().name,
+        _count(config),
+        base_model=base_model,
+        license=license,
+        carries_code=getattr(config, "auto_map", None) is not None,
+        tables=tables,
     )
     (folder / CARD_NAME).write_text(card, encoding="utf-8")
     return folder / CARD_NAME
