@@ -1,10 +1,12 @@
 """How well a model predicts held-out text."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import exp
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,32 +21,54 @@ class HeldOutLoss:
     @property
     def perplexity(self) -> float:
         """The exponential of the loss; infinite where that overflows."""
-        try:
-            return exp(self.loss_nats)
-        except OverflowError:
-            return float("inf")
+        return perplexity(self.loss_nats)
 
 
-@torch.no_grad()
+def perplexity(loss_nats: float) -> float:
+    """The exponential of a loss; infinite where that overflows."""
+    try:
+        return exp(loss_nats)
+    except OverflowError:
+        return float("inf")
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[torch.device]:
+    """Without gradients and dropout; the model's mode is restored. Yields the device of its weights."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield next(model.parameters()).device
+    finally:
+        model.train(training)
+
+
+def token_losses(logits: Float[Tensor, "b t v"], targets: Int[Tensor, "b t"]) -> Float[Tensor, "b t"]:
+    """Negative log-likelihood of each target in nats, formed in float32 (float64 logits stay so)."""
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    # One sequence at a time keeps the wide copy of the logits small.
+    return torch.stack(
+        [F.cross_entropy(row.to(wide), target, reduction="none") for row, target in zip(logits, targets, strict=True)]
+    )
+
+
+def next_token_losses(model: nn.Module, input_ids: Int[Tensor, "b t"]) -> Float[Tensor, "b t-1"]:
+    """Loss of every token but the first, given those before it."""
+    logits = model(input_ids=input_ids, use_cache=False).logits[:, :-1]
+    return token_losses(logits, input_ids[:, 1:])
+
+
 def held_out_loss(model: nn.Module, blocks: Iterable[Tensor]) -> HeldOutLoss:
     """The loss over blocks of token ids, (B, T) each, every block read from its own first token.
 
     Log-probabilities are formed in float32 and summed in float64. The model's mode is restored.
     """
-    device = next(model.parameters()).device
-    total = torch.zeros((), dtype=torch.float64, device=device)
     num_tokens = 0
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model) as device:
+        total = torch.zeros((), dtype=torch.float64, device=device)
         for block in blocks:
-            input_ids = block.to(device)
-            logits = model(input_ids=input_ids, use_cache=False).logits[:, :-1]
-            targets = input_ids[:, 1:]
-            # One sequence at a time keeps the float32 copy of the logits small.
-            for row, target in zip(logits, targets, strict=True):
-                total += F.cross_entropy(row.float(), target, reduction="sum").double()
-            num_tokens += targets.numel()
-    finally:
-        model.train(training)
+            losses = next_token_losses(model, block.to(device))
+            total += losses.double().sum()
+            num_tokens += losses.numel()
     return HeldOutLoss(total.item() / num_tokens, num_tokens)
