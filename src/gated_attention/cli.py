@@ -4,12 +4,14 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
+
+_Kind = TypeVar("_Kind", int, float)
 
 app = typer.Typer(
     name="gated-attention",
@@ -203,6 +205,128 @@ def demo(
 
 
 @app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A model's folder, a run of `compare`, or a hub name.")],
+    tasks: Annotated[
+        str,
+        typer.Option(
+            help="Separated by commas: perplexity, length, retrieval, quantization, hellaswag, mmlu, gsm8k, humaneval, "
+            "ceval, cmmlu, ruler."
+        ),
+    ] = "perplexity",
+    data: Annotated[str, typer.Option(help="Text to read, as for `compare`.")] = "stdlib",
+    text_field: TextField = "text",
+    field: Annotated[str, typer.Option(help="The field that names a text's domain.")] = "domain",
+    tokens: Annotated[int, typer.Option(help="Tokens of text that a task reads, about.")] = 262_144,
+    context: Annotated[
+        int | None,
+        typer.Option(help="Tokens of context; default: 4096, or the model's positions if fewer.", show_default=False),
+    ] = None,
+    mode: Annotated[
+        str, typer.Option(help="Perplexity of documents' first context ('start') or of all ('sliding').")
+    ] = "start",
+    stride: Annotated[
+        int | None, typer.Option(help="Advance of sliding windows; default: half the context.", show_default=False)
+    ] = None,
+    multiples: Annotated[str, typer.Option(help="Lengths of the task length, in contexts.")] = "1,2,4,8",
+    lengths: Annotated[
+        str, typer.Option(help="Tokens, for retrieval and ruler; default: the context.", show_default=False)
+    ] = "",
+    yarn: Annotated[
+        str, typer.Option(help="YaRN factors, e.g. 2,4,8; each is measured beside plain RoPE.", show_default=False)
+    ] = "",
+    rope_theta: Annotated[
+        float | None, typer.Option(help="Another RoPE base, e.g. 1000000.", show_default=False)
+    ] = None,
+    depths: Annotated[str, typer.Option(help="Where retrieval hides its needles, 0 to 1.")] = "0,0.25,0.5,0.75,1",
+    samples: Annotated[int, typer.Option(help="Retrieval's questions for each length and depth.")] = 8,
+    seed: Annotated[int, typer.Option(help="Of retrieval's questions.")] = 0,
+    filler: Annotated[
+        str | None, typer.Option(help="Text to hide needles in, as --data; default: generated.", show_default=False)
+    ] = None,
+    local_dir: Annotated[
+        Path | None,
+        typer.Option(help="Folder of benchmark files, <task>_<split>.jsonl; default: the hub.", show_default=False),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Benchmark items at most.", show_default=False)] = None,
+    shots: Annotated[
+        int | None, typer.Option(help="Examples in a benchmark's prompt; default: the usual.", show_default=False)
+    ] = None,
+    run_code: Annotated[bool, typer.Option("--run-code", help="Let humaneval run what the model writes.")] = False,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Default: the one beside the model.", show_default=False)
+    ] = None,
+    device: Device = "auto",
+    output: Annotated[Path, typer.Option(help="Folder for the data and the figures.")] = Path("reports/evaluation"),
+) -> None:
+    """Say how good a causal language model is: perplexity, benchmarks, long context, retrieval, quantisation.
+
+    Writes evaluation.json, evaluation.csv and figures.
+    """
+    from gated_attention.studies.evaluate import EvaluationPlan
+    from gated_attention.studies.evaluate import evaluate as run
+    from gated_attention.studies.evaluation_report import prepare_folder, print_evaluation, write_evaluation
+    from gated_attention.studies.plan import pick_device
+
+    plan = EvaluationPlan(
+        model=model,
+        tasks=tuple(dict.fromkeys(part.strip() for part in tasks.split(",") if part.strip())),
+        source=data,
+        text_field=text_field,
+        domain_field=field,
+        num_tokens=tokens,
+        context=context,
+        tokenizer=tokenizer,
+        mode=mode,
+        stride=stride,
+        multiples=tuple(_numbers(multiples, int, "--multiples")),
+        lengths=tuple(_numbers(lengths, int, "--lengths")),
+        yarn=tuple(_numbers(yarn, float, "--yarn")),
+        rope_theta=rope_theta,
+        depths=tuple(_numbers(depths, float, "--depths")),
+        num_samples=samples,
+        seed=seed,
+        filler=filler,
+        local=local_dir,
+        limit=limit,
+        shots=shots,
+        run_code=run_code,
+    )
+    chosen = pick_device(device)
+    prepare_folder(output)
+    evaluation = run(plan, chosen, lambda message: typer.echo(message, err=True))
+    write_evaluation(evaluation, output)
+    print_evaluation(evaluation, output)
+
+
+@app.command()
+def retrieval_data(
+    output: Annotated[Path, typer.Argument(help="The JSON-lines file to write.")],
+    tokenizer: Annotated[str, typer.Option(help="'bytes', a folder or a hub name; lengths are in its tokens.")],
+    lengths: Annotated[str, typer.Option(help="Tokens of a document.")] = "1024",
+    samples: Annotated[int, typer.Option(help="Documents for each length and depth.")] = 64,
+    depths: Annotated[str, typer.Option(help="Where needles are hidden, 0 to 1.")] = "0,0.25,0.5,0.75,1",
+    seed: Annotated[int, typer.Option(help="Take another than in `evaluate`, whose seed is 0.")] = 1,
+    filler: Annotated[
+        str | None, typer.Option(help="Text to hide needles in, as --data; default: generated.", show_default=False)
+    ] = None,
+) -> None:
+    """Write retrieval documents to train on: put the file in the folder that --data names."""
+    from gated_attention.studies.retrieval_data import write_retrieval_data
+
+    count = write_retrieval_data(
+        output,
+        tokenizer,
+        lengths=_numbers(lengths, int, "--lengths"),
+        depths=_numbers(depths, float, "--depths"),
+        num_samples=samples,
+        seed=seed,
+        filler=filler,
+    )
+    typer.echo(f"wrote {count} documents to {output}")
+
+
+@app.command()
 def report(
     runs: Annotated[Path, typer.Argument(help="A study's folder, runs/<name>.")],
     output: Annotated[
@@ -244,6 +368,14 @@ def variants(
 
 def _echo_json(content: Any) -> None:
     typer.echo(json.dumps(content, indent=2))
+
+
+def _numbers(text: str, kind: type[_Kind], option: str) -> list[_Kind]:
+    """The numbers of a list with commas."""
+    try:
+        return [kind(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise ValueError(f"{option} is {text!r}; give numbers separated by commas") from None
 
 
 def _cache_folder() -> Path:

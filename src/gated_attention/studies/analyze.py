@@ -12,7 +12,7 @@ from gated_attention.analysis import Inspection, TextBatch, inspect_model
 from gated_attention.analysis.families import find_attention
 from gated_attention.analysis.inspect import Level
 from gated_attention.spec import Site
-from gated_attention.studies.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
+from gated_attention.studies.checkpoint import Checkpoint, check_tokenizer, find_checkpoint, load_checkpoint
 from gated_attention.studies.passages import cut_passages
 from gated_attention.studies.study import device_name
 from gated_attention.train.corpus import load_documents
@@ -129,7 +129,7 @@ def analyze(
             num_tokens=plan.num_tokens,
             batch_size=max(1, BATCH_TOKENS[device.type] // length),
         )
-        check_tokenizer(model, batches, checkpoint.name)
+        check_tokenizer(model, max(int(batch.ids.max()) for batch in batches), checkpoint.name)
         inspection = inspect_model(model, track(label, batches), level=cast(Level, plan.level))
         yield _described(checkpoint, label, model, tokenizer, inspection, device)
         del model
@@ -155,21 +155,6 @@ def _length(plan: AnalysisPlan, model: PreTrainedModel, name: str) -> int:
     if positions is not None and plan.context > positions:
         raise ValueError(f"context {plan.context} exceeds the {positions} positions of {name}; use at most that")
     return plan.context
-
-
-def check_tokenizer(model: PreTrainedModel, batches: Sequence[TextBatch], name: str) -> None:
-    """Refuse a tokenizer whose tokens the model does not know.
-
-    Raises:
-        ValueError: if there is such a token in the batches.
-    """
-    largest = max(int(batch.ids.max()) for batch in batches)
-    size = model.get_input_embeddings().num_embeddings
-    if largest >= size:
-        raise ValueError(
-            f"the tokenizer does not fit {name}: it gave token {largest}, the model knows {size}; "
-            "give another --tokenizer"
-        )
 
 
 def _described(

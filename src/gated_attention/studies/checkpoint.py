@@ -107,3 +107,17 @@ def load_checkpoint(
             f"{checkpoint.name} lacks {len(missing)} weights of its model, e.g. {missing[0]}; give a whole checkpoint"
         )
     return model.to(device).eval(), read
+
+
+def check_tokenizer(model: PreTrainedModel, largest_id: int, name: str) -> None:
+    """Refuse token ids that the model has no embedding for.
+
+    Raises:
+        ValueError: if the largest is beyond them.
+    """
+    size = model.get_input_embeddings().num_embeddings
+    if largest_id >= size:
+        raise ValueError(
+            f"the tokenizer does not fit {name}: it gave token {largest_id}, the model knows {size}; "
+            "give another --tokenizer"
+        )

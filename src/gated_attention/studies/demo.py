@@ -12,8 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from gated_attention.analysis import Inspection, TextBatch, inspect_model, plots
 from gated_attention.analysis.overview import ReadPrompt, overview
 from gated_attention.spec import SITE_LABELS, SITES
-from gated_attention.studies.analyze import check_tokenizer, unique_labels
-from gated_attention.studies.checkpoint import find_checkpoint, load_checkpoint
+from gated_attention.studies.analyze import unique_labels
+from gated_attention.studies.checkpoint import check_tokenizer, find_checkpoint, load_checkpoint
 from gated_attention.studies.table import ABSENT, Cell, Column, Table, table_of
 
 DEFAULT_PROMPT = "The cat sat on the mat, and the dog that had chased it lay in the sun."
@@ -102,7 +102,7 @@ def _read(plan: DemoPlan, label: str, name: str, model: PreTrainedModel, tokeniz
     if not 2 <= ids.shape[1] <= positions:
         raise ValueError(f"the prompt has {ids.shape[1]} tokens for {name}; it reads 2 to {positions}")
     batch = TextBatch(ids, torch.ones(1, dtype=torch.bool))
-    check_tokenizer(model, [batch], name)
+    check_tokenizer(model, int(ids.max()), name)
     try:
         inspection = inspect_model(model, [batch], map_layers=plan.layers, map_size=MAP_TOKENS)
     except ValueError as error:

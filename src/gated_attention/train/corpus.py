@@ -13,6 +13,7 @@ import urllib.request
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO, cast
 
@@ -56,7 +57,7 @@ _DAMAGE = (
 )
 
 
-def load_documents(source: str, text_field: str = "text") -> Dataset:
+def load_documents(source: str, text_field: str = "text", domain_field: str = "domain") -> Dataset:
     """One row per document that has text: `text`, and `domain` where the source names one, otherwise empty.
 
     Args:
@@ -64,13 +65,15 @@ def load_documents(source: str, text_field: str = "text") -> Dataset:
             Parquet, or a folder of such files; or a hub data set, `owner/name`, `owner/name:config`,
             `owner/name@split` or both. A path that exists wins over a hub name.
         text_field: The field that holds the text in JSON, Parquet and hub data sets; other fields are ignored.
+        domain_field: The field that names the domain there.
 
     Raises:
         ValueError: if the source cannot be found or read, has no such field, or holds no text.
     """
     with quiet():
         files = source_files(source)
-        return _load_files(files, source, text_field) if files else _load_hub(source, text_field)
+        load = partial(_load_files, files) if files else _load_hub
+        return load(source, text_field, domain_field)
 
 
 def source_files(source: str) -> list[Path]:
@@ -166,11 +169,12 @@ def _format(path: Path) -> str | None:
     return "parquet" if last == _PARQUET else "text" if last in _PLAIN else None
 
 
-def _load_files(files: list[Path], source: str, text_field: str) -> Dataset:
+def _load_files(files: list[Path], source: str, text_field: str, domain_field: str) -> Dataset:
     # One generator for all formats rather than datasets' loaders: those take the schema from the first 10 MB and
     # refuse a field that comes or changes later, in a column that nobody reads.
     states = tuple((str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
-    arguments = {"files": states, "source": source, "text_field": text_field, "version": _ROWS}
+    fields = {"text_field": text_field, "domain_field": domain_field}
+    arguments = {"files": states, "source": source, **fields, "version": _ROWS}
     try:
         return Dataset.from_generator(_documents, features=_FEATURES, gen_kwargs=arguments)
     except datasets.exceptions.DatasetGenerationError as error:
@@ -183,14 +187,14 @@ def _load_files(files: list[Path], source: str, text_field: str) -> Dataset:
 
 
 def _documents(
-    files: tuple[tuple[str, int, int], ...], source: str, text_field: str, version: int
+    files: tuple[tuple[str, int, int], ...], source: str, text_field: str, domain_field: str, version: int
 ) -> Iterator[dict[str, str]]:
     # Size, time and version are there for the key that datasets makes of the arguments.
     is_empty = True
     for name, _, _ in files:
         try:
-            for place, row in _rows(Path(name), text_field):
-                if document := _document(row, place, text_field):
+            for place, row in _rows(Path(name), text_field, domain_field):
+                if document := _document(row, place, text_field, domain_field):
                     is_empty = False
                     yield document
         except _DAMAGE as error:
@@ -201,13 +205,13 @@ def _documents(
         raise ValueError(f"{source} holds no text; give another source")
 
 
-def _rows(file: Path, text_field: str) -> Iterator[tuple[str, Any]]:
+def _rows(file: Path, text_field: str, domain_field: str) -> Iterator[tuple[str, Any]]:
     """Every row of a file with the place it stands at, for messages."""
     match _format(file):
         case "json":
             yield from _json_rows(file)
         case "parquet":
-            yield from _parquet_rows(file, text_field)
+            yield from _parquet_rows(file, text_field, domain_field)
         case _:
             with _open(file) as stream:
                 yield str(file), {text_field: stream.read()}
@@ -230,11 +234,11 @@ def _json_rows(file: Path) -> Iterator[tuple[str, Any]]:
             yield place, row
 
 
-def _parquet_rows(file: Path, text_field: str) -> Iterator[tuple[str, Any]]:
+def _parquet_rows(file: Path, text_field: str, domain_field: str) -> Iterator[tuple[str, Any]]:
     with pq.ParquetFile(file) as parquet:
         columns = parquet.schema_arrow.names
         _require_field(columns, str(file), text_field)
-        read = [text_field, *(["domain"] if "domain" in columns and text_field != "domain" else [])]
+        read = [text_field, *([domain_field] if domain_field in columns and text_field != domain_field else [])]
         for batch in parquet.iter_batches(columns=read):
             for row in batch.to_pylist():
                 yield str(file), row
@@ -249,11 +253,11 @@ def _open(file: Path) -> TextIO:
     return cast(TextIO, _OPEN.get(suffix, open)(file, "rt", encoding="utf-8-sig"))
 
 
-def _document(row: Any, place: str, text_field: str) -> dict[str, str] | None:
+def _document(row: Any, place: str, text_field: str, domain_field: str) -> dict[str, str] | None:
     if not isinstance(row, dict):
         raise ValueError(f"{place} is not a JSON object; give objects with a field {text_field!r}")
     _require_field(list(row), place, text_field)
-    text, domain = row[text_field], row.get("domain")
+    text, domain = row[text_field], row.get(domain_field)
     if not text and isinstance(text, str | None):
         return None
     if not isinstance(text, str):
@@ -270,7 +274,7 @@ def _require_field(columns: list[str], place: str, text_field: str) -> None:
         raise ValueError(f"{place} has no field {text_field!r}; choose text_field from {', '.join(columns) or 'none'}")
 
 
-def _load_hub(source: str, text_field: str) -> Dataset:
+def _load_hub(source: str, text_field: str, domain_field: str) -> Dataset:
     match = _HUB_NAME.fullmatch(source)
     if not match or _format(Path(source)):
         raise ValueError(f"no file or folder {source!r}; give a path that exists, a hub data set owner/name, or stdlib")
@@ -283,16 +287,16 @@ def _load_hub(source: str, text_field: str) -> Dataset:
             "check the path, or the name as owner/name:config@split"
         ) from error
     _require_field(documents.column_names, source, text_field)
-    return _select_text(documents.with_format("arrow")[:], source, text_field)
+    return _select_text(documents.with_format("arrow")[:], source, text_field, domain_field)
 
 
-def _select_text(table: pa.Table, source: str, text_field: str) -> Dataset:
+def _select_text(table: pa.Table, source: str, text_field: str, domain_field: str = "domain") -> Dataset:
     """The two columns of a hub table, not copied unless a document is empty."""
     text = table[text_field]
     if not (pa.types.is_string(text.type) or pa.types.is_large_string(text.type)):
         raise ValueError(f"field {text_field!r} of {source} holds {text.type}, not text; choose another text_field")
-    if "domain" in table.column_names and not pa.types.is_nested(table["domain"].type):
-        domain = pc.fill_null(table["domain"].cast(pa.string()), "")
+    if domain_field in table.column_names and not pa.types.is_nested(table[domain_field].type):
+        domain = pc.fill_null(table[domain_field].cast(pa.string()), "")
     else:
         domain = pa.repeat(pa.scalar("", pa.string()), len(table))
     has_text = pc.fill_null(pc.greater(pc.binary_length(text), 0), False)
