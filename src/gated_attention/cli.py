@@ -81,6 +81,13 @@ def compare(
     tensorboard: TensorBoard = False,
     output: Output = Path(),
     name: Name = None,
+    start: Annotated[
+        Path | None,
+        typer.Option("--from", help="Go on from the arms of this study, runs/NAME, as a new one.", show_default=False),
+    ] = None,
+    rope_theta: Annotated[
+        float | None, typer.Option(help="RoPE's base; default: that of --from, or 10000.", show_default=False)
+    ] = None,
 ) -> None:
     """Train variants side by side, measure them, and write a report.
 
@@ -101,6 +108,8 @@ def compare(
         output=output,
         device=chosen,
         tensorboard=tensorboard,
+        start=start,
+        rope_theta=rope_theta,
         data={
             "source": data,
             "validation": validation,

@@ -66,7 +66,7 @@ def test_the_command_writes_data_table_and_figures(model, text, tmp_path, capsys
     assert {path.name for path in out.iterdir()} == {
         "evaluation.json", "evaluation.csv", "length.svg", "retrieval.svg"
     }  # fmt: skip
-    for part in ("prose", "bits per byte", "base 50000, YaRN x2", "2x (128)", "passkey 256", "W6A6 token", "down_proj"):
+    for part in ("prose", "bits per byte", "base 50000, YaRN x2", "2x (128)", "passkey 256", "W6A6 token", "alone: "):
         assert part in printed
     content = json.loads((out / "evaluation.json").read_text())
     rows = list(csv.DictReader((out / "evaluation.csv").read_text().splitlines()))

@@ -1,9 +1,11 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from gated_attention.sizes import SIZES
 from gated_attention.studies.plan import make_plan, pick_device
@@ -11,6 +13,8 @@ from gated_attention.studies.record import find_results, read_arrays
 from gated_attention.studies.settings import SETTINGS
 from gated_attention.studies.study import run_study
 from gated_attention.studies.variants import VARIANTS
+from gated_attention.train.data import load_data
+from gated_attention.train.trainer import last_checkpoint
 
 CPU = torch.device("cpu")
 MEASURED_BY_CLOCK = {"train_tokens_per_s", "peak_memory_gib"}
@@ -224,3 +228,43 @@ def test_devices():
         assert pick_device("auto") == CPU
         with pytest.raises(ValueError, match="use --device cpu"):
             pick_device("cuda")
+
+
+def continued(plan, start, corpus, **changes):
+    made = plan(output="out", start=start, rope_theta=1e6, train={"steps": 2, "learning_rate": 1e-9}, **changes)
+    return replace(made, data=replace(made.data, block_size=128))
+
+
+def test_a_study_goes_on_from_another_at_a_new_length_and_base(plan, corpus, tmp_path):
+    first = plan(variants=("sdpa-headwise",), train={"steps": 2})
+    run(first, tmp_path)
+    longer = continued(plan, first.runs, corpus, variants=("sdpa-headwise",))
+    assert longer.name == "compare-tiny-64"
+    assert longer.data.tokenizer == str(last_checkpoint(first.arms[0].folder))
+    (result,) = run(longer, tmp_path)
+    before, after = (
+        AutoModelForCausalLM.from_pretrained(last_checkpoint(study.arms[0].folder)) for study in (first, longer)
+    )
+    assert after.config.rope_parameters["rope_theta"] == 1e6
+    assert before.config.rope_parameters["rope_theta"] == 10_000
+    assert after.config.max_position_embeddings == 128
+    for (name, old), new in zip(before.named_parameters(), after.parameters(), strict=True):
+        torch.testing.assert_close(old, new, atol=1e-6, rtol=0, msg=name)
+    assert result.config["start"] == longer.data.tokenizer
+    again = plan(output="out", start=longer.runs, variants=("sdpa-headwise",), name="again")
+    loaded = load_data(again.data, tmp_path / "cache")
+    assert again.arms[0].model_config(loaded).rope_parameters["rope_theta"] == 1e6  # kept where none is named
+    with pytest.raises(ValueError, match=r"was run with start .*, not None"):
+        replace(longer, start=None).arms[0].finished()
+
+
+def test_a_start_that_does_not_fit_is_refused_before_training(plan, corpus, tmp_path):
+    first = plan(variants=("sdpa-headwise",), train={"steps": 2})
+    run(first, tmp_path)
+    watcher = Watcher()
+    with pytest.raises(ValueError, match=r"baseline/seed0 has no checkpoint to start from; give --from a study"):
+        run(continued(plan, first.runs, corpus, variants=("sdpa-headwise", "baseline")), tmp_path, watcher)
+    assert not watcher.started
+    small = continued(plan, first.runs, corpus, variants=("sdpa-headwise",))
+    with pytest.raises(ValueError, match="holds another model than this arm's; use the --size"):
+        run(replace(small, size=SIZES["xs"]), tmp_path)

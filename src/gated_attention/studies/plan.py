@@ -12,7 +12,7 @@ from gated_attention.studies.settings import SETTINGS
 from gated_attention.studies.study import StudyPlan
 from gated_attention.studies.variants import Variant, get_variant, variants_of
 from gated_attention.train.data import DataConfig
-from gated_attention.train.trainer import TrainConfig
+from gated_attention.train.trainer import TrainConfig, last_checkpoint
 
 
 def make_plan(
@@ -25,6 +25,8 @@ def make_plan(
     device: torch.device,
     name: str | None = None,
     tensorboard: bool = False,
+    start: Path | None = None,
+    rope_theta: float | None = None,
     data: Mapping[str, Any] | None = None,
     train: Mapping[str, Any] | None = None,
 ) -> StudyPlan:
@@ -33,9 +35,10 @@ def make_plan(
     Args:
         table: All rows of that table of the paper in the place of `variants`; rows that the size cannot have are
             left out and named in the plan.
+        start, rope_theta: As `StudyPlan`; with a start, the tokenizer is by default the one of its first arm.
 
     Raises:
-        ValueError: if a variant, a size or a setting is unknown or out of range.
+        ValueError: if the start has no such arm, or a variant, a size or a setting is unknown or out of range.
     """
     shape, defaults = get_size(size), SETTINGS[size]
     on_gpu = device.type == "cuda"
@@ -56,6 +59,10 @@ def make_plan(
         **_given(train),
     }
     chosen, left_out = _choose(variants, table, shape)
+    if start is not None and not (data or {}).get("tokenizer"):
+        data_values["tokenizer"] = str(last_checkpoint(start / chosen[0].name / "seed0") or start)
+    if rope_theta is not None and not rope_theta > 1:
+        raise ValueError(f"RoPE's base is {rope_theta:g}; it must be above 1, e.g. 1000000")
     steps = train_values["steps"]
     # About 50 points on the loss curve, ten on the validation curve, and at most a tenth of a run to repeat.
     every = {
@@ -64,7 +71,7 @@ def make_plan(
         "checkpoint_every": max(1, steps // 10),
     }
     return StudyPlan(
-        name=name or (f"compare-{size}" if table is None else f"table-{table}-{size}"),
+        name=name or _name(size, table, start, data_values["block_size"]),
         variants=tuple(chosen),
         left_out=tuple(left_out),
         size=shape,
@@ -73,7 +80,15 @@ def make_plan(
         train=TrainConfig(**{**every, **train_values}),
         output=output,
         tensorboard=tensorboard,
+        start=start,
+        rope_theta=rope_theta,
     )
+
+
+def _name(size: str, table: int | None, start: Path | None, context: int) -> str:
+    if start is not None:
+        return f"{start.resolve().name}-{context}"
+    return f"compare-{size}" if table is None else f"table-{table}-{size}"
 
 
 def _choose(variants: Sequence[str], table: int | None, size: ModelSize) -> tuple[list[Variant], list[str]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from gated_attention.models import GatedQwen3Config, GatedQwen3MoeConfig
 from gated_attention.models.build import build_model
@@ -32,7 +32,7 @@ from gated_attention.studies.record import (
 from gated_attention.studies.variants import Variant
 from gated_attention.train.callbacks import MetricsCallback, Progress, tensorboard_callback
 from gated_attention.train.data import DataConfig, PackedData, collate, load_data
-from gated_attention.train.trainer import TrainConfig, checkpoint_step, last_checkpoint, train
+from gated_attention.train.trainer import TrainConfig, checkpoint_step, last_checkpoint, load_weights, train
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,8 @@ class StudyPlan:
 
     Attributes:
         left_out: Why rows of a table are not among the variants, one sentence each.
+        start: A study's folder, `runs/<name>`, from whose arms of the same name and seed the weights are taken.
+        rope_theta: RoPE's base; None is that of `start`, or the configuration's.
     """
 
     name: str
@@ -52,6 +54,8 @@ class StudyPlan:
     output: Path
     tensorboard: bool = False
     left_out: tuple[str, ...] = ()
+    start: Path | None = None
+    rope_theta: float | None = None
 
     def __post_init__(self) -> None:
         if self.seeds < 1:
@@ -102,6 +106,10 @@ class Arm:
 
     def model_config(self, data: PackedData) -> GatedQwen3Config | GatedQwen3MoeConfig:
         """The model's configuration, its vocabulary taken from the tokenizer."""
+        theta = self.plan.rope_theta
+        if theta is None and self.start is not None:
+            theta = AutoConfig.from_pretrained(self.start).rope_parameters["rope_theta"]
+        changed = {} if theta is None else {"rope_parameters": {"rope_type": "default", "rope_theta": theta}}
         return make_config(
             self.size,
             self.variant.block,
@@ -109,7 +117,23 @@ class Arm:
             max_position_embeddings=self.plan.data.block_size,
             bos_token_id=data.tokenizer.bos_token_id,
             eos_token_id=data.tokenizer.eos_token_id,
+            **changed,
         )
+
+    @property
+    def start(self) -> Path | None:
+        """The checkpoint that the weights are taken from.
+
+        Raises:
+            ValueError: if the study to start from has no such arm.
+        """
+        if self.plan.start is None:
+            return None
+        folder = self.plan.start / self.variant.name / f"seed{self.seed}"
+        checkpoint = last_checkpoint(folder)
+        if checkpoint is None:
+            raise ValueError(f"{folder} has no checkpoint to start from; give --from a study that trained this arm")
+        return checkpoint
 
     def resolve(self) -> dict[str, Any]:
         """Everything that decides this arm's numbers, known before the data is read."""
@@ -121,6 +145,8 @@ class Arm:
             "parameters": count_parameters(self.size, block).to_dict(),
             "data": asdict(self.plan.data),
             "train": self._training_record(),
+            "start": str(self.start) if self.start else None,
+            "rope_theta": self.plan.rope_theta,
         }
         return {
             "schema": SCHEMA,
@@ -214,6 +240,8 @@ def run_arm(arm: Arm, data: PackedData, device: torch.device, observer: Observer
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     model = build_model(arm.model_config(data), arm.seed)
+    if arm.start:
+        _load_start(model, arm.start)
     checkpoint = last_checkpoint(arm.folder)
     tokens_per_step = settings.sequences_per_step * plan.data.block_size
     metrics = MetricsCallback(
@@ -252,6 +280,15 @@ def run_arm(arm: Arm, data: PackedData, device: torch.device, observer: Observer
     if saved := last_checkpoint(arm.folder):
         write_model_card(saved, name=f"{arm.variant.name}-seed{arm.seed}", result=arm.folder / RESULT_NAME)
     return read_result(arm.folder / RESULT_NAME)
+
+
+def _load_start(model: PreTrainedModel, checkpoint: Path) -> None:
+    try:
+        load_weights(model, checkpoint)
+    except RuntimeError as error:  # PyTorch's, over names and shapes
+        raise ValueError(
+            f"{checkpoint} holds another model than this arm's; use the --size and the --tokenizer it was trained with"
+        ) from error
 
 
 def _model_record(model: PreTrainedModel) -> dict[str, Any]:
