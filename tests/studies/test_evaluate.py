@@ -10,6 +10,7 @@ import torch
 from transformers import BertConfig, BertLMHeadModel, GPT2Config, GPT2LMHeadModel
 
 from gated_attention.cli import main
+from gated_attention.evaluate.benchmarks import BenchmarkScore
 from gated_attention.evaluate.loss import held_out_loss
 from gated_attention.models import GatedQwen3Config
 from gated_attention.models.build import build_model
@@ -138,3 +139,16 @@ def test_bad_input_is_one_line_and_exit_code_2(model, text, tmp_path, capsys):
         assert code == 2, errors
         assert last.startswith("error: "), errors
         assert message in last
+
+
+def test_benchmarks_are_shown_with_shots_and_the_harness_version(model, tmp_path, capsys, monkeypatch):
+    score = BenchmarkScore("gsm8k", "exact_match, strict-match", 0.25, 0.1, 40, 5, "test")
+    monkeypatch.setattr("gated_attention.studies.evaluate.run_benchmark", lambda *args, **options: [score])
+    monkeypatch.setenv("COLUMNS", "160")
+    out = tmp_path / "out"
+    code, printed, _ = run(capsys, model, "--tasks", "gsm8k", "--output", str(out))
+    assert code == 0
+    assert re.search(r"0\.2500 ± 0\.1000 +40 +5-shot from test", printed)
+    content = json.loads((out / "evaluation.json").read_text())
+    assert content["versions"]["lm-eval"] == "0.4.13"
+    assert [(one["item"], one["value"]) for one in content["numbers"]] == [("gsm8k", 0.25)]

@@ -4,6 +4,7 @@ import csv
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, astuple, dataclass, fields
+from importlib import metadata
 from io import StringIO
 from math import isfinite
 from pathlib import Path
@@ -109,11 +110,15 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
         "device": evaluation.device,
         "context": evaluation.context,
         "plan": plan,
-        "versions": library_versions(),
+        "versions": {**library_versions(), **_harness_version(evaluation)},
         "numbers": [
             {**asdict(one), "value": one.value if isfinite(one.value) else None} for one in numbers(evaluation)
         ],
     }
+
+
+def _harness_version(evaluation: Evaluation) -> dict[str, str]:
+    return {"lm-eval": metadata.version("lm-eval")} if evaluation.ropes[0].benchmarks else {}
 
 
 def csv_text(found: Sequence[Number]) -> str:
