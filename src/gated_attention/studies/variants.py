@@ -154,6 +154,18 @@ def get_variant(name: str) -> Variant:
     return VARIANTS[name]
 
 
+def gates_of(name: str) -> tuple[GateSpec, ...]:
+    """The gates of a variant that changes nothing else in a block.
+
+    Raises:
+        ValueError: if there is no such variant, or it is no such.
+    """
+    block = get_variant(name).block
+    if not block.gates or block != BlockSpec(block.gates):
+        raise ValueError(f"variant {name!r} is {block.describe()}; choose one that is gates and nothing else")
+    return block.gates
+
+
 def variants_of(table: int) -> list[Variant]:
     """The variants that are rows of one of the paper's tables, in the order of its rows.
 

@@ -1,0 +1,178 @@
+"""One model folder into another: read, change the layout, write, all or nothing."""
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from huggingface_hub import ModelCard
+
+from gated_attention.models.card import CARD_NAME, model_card
+from gated_attention.models.convert.canonical import Checkpoint
+from gated_attention.models.convert.read import model_dtype, read_model
+from gated_attention.models.convert.retrofit import WARNING, retrofit
+from gated_attention.models.convert.source import find_source
+from gated_attention.models.convert.storage import Stored, is_weight_file, write_checkpoint
+from gated_attention.models.convert.write import export
+from gated_attention.models.self_contained import write_self_contained
+from gated_attention.spec import Gates, GateSpec, Init, as_gates
+
+Target = Literal["gated", "qwen3_next", "qwen3_5"]
+DEFAULT_SHARD_BYTES = 10**9
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """What was done.
+
+    Attributes:
+        became: The new `model_type`.
+        left_out: Tensors of the source that the model has no place for.
+        widened: Norms stored wider than the model, because `weight - 1` does not fit its dtype.
+        time_s: Wall-clock time.
+    """
+
+    folder: Path
+    origin: str
+    became: str
+    gates: tuple[GateSpec, ...]
+    num_parameters: int
+    num_bytes: int
+    files: tuple[str, ...]
+    left_out: tuple[str, ...]
+    widened: int
+    time_s: float
+    warning: str | None = None
+
+    def describe(self) -> list[str]:
+        """The summary, line by line."""
+        gates = " + ".join(gate.describe() for gate in self.gates) or "no gate"
+        lines = [
+            f"{self.origin} -> {self.became}: {gates}",
+            f"{self.num_parameters:,} parameters, {self.num_bytes / 1e9:.2f} GB, {self.time_s:.1f} s, in {self.folder}",
+            f"files: {', '.join(self.files)}",
+        ]
+        if self.left_out:
+            lines.append(f"left out: {len(self.left_out)} tensors, {self.left_out[0]} first")
+        if self.widened:
+            lines.append(f"{self.widened} norms are stored in float32: less one, they do not fit the model's dtype")
+        if self.warning:
+            lines.append(f"note: {self.warning}")
+        return lines
+
+
+def convert(
+    source: str | Path,
+    target_folder: Path,
+    to: Target = "gated",
+    add_gate: Gates = None,
+    init: Init = "zeros",
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    self_contained: bool = False,
+) -> Conversion:
+    """Convert a checkpoint, tensor by tensor; nothing appears at `target_folder` unless everything went well.
+
+    Args:
+        source: A local folder, a hub name, or a folder inside a hub repository, `owner/repository/folder`.
+        target_folder: Absent or empty.
+        to: This package's layout, or the stock architecture that the result is to be.
+        add_gate: Gates for a model without one.
+        init: How added gates start; `zeros` leaves the first forward pass unchanged.
+        max_shard_bytes: Size at which weights are split over files.
+        self_contained: Whether the folder carries this package's modelling code, for readers without the package.
+
+    Raises:
+        ValueError: if the source is damaged or unknown, or the target cannot express it; one line with the reason.
+    """
+    start = time.monotonic()
+    if to not in get_args(Target):
+        raise ValueError(f"to is {to!r}; choose from {', '.join(get_args(Target))}")
+    if max_shard_bytes < 1:
+        raise ValueError(f"max_shard_bytes is {max_shard_bytes}; it must be at least 1")
+    if init not in get_args(Init):
+        raise ValueError(f"init is {init!r}; choose from {', '.join(get_args(Init))}")
+    if self_contained and to != "gated":
+        raise ValueError(f"self_contained is for to='gated'; transformers itself has the code of {to}")
+    if target_folder.exists() and (not target_folder.is_dir() or any(target_folder.iterdir())):
+        raise ValueError(f"{target_folder} is not empty; give a folder that is absent or empty")
+    folder = find_source(source)
+    checkpoint = read_model(folder)
+    gates = as_gates(add_gate)
+    if gates:
+        checkpoint = retrofit(checkpoint, gates, init)
+    config, tensors = checkpoint.config, checkpoint.tensors
+    if to == "gated":
+        config.architectures = [_CLASSES[config.model_type]]
+    else:
+        config, tensors = export(checkpoint, to)
+    dtype = model_dtype(tensors)
+    config.dtype = str(dtype).removeprefix("torch.")
+    with _all_or_nothing(target_folder) as partial:
+        _copy_other_files(folder, partial)
+        config.save_pretrained(partial)
+        write_checkpoint(partial, tensors, max_shard_bytes)
+        if to == "gated":
+            _write_card(folder, str(source), partial, target_folder.name, checkpoint)
+        if self_contained:
+            write_self_contained(partial)
+        files = tuple(sorted(path.name for path in partial.iterdir()))
+    return Conversion(
+        folder=target_folder,
+        origin=checkpoint.origin,
+        became=config.model_type,
+        gates=checkpoint.config.gates,
+        num_parameters=_count(tensors),
+        num_bytes=sum(tensor.num_bytes for tensor in tensors.values()),
+        files=files,
+        left_out=checkpoint.left_out,
+        widened=sum(tensor.dtype.itemsize > dtype.itemsize for tensor in tensors.values()),
+        time_s=time.monotonic() - start,
+        warning=WARNING if gates else None,
+    )
+
+
+_CLASSES = {"gated_qwen3": "GatedQwen3ForCausalLM", "gated_qwen3_moe": "GatedQwen3MoeForCausalLM"}
+
+
+@contextmanager
+def _all_or_nothing(folder: Path) -> Iterator[Path]:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
+    try:
+        partial.chmod(0o755)
+        yield partial
+        os.replace(partial, folder)
+    except BaseException:
+        shutil.rmtree(partial)
+        raise
+
+
+def _count(tensors: Mapping[str, Stored]) -> int:
+    return sum(torch.Size(tensor.shape).numel() for tensor in tensors.values())
+
+
+def _write_card(folder: Path, source: str, target: Path, name: str, checkpoint: Checkpoint) -> None:
+    from_hub = not Path(source).exists()
+    old = folder / CARD_NAME
+    data = ModelCard.load(old, ignore_metadata_errors=True).data if old.is_file() else None
+    card = model_card(
+        checkpoint.config,
+        name,
+        _count(checkpoint.tensors),
+        base_model="/".join(source.split("/")[:2]) if from_hub else getattr(data, "base_model", None),
+        license=getattr(data, "license", None),
+    )
+    (target / CARD_NAME).write_text(card, encoding="utf-8")
+
+
+def _copy_other_files(source: Path, target: Path) -> None:
+    for path in sorted(source.iterdir()):
+        skipped = path.name in ("config.json", CARD_NAME) or path.suffix == ".py" or path.name[0] == "."
+        if path.is_file() and not skipped and not is_weight_file(path):
+            shutil.copyfile(path, target / path.name)

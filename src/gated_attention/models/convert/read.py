@@ -1,0 +1,251 @@
+"""Checkpoints in: recognise a model folder by its configuration and tensors, and see it in this package's layout."""
+
+from collections.abc import Callable
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig
+
+from gated_attention.models.configuration import GatedQwen3Config, GatedQwen3MoeConfig
+from gated_attention.models.convert.canonical import Checkpoint, Config, check_complete, split_experts
+from gated_attention.models.convert.layouts import merge_rows, shift_exactly, split_per_group, split_per_head
+from gated_attention.models.convert.storage import Stored, open_checkpoint, read_json
+from gated_attention.spec import GateSpec, Granularity
+
+Tensors = dict[str, Stored]
+
+HINT = "gated_attention"
+"""Key of an exported configuration that says what the gate was: a headwise one, repeated, looks elementwise."""
+
+_NAMES_OF_A_GATE = ("g_proj", "gate_proj", "w_g")  # Step; AFMoE; OLMo-core
+_RELEASE_FLAGS: dict[str, Granularity] = {
+    "headwise_attn_output_gate": "headwise",
+    "elementwise_attn_output_gate": "elementwise",
+}
+_LEGACY_KEYS = {"rope_theta", "rope_scaling", "dtype", "torch_dtype", "num_experts", "num_local_experts"}
+_NOT_CARRIED = {"architectures", "auto_map", "model_type", "transformers_version", "gates"}
+
+
+def read_model(folder: Path) -> Checkpoint:
+    """A model folder in this package's layout; no weight is read yet, except to check what is tied or must be zero.
+
+    Raises:
+        ValueError: if the architecture is not one of those above, or the folder is damaged; names tensor and file.
+    """
+    content = read_json(folder / "config.json")
+    if content.get("vision_config") is not None:
+        raise ValueError(f"{folder} holds a vision model, which has no place here; give a text-only checkpoint")
+    nested = content.get("text_config")
+    if isinstance(nested, dict):
+        content = {**{key: content[key] for key in ("tie_word_embeddings", "dtype", HINT) if key in content}, **nested}
+    model_type = content.get("model_type")
+    if model_type not in _READERS:
+        raise ValueError(f"model_type {model_type!r} of {folder} is not readable; choose from {', '.join(_READERS)}")
+    tensors = {
+        name.replace("model.language_model.", "model.", 1): tensor for name, tensor in open_checkpoint(folder).items()
+    }
+    for name, tensor in tensors.items():
+        if name.startswith(("model.visual.", "visual.")):
+            raise ValueError(f"tensor {name} of {tensor.origin} is of a vision model; give a text-only checkpoint")
+    left_out = tuple(name for name in tensors if name.startswith("mtp.") or name.endswith("rotary_emb.inv_freq"))
+    kept = {name: tensor for name, tensor in tensors.items() if name not in left_out}
+    config, kept, origin = _READERS[model_type](content, _split_fused_experts(kept))
+    return check_complete(Checkpoint(config, kept, origin, left_out), folder)
+
+
+def _read_own(content: dict[str, Any], tensors: Tensors) -> tuple[Config, Tensors, str]:
+    config = _own_config(content, _is_moe(content), content.get("gates", ()))
+    return config, tensors, "gated_attention"
+
+
+def _read_qwen3(content: dict[str, Any], tensors: Tensors) -> tuple[Config, Tensors, str]:
+    config = _own_config(content, _is_moe(content), ())
+    found = [
+        name for name in _NAMES_OF_A_GATE if f"model.layers.0.self_attn.{name}.weight" in tensors
+    ]  # the rest of the block is checked later, tensor by tensor
+    origin = "Qwen3-MoE" if _is_moe(content) else "Qwen3"
+    if not found:
+        return config, tensors, origin
+    named = found[0]
+    rows = tensors[f"model.layers.0.self_attn.{named}.weight"].shape[0]
+    config.gates = (_stock_gate("headwise" if rows == config.num_attention_heads else "elementwise"),)
+    renamed = {name.replace(f".self_attn.{named}.", ".self_attn.g_proj."): tensor for name, tensor in tensors.items()}
+    return config, renamed, f"{origin} with a separate gate, {named}"
+
+
+def _read_release(content: dict[str, Any], tensors: Tensors) -> tuple[Config, Tensors, str]:
+    for flag in _RELEASE_FLAGS:
+        if flag not in content:
+            raise ValueError(
+                f"config.json has model_type 'qwen2' and no {flag}: not the paper's release; give that, or a Qwen3"
+            )
+    if not content.get("use_qk_norm", False) or content.get("qkv_bias", False):
+        raise ValueError("use_qk_norm must be true and qkv_bias false; Qwen3 has QK-norm and no such bias")
+    granularities = [granularity for flag, granularity in _RELEASE_FLAGS.items() if content[flag]]
+    if len(granularities) > 1:
+        raise ValueError(f"{' and '.join(_RELEASE_FLAGS)} are both true; one at the most")
+    head_dim = content.get("head_dim") or content["hidden_size"] // content["num_attention_heads"]
+    gates = tuple(_stock_gate(granularity) for granularity in granularities)
+    config = _own_config({**content, "head_dim": head_dim, "attention_bias": False}, False, gates)
+    if not gates:
+        return config, tensors, "the paper's release, baseline"
+    gate_rows = 1 if granularities[0] == "headwise" else head_dim
+    split = _unpack(tensors, config, gate_rows, lambda packed: split_per_group(packed, config.geometry, gate_rows))
+    return config, split, f"the paper's release, {granularities[0]}"
+
+
+def _read_next(content: dict[str, Any], tensors: Tensors) -> tuple[Config, Tensors, str]:
+    stock = AutoConfig.for_model(**content)
+    if any(kind != "full_attention" for kind in stock.layer_types):
+        raise ValueError(
+            f"layer_types of {stock.model_type} has linear attention; only full attention has a place here"
+        )
+    if stock.attention_bias:
+        raise ValueError("attention_bias is true, which packs a gate bias; only checkpoints without it are read")
+    rope = dict(stock.rope_parameters)
+    if rope.pop("partial_rotary_factor", 1.0) != 1.0:
+        raise ValueError("partial_rotary_factor is not 1.0; Qwen3 rotates every channel of a head")
+    rope = {key: value for key, value in rope.items() if not key.startswith("mrope_")}
+    granularity: Granularity = (content.get(HINT) or {}).get("granularity", "elementwise")
+    values = {**stock.to_dict(), "rope_parameters": rope}
+    moe = _has_experts(stock)
+    if stock.model_type == "qwen3_5_moe_text":
+        values["norm_topk_prob"] = True  # that class always normalises
+    config = _own_config(values, moe, (_stock_gate(granularity),))
+    tensors = _drop_zero_shared_experts(tensors)
+    dtype = model_dtype(tensors)
+    tensors = {
+        name: shifted(tensor, 1.0, dtype) if name.endswith("norm.weight") else tensor
+        for name, tensor in tensors.items()
+    }
+
+    def split(packed: Tensor) -> tuple[Tensor, Tensor]:
+        q, g = split_per_head(packed, config.geometry)
+        return q, merge_rows(g, config.geometry) if granularity == "headwise" else g
+
+    unpacked = _unpack(tensors, config, config.head_dim, split, 1 if granularity == "headwise" else config.head_dim)
+    return config, unpacked, f"{stock.model_type} ({granularity} gate)"
+
+
+_READERS: dict[str, Callable[[dict[str, Any], Tensors], tuple[Config, Tensors, str]]] = {
+    "gated_qwen3": _read_own,
+    "gated_qwen3_moe": _read_own,
+    "qwen2": _read_release,
+    "qwen3": _read_qwen3,
+    "qwen3_moe": _read_qwen3,
+    "qwen3_next": _read_next,
+    "qwen3_5_text": _read_next,
+    "qwen3_5_moe_text": _read_next,
+}
+
+
+def _stock_gate(granularity: Granularity) -> GateSpec:
+    return GateSpec(granularity=granularity, dtype="model")
+
+
+def _is_moe(content: dict[str, Any]) -> bool:
+    return str(content["model_type"]).endswith("moe")
+
+
+def _has_experts(stock: Any) -> bool:
+    if stock.model_type == "qwen3_5_moe_text":
+        return True
+    if not getattr(stock, "num_experts", 0):
+        return False
+    sparse = (
+        index not in stock.mlp_only_layers and (index + 1) % stock.decoder_sparse_step == 0
+        for index in range(stock.num_hidden_layers)
+    )
+    return any(sparse)
+
+
+def _own_config(content: dict[str, Any], moe: bool, gates: Any) -> Config:
+    own = GatedQwen3MoeConfig if moe else GatedQwen3Config
+    known = (set(own().to_dict()) | _LEGACY_KEYS) - _NOT_CARRIED
+    values = {key: value for key, value in content.items() if key in known}
+    if not moe:
+        values = {key: value for key, value in values.items() if key not in ("num_experts", "num_local_experts")}
+    config: Config = own(gates=gates, **values)
+    return config
+
+
+def _unpack(
+    tensors: Tensors,
+    config: Config,
+    packed_rows: int,
+    split: Callable[[Tensor], tuple[Tensor, Tensor]],
+    gate_rows: int | None = None,
+) -> Tensors:
+    heads, width = config.num_attention_heads, config.hidden_size
+    shape = (heads * (config.head_dim + packed_rows), width)
+    unpacked: Tensors = {}
+    for name, tensor in tensors.items():
+        if not name.endswith(".self_attn.q_proj.weight"):
+            unpacked[name] = tensor
+            continue
+        if tensor.shape != shape:
+            raise ValueError(
+                f"tensor {name} of {tensor.origin} has shape {list(tensor.shape)}; "
+                f"config.json asks for {list(shape)}, queries and gate"
+            )
+        for part, (new, rows) in enumerate(
+            ((name, config.head_dim), (name.replace(".q_proj.", ".g_proj."), gate_rows or packed_rows))
+        ):
+            load = _part(tensor, split, part)
+            unpacked[new] = Stored((heads * rows, width), tensor.dtype, load, tensor.origin)
+    return unpacked
+
+
+def _part(tensor: Stored, split: Callable[[Tensor], tuple[Tensor, Tensor]], part: int) -> Callable[[], Tensor]:
+    def load() -> Tensor:
+        try:
+            return split(tensor.load())[part]
+        except ValueError as error:
+            raise ValueError(f"a packed gate of {tensor.origin} is not what config.json says: {error}") from error
+
+    return load
+
+
+def shifted(tensor: Stored, by: float, dtype: torch.dtype) -> Stored:
+    """A norm between Qwen3's convention and the zero-centred one, exactly; read at once, since norms are small."""
+    weight = shift_exactly(tensor.load(), by, dtype)
+    return Stored(tensor.shape, weight.dtype, lambda: weight, tensor.origin)
+
+
+def model_dtype(tensors: Tensors) -> torch.dtype:
+    """The dtype of the embedding, which stands for the model's."""
+    embedding = tensors.get("model.embed_tokens.weight")
+    return torch.float32 if embedding is None else embedding.dtype
+
+
+def _split_fused_experts(tensors: Tensors) -> Tensors:
+    split: Tensors = {}
+    for name, tensor in tensors.items():
+        fused = name.endswith((".experts.gate_up_proj", ".experts.down_proj"))
+        if not fused or len(tensor.shape) != 3:
+            split[name] = tensor
+            continue
+        for part, shape in split_experts(name, tensor.shape):
+            split[part] = Stored(shape, tensor.dtype, partial(_load_expert, tensor, part, shape[0]), tensor.origin)
+    return split
+
+
+@lru_cache(maxsize=1)  # the experts of one fused tensor are asked for one after the other
+def _load_whole(tensor: Stored) -> Tensor:
+    return tensor.load()
+
+
+def _load_expert(fused: Stored, part: str, rows: int) -> Tensor:
+    *_, index, kind, _ = part.split(".")
+    start = rows if kind == "up_proj" else 0
+    return _load_whole(fused)[int(index), start : start + rows].clone()
+
+
+def _drop_zero_shared_experts(tensors: Tensors) -> Tensors:
+    for name, tensor in tensors.items():
+        if name.endswith(".shared_expert.down_proj.weight") and tensor.load().any():
+            raise ValueError(f"tensor {name} of {tensor.origin} is a shared expert, which Qwen3-MoE does not have")
+    return {name: tensor for name, tensor in tensors.items() if ".mlp.shared_expert" not in name}

@@ -1,0 +1,150 @@
+"""Checkpoints out: a gated model as a stock architecture, Qwen3-Next or Qwen3.5, that servers know."""
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    PreTrainedConfig,
+    Qwen3_5MoeTextConfig,
+    Qwen3_5TextConfig,
+    Qwen3NextConfig,
+)
+
+from gated_attention.models.configuration import GatedQwen3MoeConfig
+from gated_attention.models.convert.canonical import Checkpoint, Config
+from gated_attention.models.convert.layouts import join_per_head
+from gated_attention.models.convert.read import HINT, model_dtype, shifted
+from gated_attention.models.convert.storage import Stored
+from gated_attention.spec import BlockSpec
+
+_CARRIED = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "head_dim", "hidden_act", "max_position_embeddings", "initializer_range", "rms_norm_eps",
+    "use_cache", "tie_word_embeddings", "attention_dropout", "pad_token_id", "bos_token_id", "eos_token_id",
+)  # fmt: skip
+_CARRIED_MOE = (
+    "moe_intermediate_size", "num_experts", "num_experts_per_tok", "norm_topk_prob", "output_router_logits",
+    "router_aux_loss_coef", "decoder_sparse_step", "mlp_only_layers",
+)  # fmt: skip
+_ONLY_GATES = {"combine": "multiply", "activation": "sigmoid", "input": "hidden_state", "scale": 1.0}
+
+
+def export(checkpoint: Checkpoint, to: str) -> tuple[PreTrainedConfig, dict[str, Stored]]:
+    """Configuration and tensors of the stock architecture; logits are the gated model's.
+
+    Raises:
+        ValueError: if that architecture cannot express the model; names the reason.
+    """
+    config = checkpoint.config
+    _check_expressible(config, to)
+    is_moe = isinstance(config, GatedQwen3MoeConfig)
+    stock = _next_config(config) if to == "qwen3_next" else _qwen3_5_config(config)
+    stock.architectures = [_ARCHITECTURES[stock.model_type]]
+    dtype = model_dtype(checkpoint.tensors)
+    tensors: dict[str, Stored] = {}
+    for name, tensor in checkpoint.tensors.items():
+        if name.endswith("norm.weight"):
+            tensors[name] = shifted(tensor, -1.0, dtype)
+        elif name.endswith(".self_attn.q_proj.weight"):
+            gate = checkpoint.tensors[name.replace(".q_proj.", ".g_proj.")]
+            shape = (2 * tensor.shape[0], tensor.shape[1])
+            tensors[name] = Stored(shape, tensor.dtype, partial(_join, tensor, gate, config), tensor.origin)
+        elif not name.endswith(".self_attn.g_proj.weight"):
+            tensors[name] = tensor
+            if is_moe and name.endswith(".mlp.gate.weight"):
+                tensors |= _zero_shared_expert(name.removesuffix("gate.weight"), config.hidden_size, tensor)
+    return stock, tensors
+
+
+_ARCHITECTURES = {
+    "qwen3_next": "Qwen3NextForCausalLM",
+    "qwen3_5_text": "Qwen3_5ForCausalLM",
+    "qwen3_5_moe_text": "Qwen3_5MoeForCausalLM",
+}
+
+
+def _check_expressible(config: Config, to: str) -> None:
+    for name, value in foreign_fields(config).items():
+        raise ValueError(f"{to} cannot express {name}={value!r}; convert with --to gated")
+    if len(config.gates) != 1 or config.gates[0].site != "sdpa":
+        gates = " + ".join(gate.describe() for gate in config.gates) or "no gate"
+        raise ValueError(f"{to} has exactly one gate, G1, and this model has {gates}; convert with --to gated")
+    gate = config.gates[0]
+    refused = [name for name, only in _ONLY_GATES.items() if getattr(gate, name) != only]
+    refused += [name for name in ("head_shared", "input_dim") if getattr(gate, name)]
+    refused += ["bias"] if gate.bias is not None else []
+    for name in refused:
+        raise ValueError(f"{to} cannot express a gate with {name}={getattr(gate, name)!r}; convert with --to gated")
+    if config.attention_bias:
+        raise ValueError(f"{to} would give the gate a bias too where attention_bias is true; convert with --to gated")
+    if getattr(config, "sliding_window", None) is not None:
+        raise ValueError(f"{to} cannot express sliding_window={config.sliding_window}; convert with --to gated")
+    if to == "qwen3_5" and isinstance(config, GatedQwen3MoeConfig):
+        for name, only in (("norm_topk_prob", True), ("decoder_sparse_step", 1), ("mlp_only_layers", [])):
+            if getattr(config, name) != only:
+                raise ValueError(f"qwen3_5 cannot express {name}={getattr(config, name)!r}; use --to qwen3_next")
+
+
+def foreign_fields(config: Config) -> dict[str, Any]:
+    """What a block carries besides gates, by field: nothing in a plain one."""
+    plain, block = BlockSpec(), replace(config.block, gates=())
+    return {
+        field.name: getattr(block, field.name)
+        for field in fields(block)
+        if getattr(block, field.name) != getattr(plain, field.name)
+    }
+
+
+def _shared_values(config: Config) -> dict[str, Any]:
+    return {
+        **{name: getattr(config, name) for name in _CARRIED},
+        "layer_types": ["full_attention"] * config.num_hidden_layers,
+        "rope_parameters": {**config.rope_parameters, "partial_rotary_factor": 1.0},
+        "attn_output_gate": True,  # read by vLLM and SGLang
+        HINT: {"granularity": config.gates[0].granularity},
+    }
+
+
+def _next_config(config: Config) -> PreTrainedConfig:
+    values = _shared_values(config)
+    if isinstance(config, GatedQwen3MoeConfig):
+        values |= {name: getattr(config, name) for name in _CARRIED_MOE} | {"shared_expert_intermediate_size": 1}
+    else:
+        values |= {"num_experts": 0, "mlp_only_layers": list(range(config.num_hidden_layers))}
+    return Qwen3NextConfig(**values)
+
+
+def _qwen3_5_config(config: Config) -> PreTrainedConfig:
+    values = _shared_values(config)
+    half = config.head_dim // 2
+    third = half // 3
+    # Text has one position for all three axes, so any split of the channels gives Qwen3's rotation.
+    values["rope_parameters"] |= {"mrope_section": [half - 2 * third, third, third], "mrope_interleaved": True}
+    if not isinstance(config, GatedQwen3MoeConfig):
+        return Qwen3_5TextConfig(**values)
+    carried = [
+        name for name in _CARRIED_MOE if name not in ("norm_topk_prob", "decoder_sparse_step", "mlp_only_layers")
+    ]
+    values |= {name: getattr(config, name) for name in carried} | {"shared_expert_intermediate_size": 1}
+    return Qwen3_5MoeTextConfig(**values)
+
+
+def _join(q: Stored, g: Stored, config: Config) -> Tensor:
+    return join_per_head(q.load(), g.load(), config.geometry)
+
+
+def _zero_shared_expert(prefix: str, hidden_size: int, like: Stored) -> dict[str, Stored]:
+    # The stock classes always have one; of width 1 and zero, it adds nothing.
+    row, column = (1, hidden_size), (hidden_size, 1)
+    shapes = {"gate_proj": row, "up_proj": row, "down_proj": column}
+    names = {f"{prefix}shared_expert.{name}.weight": shape for name, shape in shapes.items()}
+    names[f"{prefix}shared_expert_gate.weight"] = row
+    return {name: Stored(shape, like.dtype, _zeros(shape, like.dtype), "new") for name, shape in names.items()}
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Callable[[], Tensor]:
+    return lambda: torch.zeros(shape, dtype=dtype)
