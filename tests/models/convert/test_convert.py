@@ -178,6 +178,15 @@ def test_the_release_converts(granularity, num_kv_heads, tmp_path):
     assert "model.safetensors.index.json" in done.files
 
 
+def test_pickles_of_old_pytorch_are_read(tmp_path):
+    write_release(tmp_path / "source", "headwise", 2)
+    convert(tmp_path / "source", tmp_path / "new")
+    path = tmp_path / "source" / "pytorch_model.bin"
+    torch.save(torch.load(path, weights_only=True), path, _use_new_zipfile_serialization=False)
+    convert(tmp_path / "source", tmp_path / "old")
+    assert_same_weights(tmp_path / "new", tmp_path / "old")
+
+
 class ReleaseAttention(Qwen3Attention):
     """The release's attention from its definition: the rows of each key/value group are its queries, then its gates."""
 

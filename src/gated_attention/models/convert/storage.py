@@ -7,7 +7,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -138,11 +138,28 @@ def _loader(path: Path, name: str) -> Callable[[], Tensor]:
 
 
 def _open_pickle(path: Path) -> dict[str, Stored]:
+    content = _read_pickle(path, "meta")
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ValueError(f"{path} is no mapping of names to tensors; give a state dict")
+    # Opened anew for each tensor, as above; files older than PyTorch 1.6 cannot be mapped and stay in memory whole.
+    read = _read_pickle if zipfile.is_zipfile(path) else lru_cache(maxsize=1)(_read_pickle)
+    return {
+        name: Stored(tuple(tensor.shape), tensor.dtype, partial(_load_pickled, read, path, name), str(path))
+        for name, tensor in content.items()
+    }
+
+
+def _load_pickled(read: Callable[[Path, str], Any], path: Path, name: str) -> Tensor:
+    tensor: Tensor = read(path, "cpu")[name]
+    return tensor.clone()
+
+
+def _read_pickle(path: Path, device: str) -> Any:
     try:
         with warnings.catch_warnings():
             # A pickle of another protocol either loads or is refused below; torch's doubt would be a second line.
             warnings.filterwarnings("ignore", "Detected pickle protocol")
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            return torch.load(path, map_location=device, weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
@@ -150,16 +167,6 @@ def _open_pickle(path: Path) -> dict[str, Stored]:
         ) from error
     except (RuntimeError, EOFError, OSError) as error:
         raise ValueError(f"{path} is damaged ({str(error).splitlines()[0]}); fetch it again") from error
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(f"{path} is no mapping of names to tensors; give a state dict")
-    return {
-        name: Stored(tuple(tensor.shape), tensor.dtype, partial(_itself, tensor), str(path))
-        for name, tensor in content.items()
-    }
-
-
-def _itself(tensor: Tensor) -> Tensor:
-    return tensor
 
 
 def write_checkpoint(folder: Path, tensors: Mapping[str, Stored], max_shard_bytes: int) -> None:
