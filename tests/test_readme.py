@@ -21,14 +21,15 @@ def test_python_blocks_run_in_order():
 
 def test_tree_names_every_source_file_once():
     tree = README.split("```\nsrc/gated_attention/")[1].split("```")[0]
-    named, folder = [], ""
+    named, folders = [], []
     for line in tree.splitlines():
-        if match := re.match(r"(  |    )(\w+/|\w+\.py)", line):
-            folder = folder if match[1] == "    " else ""
+        if match := re.match(r"( +)(\w+/|\w+\.py)", line):
+            depth = len(match[1]) // 2 - 1
+            folders = folders[:depth]
             if match[2].endswith("/"):
-                folder = match[2]
+                folders.append(match[2])
             else:
-                named.append(folder + match[2])
+                named.append("".join(folders) + match[2])
     source = ROOT / "src" / "gated_attention"
     files = [path.relative_to(source).as_posix() for path in source.rglob("*.py") if path.name != "__init__.py"]
     assert sorted(named) == sorted(files)
