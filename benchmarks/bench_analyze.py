@@ -2,7 +2,8 @@
 
 Rounds of both alternate in one process. A round reads `--batches` batches; its time ends when the device is idle.
 Peak memory is that of the allocator over a round. Prints the medians and the ratio, and appends a JSON line to
-`--output`.
+`--output`. `--profile` prints, instead, the kernels that take most of a round's time, of the plain forward and of the
+summary.
 
     python benchmarks/bench_analyze.py                                                    # the 1.7B shape on a GPU
     python benchmarks/bench_analyze.py --gate headwise --batch-size 4
@@ -17,6 +18,9 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from torch.autograd import DeviceType
+from torch.autograd.profiler_util import FunctionEventAvg
+from torch.profiler import ProfilerActivity, profile
 from transformers import PreTrainedModel
 
 from gated_attention.analysis import inspect_model
@@ -26,6 +30,7 @@ from gated_attention.studies.plan import pick_device
 from gated_attention.studies.record import library_versions
 from gated_attention.studies.study import device_name
 
+PROFILED_KERNELS = 25
 GATES = {"none": (), "headwise": (GateSpec(granularity="headwise"),), "elementwise": (GateSpec(),)}
 
 
@@ -70,6 +75,27 @@ def measure(run: Callable[[], object], device: torch.device) -> tuple[float, flo
     return time.perf_counter() - start, torch.cuda.max_memory_allocated(device) / 2**30
 
 
+def print_kernels(name: str, run: Callable[[], object], device: torch.device) -> None:
+    """The kernels (operators on a CPU) that one round spends most time in."""
+    on_gpu = device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    with profile(activities=activities) as profiler:
+        run()
+        if on_gpu:
+            torch.cuda.synchronize(device)
+    # On a GPU an operator's own device time is that of its kernels, which are listed themselves.
+    events = [event for event in profiler.key_averages() if not on_gpu or event.device_type == DeviceType.CUDA]
+
+    def microseconds(event: FunctionEventAvg) -> float:
+        return event.self_device_time_total if on_gpu else event.self_cpu_time_total
+
+    events = sorted(events, key=microseconds, reverse=True)
+    total, count = sum(map(microseconds, events)), sum(event.count for event in events)
+    print(f"{name}: {total / 1000:.2f} ms in {count} calls")
+    for event in events[:PROFILED_KERNELS]:
+        print(f"  {microseconds(event) / 1000:9.3f} ms {event.count:6d} x  {event.key[:100]}")
+
+
 def main() -> None:
     """Run the benchmark and print its table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -82,6 +108,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--profile", action="store_true", help="print where time goes instead")
     parser.add_argument("--output", type=Path, default=None)
     args = parser.parse_args()
     device = pick_device(args.device)
@@ -96,6 +123,10 @@ def main() -> None:
     }
     for run in runs.values():
         run()  # kernels are chosen, memory is taken
+    if args.profile:
+        for name in ("plain forward", "summary"):
+            print_kernels(name, runs[name], device)
+        return
     rounds = [{name: measure(run, device) for name, run in runs.items()} for _ in range(args.rounds)]
     tokens = args.batches * args.batch_size * args.context
     print(
@@ -108,7 +139,7 @@ def main() -> None:
         "benchmark": "analyze",
         "device": device_name(device),
         "dtype": str(next(model.parameters()).dtype),
-        **{name: value for name, value in vars(args).items() if name not in ("output", "device")},
+        **{name: value for name, value in vars(args).items() if name not in ("output", "device", "profile")},
         "versions": library_versions(),
     }
     for name in runs:

@@ -68,19 +68,11 @@ class AttentionCall:
         """
         lse = self.lse[:, :, queries, None]
         weights = (self.scores(queries, keys).sub_(lse) if scores is None else scores - lse).exp_()
-        if (visible := self.visible(queries, keys)) is not None:
-            weights = weights.masked_fill_(~visible, 0.0)
-        return weights
-
-    def visible(self, queries: slice, keys: slice) -> Bool[Tensor, "b h t s"] | None:
-        """Which of these queries see which of these keys; None where all see all."""
         if self.mask is not None:
-            return self.mask[:, :, queries, keys]
-        if keys.stop <= queries.start + 1:
-            return None
-        rows = torch.arange(queries.start, queries.stop, device=self.q.device)
-        columns = torch.arange(keys.start, keys.stop, device=self.q.device)
-        return (columns <= rows[:, None])[None, None]
+            return weights.masked_fill_(~self.mask[:, :, queries, keys], 0.0)
+        if keys.stop > queries.start + 1:  # the other queries see all of these keys
+            weights[:, :, : keys.stop - queries.start].tril_(queries.start - keys.start)
+        return weights
 
 
 def attend(

@@ -1,9 +1,8 @@
 """One pass of a model over text: every measure, accumulated on the device and read once at the end."""
 
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -38,6 +37,11 @@ Level = Literal["summary", "full"]
 
 EXCERPT_TOKENS = 160
 """Tokens of the first sequence whose gates are kept one by one."""
+
+
+_Found = measures.Moments | measures.ActivationRows | measures.GateScores
+_F = TypeVar("_F", measures.Moments, measures.ActivationRows, measures.GateScores)
+_HEAD_SHARES = ("size_after_gate", "sparsity_1e-2", "sparsity_1e-3")
 
 
 class TextBatch(NamedTuple):
@@ -156,7 +160,7 @@ class _Recorder(Watcher):
         self.at_start: list[Tensor | None] = []
         self.maps: dict[int, Tensor] = {}
         self.specs: dict[Site, GateSpec] = {}
-        self.token_scores: dict[Site, list[Tensor]] = defaultdict(list)
+        self.width = 0
         self.by_token_id: dict[Site, Tensor] = {}
 
     def begin(self, batch: TextBatch) -> None:
@@ -174,12 +178,45 @@ class _Recorder(Watcher):
 
     def end(self, input_ids: Int[Tensor, "b t"]) -> None:
         """The forward pass over these tokens is over."""
+        rows = self.rows
+        for layers, (norms,) in rows.take("value_norms"):
+            rows.put("value_drain", layers, measures.value_drain(norms))
+        for layers, (sums,) in rows.take("sums"):
+            rows.put("sums", layers, sums.sum(2))
+        for layers, (shares,) in rows.take("head_shares"):
+            for name, share in zip(_HEAD_SHARES, shares.sum(2).unbind(-1), strict=True):
+                rows.put(name, layers, share)
+        for layers, moments in self._take("output", measures.Moments):
+            rows.put("inf_norm", layers, measures.inf_norm(moments))
+            rows.put("kurtosis", layers, measures.kurtosis(moments, input_ids.shape[1] * self.width))
+        for layers, hidden in self._take("hidden", measures.ActivationRows):
+            found = measures.activations(hidden)
+            for name in ("values", "tokens", "channels", "median"):
+                rows.put(f"activation_{name}", layers, getattr(found, name))
+            rows.put("massive_tokens", layers, found.num_massive_tokens)
+        for site in self.specs:
+            self._end_gates(site, input_ids)
+        rows.end_batch()
+
+    def _end_gates(self, site: Site, input_ids: Int[Tensor, "b t"]) -> None:
+        rows, by_layer = self.rows, []
+        for layers, (by_token, shares, sampled) in self._take(site, measures.GateScores):
+            rows.put(f"{site}_mean", layers, by_token.mean(2))
+            rows.put(f"{site}_first", layers, by_token[:, :, 0].clone())  # so that the rest can go
+            for name, share in zip(("below", "above", "open"), shares.sum(2).unbind(-1), strict=True):
+                rows.put(f"{site}_{name}", layers, share)
+            rows.add_up(f"{site}_histogram", layers, measures.gate_histograms(sampled, self.specs[site]))
+            by_layer.append(by_token.mean(-1))  # (L, B, T)
+            if self._is_first:
+                excerpt = by_token[:, :1, :EXCERPT_TOKENS]
+                tokens = min(EXCERPT_TOKENS, self.length)
+                rows.put(f"{site}_excerpt", layers, excerpt.expand(-1, 1, tokens, -1).clone())
+        for layers, (scores,) in rows.take(f"{site}_by_channel"):
+            rows.add_up(f"{site}_by_channel", layers, scores)
+        mean = torch.cat(by_layer).mean(0).expand(input_ids.shape).double()  # (B, T)
         num_embeddings = self.model.get_input_embeddings().num_embeddings
-        for site, scores in self.token_scores.items():
-            mean = torch.stack(scores).mean(0).expand(input_ids.shape).double()  # (B, T)
-            sums = self.by_token_id.setdefault(site, mean.new_zeros(2, num_embeddings))
-            sums.index_add_(1, input_ids.flatten(), torch.stack([mean.flatten(), torch.ones_like(mean).flatten()]))
-        self.token_scores.clear()
+        sums = self.by_token_id.setdefault(site, mean.new_zeros(2, num_embeddings))
+        sums.index_add_(1, input_ids.flatten(), torch.stack([mean.flatten(), torch.ones_like(mean).flatten()]))
 
     @property
     def _is_first(self) -> bool:
@@ -190,7 +227,7 @@ class _Recorder(Watcher):
         columns = measures.sink_columns(call)
         add("sums", layer, columns.sums)
         add("first_rows", layer, columns.first_rows)
-        add("value_drain", layer, measures.value_drain(call.v))
+        add("value_norms", layer, measures.value_norms(call.v))
         add("size_before_gate", layer, measures.mean_size(call.out))
         if self.level == "full":
             whole = measures.whole_attention(call)
@@ -206,39 +243,34 @@ class _Recorder(Watcher):
             self.maps[layer] = call.weights(excerpt, excerpt)[0].mean(0)
 
     def heads(self, attention: Attention, heads: Float[Tensor, "b t c"]) -> None:
-        if attention.layer not in self.rows.layers("sums"):
+        sums = self.rows.of_batch("sums").get(attention.layer)
+        if sums is None:
             return  # it mixes tokens by itself, without softmax attention
-        num_heads = self.rows.last("sums", attention.layer).shape[1]
-        split = torch.unflatten(heads, -1, (num_heads, -1))  # (B, T, H, D)
-        self.rows.add("size_after_gate", attention.layer, measures.mean_size(split))
-        for name, share in zip(
-            ("sparsity_1e-2", "sparsity_1e-3"), measures.share_below(split, 1e-2, 1e-3), strict=True
-        ):
-            self.rows.add(name, attention.layer, share)
+        split = torch.unflatten(heads, -1, (sums.shape[-2], -1))  # (B, T, H, D)
+        self.rows.add("head_shares", attention.layer, measures.head_shares(split))
 
     def block_output(self, attention: Attention, output: Float[Tensor, "b t c"]) -> None:
-        self.rows.add("inf_norm", attention.layer, measures.inf_norm(output))
-        self.rows.add("kurtosis", attention.layer, measures.kurtosis(output))
+        self.width = output.shape[-1]
+        self._add("output", attention.layer, measures.moments(output))
 
     def layer_output(self, layer: int, hidden_states: Float[Tensor, "b t c"]) -> None:
-        found = measures.activations(hidden_states)
-        for name in ("values", "tokens", "channels", "median"):
-            self.rows.add(f"activation_{name}", layer, getattr(found, name))
-        self.rows.add("massive_tokens", layer, found.num_massive_tokens)
+        self._add("hidden", layer, measures.activation_rows(hidden_states))
 
     def gate(self, attention: Attention, gate: Gate, logits: Float[Tensor, "b t h d"]) -> None:
-        found, layer, site = measures.gate_rows(logits, gate.spec), attention.layer, gate.site
-        self.specs[site] = gate.spec
-        for name in ("mean", "below", "above", "open", "first"):
-            self.rows.add(f"{site}_{name}", layer, getattr(found, name))
-        self.rows.add_up(f"{site}_histogram", layer, found.histogram)
+        self.specs[gate.site] = gate.spec
+        self._add(gate.site, attention.layer, measures.gate_scores(logits, gate.spec))
         if self.level == "full":
-            self.rows.add_up(f"{site}_by_channel", layer, measures.channel_scores(logits, gate.spec))
-        self.token_scores[site].append(found.by_token.mean(-1))
-        if self._is_first:
-            excerpt = found.by_token[:1, :EXCERPT_TOKENS]
-            excerpt = excerpt.expand(1, min(EXCERPT_TOKENS, self.length), -1).clone()
-            self.rows.add(f"{site}_excerpt", layer, excerpt)
+            scores = measures.channel_scores(logits, gate.spec)
+            self.rows.add(f"{gate.site}_by_channel", attention.layer, scores)
+
+    def _add(self, of: str, layer: int, found: _Found) -> None:
+        for name, values in zip(found._fields, found, strict=True):
+            self.rows.add(f"{of}_{name}", layer, values)
+
+    def _take(self, of: str, kind: type[_F]) -> Iterator[tuple[tuple[int, ...], _F]]:
+        """What layers of one shape added of this kind, their number the first axis."""
+        for layers, parts in self.rows.take(*(f"{of}_{name}" for name in kind._fields)):
+            yield layers, kind(*parts)
 
     def result(self, attention: Sequence[Attention]) -> Inspection:
         collected = self.rows.collect()

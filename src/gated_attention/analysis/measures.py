@@ -1,11 +1,15 @@
 """The measures, one definition each, as functions of what a layer computes.
 
-Every function returns one value per sequence (and head), formed in float32 or wider; a measure of a
-model is their mean over sequences in float64, unless it is a maximum. `definitions.MEASURES` names,
-cites and words them.
+Every measure is one value per sequence (and head), formed in float32 or wider; a measure of a model is
+their mean over sequences in float64, unless it is a maximum. `definitions.MEASURES` names, cites and words
+them. What reads whole tensors runs layer by layer and keeps little; what a measure takes from that is
+formed of all layers at once, because small kernels cost a launch each and a median over one row keeps
+one multiprocessor of a GPU busy.
 """
 
 from collections.abc import Callable, Sequence
+from functools import cache
+from importlib.util import find_spec
 from math import ceil
 from typing import NamedTuple
 
@@ -29,6 +33,9 @@ MEDIAN_TOKENS = 64
 TOP_ACTIVATIONS = 8
 """Largest activations of a sequence that are located."""
 
+SPARSITY = (1e-2, 1e-3)
+"""Absolute values below these count as zero, the one or the other."""
+
 MASSIVE, MASSIVE_OVER_MEDIAN = 100.0, 1000.0
 """An activation is massive above both: in itself, and as a multiple of the median (Sun et al., arXiv 2402.17762)."""
 
@@ -40,12 +47,13 @@ NUM_BINS = 50
 
 _BOUNDED = {"sigmoid", "ns_sigmoid", "hard_sigmoid"}
 _UNBOUNDED_RANGE = 3.0
+_KERNEL_DTYPES = {torch.bfloat16, torch.float16, torch.float32}
 
 
 class SinkColumns(NamedTuple):
-    """Attention to the first keys: summed over all queries, and of the first queries to key 0."""
+    """Attention to the first keys: summed over each part of the queries, and of the first queries to key 0."""
 
-    sums: Float[Tensor, "b h n"]
+    sums: Float[Tensor, "b p h n"]
     first_rows: Float[Tensor, "b h m"]
 
 
@@ -55,6 +63,13 @@ def sink_columns(call: AttentionCall) -> SinkColumns:
     Weights are summed over queries in the dtype of the log-sum-exp, a block of queries at a time.
     """
     keys = slice(0, max(1, min(CANDIDATE_KEYS, call.length // 2)))
+    if call.mask is None and call.softcap is None and _has_kernels(call.q, call.k, call.lse):
+        from gated_attention.analysis import triton_rows
+
+        found = triton_rows.sink_columns(
+            call.q, call.k, call.lse, scale=call.scale, keys=keys.stop, first_queries=FIRST_QUERIES
+        )
+        return SinkColumns(*found)
     sums: list[Tensor] = []
     first_rows: list[Tensor] = []
     for queries in call.query_blocks(keys.stop):
@@ -62,7 +77,7 @@ def sink_columns(call: AttentionCall) -> SinkColumns:
         sums.append(weights.sum(2))
         # No block is shorter than these rows; cloned, so that the block can go.
         first_rows = first_rows or [weights[:, :, :FIRST_QUERIES, 0].clone()]
-    return SinkColumns(sums[0] if len(sums) == 1 else torch.stack(sums).sum(0), first_rows[0])
+    return SinkColumns(torch.stack(sums, dim=1).sum(1, keepdim=True), first_rows[0])
 
 
 class WholeAttention(NamedTuple):
@@ -124,11 +139,40 @@ def _row_blocks(mask: Tensor) -> Sequence[Tensor]:
     return torch.split(mask[0, 0], max(1, BLOCK_ELEMENTS // mask.shape[-1]))
 
 
-def value_drain(v: Float[Tensor, "b k t d"]) -> Float[Tensor, "b k"]:
+def value_norms(v: Float[Tensor, "b k t d"]) -> Float[Tensor, "b k t"]:
+    """Norm of every value."""
+    norms: Tensor = torch.linalg.vector_norm(v, dim=-1, dtype=_wide(v))
+    return norms
+
+
+def value_drain(norms: Float[Tensor, "*b k t"]) -> Float[Tensor, "*b k"]:
     """Norm of token 0's value over the median norm of the other tokens' (the lower median of an even number)."""
-    norms = torch.linalg.vector_norm(v, dim=-1, dtype=_wide(v))  # (B, K, T)
-    drain: Tensor = norms[..., 0] / norms[..., 1:].median(-1).values
-    return drain
+    return norms[..., 0] / norms[..., 1:].median(-1).values
+
+
+class ActivationRows(NamedTuple):
+    """All of a layer's hidden states that its activation measures need; none of them views the whole.
+
+    Attributes:
+        largest: Largest |hidden state| of each token.
+        tokens: The `TOP_ACTIVATIONS` tokens with the largest of these: they hold a sequence's largest values.
+        rows: Hidden states of these tokens.
+        sampled: Those of `MEDIAN_TOKENS` evenly spaced tokens from token 0 on.
+    """
+
+    largest: Float[Tensor, "*b t"]
+    tokens: Int[Tensor, "*b n"]
+    rows: Float[Tensor, "*b n c"]
+    sampled: Float[Tensor, "*b m c"]
+
+
+def activation_rows(hidden_states: Float[Tensor, "b t c"]) -> ActivationRows:
+    """What `activations` reads, from one pass over the hidden states."""
+    _, length, width = hidden_states.shape
+    largest = _largest(hidden_states)
+    tokens = largest.topk(min(TOP_ACTIVATIONS, length), sorted=False).indices
+    rows = hidden_states.gather(1, tokens[..., None].expand(-1, -1, width))
+    return ActivationRows(largest, tokens, rows, hidden_states[:, :: ceil(length / MEDIAN_TOKENS)].clone())
 
 
 class Activations(NamedTuple):
@@ -137,40 +181,49 @@ class Activations(NamedTuple):
     `values` descend; `tokens` and `channels` say where each of them is.
     """
 
-    values: Float[Tensor, "b n"]
-    tokens: Int[Tensor, "b n"]
-    channels: Int[Tensor, "b n"]
-    median: Float[Tensor, " b"]
-    num_massive_tokens: Int[Tensor, " b"]
+    values: Float[Tensor, "*b n"]
+    tokens: Int[Tensor, "*b n"]
+    channels: Int[Tensor, "*b n"]
+    median: Float[Tensor, "*b"]
+    num_massive_tokens: Int[Tensor, "*b"]
 
 
-def activations(hidden_states: Float[Tensor, "b t c"]) -> Activations:
-    """What M-Act, the top activations and the massive ones are read from.
-
-    The median is over `MEDIAN_TOKENS` evenly spaced tokens from token 0 on and all channels.
-    """
-    _, length, width = hidden_states.shape
-    low, high = torch.aminmax(hidden_states, dim=-1)
-    largest = torch.maximum(-low, high)  # (B, T)
-    # A sequence's n largest values lie in the n tokens with the largest maxima.
-    tokens = largest.topk(min(TOP_ACTIVATIONS, length)).indices
-    rows = hidden_states.gather(1, tokens[..., None].expand(-1, -1, width)).abs().flatten(1)
-    values, places = rows.topk(min(TOP_ACTIVATIONS, rows.shape[1]))
-    sampled = hidden_states[:, :: ceil(length / MEDIAN_TOKENS)].abs().flatten(1)
-    median = sampled.median(1).values
+def activations(found: ActivationRows) -> Activations:
+    """What M-Act, the top activations and the massive ones are read from, of any number of layers and sequences."""
+    width = found.rows.shape[-1]
+    rows = found.rows.abs().flatten(-2)
+    values, places = rows.topk(min(TOP_ACTIVATIONS, rows.shape[-1]))
+    median = found.sampled.abs().flatten(-2).median(-1).values
     threshold = (MASSIVE_OVER_MEDIAN * median.to(_wide(median))).clamp(min=MASSIVE)
-    num_massive = (largest > threshold[:, None]).sum(1)
-    return Activations(values, tokens.gather(1, places // width), places % width, median, num_massive)
+    num_massive = (found.largest > threshold[..., None]).sum(-1)
+    return Activations(values, found.tokens.gather(-1, places // width), places % width, median, num_massive)
 
 
-def inf_norm(x: Float[Tensor, "b t c"]) -> Float[Tensor, " b"]:
-    """Largest absolute value."""
-    low, high = torch.aminmax(x.flatten(1), dim=1)
+def _largest(x: Tensor) -> Tensor:
+    """Largest absolute value along the last axis."""
+    if x.is_cuda:
+        norm: Tensor = torch.linalg.vector_norm(x, torch.inf, dim=-1)  # one kernel
+        return norm
+    low, high = torch.aminmax(x, dim=-1)
     return torch.maximum(-low, high)
 
 
-def kurtosis(x: Float[Tensor, "b t c"]) -> Float[Tensor, " b"]:
-    """Fourth central moment over the squared variance, over all tokens and channels; 3 for a normal distribution."""
+class Moments(NamedTuple):
+    """Largest absolute value, mean, and sums of powers of what is left without that mean, of parts of equal size."""
+
+    largest: Float[Tensor, "*b p"]
+    mean: Float[Tensor, "*b p"]
+    second: Float[Tensor, "*b p"]
+    third: Float[Tensor, "*b p"]
+    fourth: Float[Tensor, "*b p"]
+
+
+def moments(x: Float[Tensor, "b t c"]) -> Moments:
+    """Those of each token, or of each sequence as one part, whose third moment does not count and is left at 0."""
+    if _has_kernels(x):
+        from gated_attention.analysis import triton_rows
+
+        return Moments(*triton_rows.moments(x))
     wide = _wide(x)
     mean = x.mean((1, 2), keepdim=True, dtype=wide)
     second = fourth = torch.zeros(len(x), dtype=wide, device=x.device)
@@ -178,7 +231,29 @@ def kurtosis(x: Float[Tensor, "b t c"]) -> Float[Tensor, " b"]:
         squares = (part - mean).square_()
         second = second + squares.sum((1, 2))
         fourth = fourth + torch.linalg.vector_norm(squares, dim=(1, 2)).square()
-    return fourth / (second * second) * (x.shape[1] * x.shape[2])
+    parts = (_largest(x.flatten(1)).to(wide), mean[:, 0, 0], second, torch.zeros_like(second), fourth)
+    return Moments(*(part[:, None] for part in parts))
+
+
+def inf_norm(found: Moments) -> Float[Tensor, "*b"]:
+    """Largest absolute value."""
+    return found.largest.amax(-1)
+
+
+def kurtosis(found: Moments, numel: int) -> Float[Tensor, "*b"]:
+    """Fourth central moment over the squared variance, over all tokens and channels; 3 for a normal distribution.
+
+    Args:
+        found: Merged over its parts in float64.
+        numel: Numbers in all parts of a sequence.
+    """
+    means, second, third, fourth = (part.double() for part in found[1:])
+    size = numel // means.shape[-1]
+    shift = means - means.mean(-1, keepdim=True)
+    squares = shift.square()
+    second_whole = (second + size * squares).sum(-1)
+    fourth_whole = (fourth + 4 * shift * third + squares * (6 * second + size * squares)).sum(-1)
+    return fourth_whole / second_whole.square() * numel
 
 
 def mean_size(heads: Float[Tensor, "b t h d"]) -> Float[Tensor, "b h"]:
@@ -187,10 +262,14 @@ def mean_size(heads: Float[Tensor, "b t h d"]) -> Float[Tensor, "b h"]:
     return sums / (heads.shape[1] * heads.shape[3])
 
 
-def share_below(heads: Float[Tensor, "b t h d"], *thresholds: float) -> list[Float[Tensor, "b h"]]:
-    """Share of absolute values below each threshold, over tokens and channels."""
+def head_shares(heads: Float[Tensor, "b t h d"]) -> Float[Tensor, "b p h 3"]:
+    """Mean absolute value and shares below 1e-2 and 1e-3, over tokens and channels, as terms that add up over parts."""
+    if _has_kernels(heads):
+        from gated_attention.analysis import triton_rows
+
+        return triton_rows.head_shares(heads, *SPARSITY)
     size = heads.abs()
-    return [_share(torch.lt, size, threshold) for threshold in thresholds]
+    return torch.stack([mean_size(heads), *(_share(torch.lt, size, threshold) for threshold in SPARSITY)], -1)[:, None]
 
 
 def _share(compare: Callable[..., Tensor], x: Tensor, threshold: float) -> Tensor:
@@ -201,29 +280,30 @@ def _share(compare: Callable[..., Tensor], x: Tensor, threshold: float) -> Tenso
     return count / (x.shape[1] * x.shape[3])
 
 
-class GateRows(NamedTuple):
-    """Gate scores of each sequence: over all tokens, of token 0, and by token, and a histogram of all."""
+class GateScores(NamedTuple):
+    """All of a gate's scores that its measures need; none of them views the whole.
 
-    mean: Float[Tensor, "b h"]
-    below: Float[Tensor, "b h"]
-    above: Float[Tensor, "b h"]
-    open: Float[Tensor, "b h"]
-    first: Float[Tensor, "b h"]
-    by_token: Float[Tensor, "b t h"]
-    histogram: Float[Tensor, "h bins"]
-
-
-def gate_rows(logits: Float[Tensor, "b t h #d"], spec: GateSpec) -> GateRows:
-    """What the gate measures are read from; channels of a head, then tokens, count alike.
-
-    The histogram counts `HISTOGRAM_TOKENS` evenly spaced tokens of each sequence, scores outside its range in its
-    end bins.
+    Attributes:
+        by_token: Means over a head's channels.
+        shares: Shares below 0.1, above 0.9 and above 0 over tokens and channels, as terms that add up over parts.
+        sampled: Logits of `HISTOGRAM_TOKENS` evenly spaced tokens of each sequence.
     """
-    parts = [_gate_rows(_scores(part, spec), spec) for part in _groups(logits)]
-    if len(parts) == 1:
-        return parts[0]
-    rows = {name: torch.cat([getattr(part, name) for part in parts]) for name in GateRows._fields[:-1]}
-    return GateRows(**rows, histogram=torch.stack([part.histogram for part in parts]).sum(0))
+
+    by_token: Float[Tensor, "*b t h"]
+    shares: Float[Tensor, "*b p h 3"]
+    sampled: Float[Tensor, "*b m h d"]
+
+
+def gate_scores(logits: Float[Tensor, "b t h #d"], spec: GateSpec) -> GateScores:
+    """What the gate measures are read from; channels of a head, then tokens, count alike."""
+    if _has_kernels(logits) and spec.dtype == "float32" and not spec.head_shared:
+        from gated_attention.analysis import triton_rows
+
+        by_token, shares = triton_rows.gate_scores(logits, spec.activation, spec.scale)
+    else:
+        parts = [_gate_scores(_scores(part, spec)) for part in _groups(logits)]
+        by_token, shares = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
+    return GateScores(by_token, shares, logits[:, :: ceil(logits.shape[1] / HISTOGRAM_TOKENS)].clone())
 
 
 def channel_scores(logits: Float[Tensor, "b t h #d"], spec: GateSpec) -> Float[Tensor, "#h #d"]:
@@ -231,17 +311,9 @@ def channel_scores(logits: Float[Tensor, "b t h #d"], spec: GateSpec) -> Float[T
     return torch.stack([_scores(part, spec).mean(1).sum(0) for part in _groups(logits)]).sum(0)
 
 
-def _gate_rows(scores: Tensor, spec: GateSpec) -> GateRows:
-    by_token = scores.mean(-1)
-    return GateRows(
-        by_token.mean(1),
-        _share(torch.lt, scores, 0.1),
-        _share(torch.gt, scores, 0.9),
-        _share(torch.gt, scores, 0.0),
-        by_token[:, 0].clone(),  # so that the rest can go
-        by_token,
-        _histogram(scores[:, :: ceil(scores.shape[1] / HISTOGRAM_TOKENS)], spec),
-    )
+def _gate_scores(scores: Tensor) -> tuple[Tensor, Tensor]:
+    shares = [_share(torch.lt, scores, 0.1), _share(torch.gt, scores, 0.9), _share(torch.gt, scores, 0.0)]
+    return scores.mean(-1), torch.stack(shares, -1)[:, None]
 
 
 def _scores(logits: Tensor, spec: GateSpec) -> Tensor:
@@ -261,15 +333,22 @@ def score_range(spec: GateSpec) -> tuple[float, float]:
     return -_UNBOUNDED_RANGE, _UNBOUNDED_RANGE
 
 
-def _histogram(scores: Tensor, spec: GateSpec) -> Tensor:
+def gate_histograms(sampled: Float[Tensor, "l b m h d"], spec: GateSpec) -> Float[Tensor, "l #h bins"]:
+    """Histograms of all sequences' scores, by layer; scores outside the range in the end bins."""
+    parts = torch.split(sampled, max(1, BLOCK_ELEMENTS // sampled[0].numel()))
+    return torch.cat([_histograms(part, spec) for part in parts])
+
+
+def _histograms(sampled: Tensor, spec: GateSpec) -> Tensor:
     low, high = score_range(spec)
-    heads = scores.shape[2]
-    bins = ((scores - low) / (high - low) * NUM_BINS).long().clamp_(0, NUM_BINS - 1)  # (B, T, H, D)
-    bins += torch.arange(heads, device=scores.device)[:, None] * NUM_BINS
+    scores = torch.unflatten(_scores(sampled.flatten(0, 1), spec), 0, sampled.shape[:2])  # (L, B, M, H, D)
+    layers, heads = len(scores), scores.shape[3]
+    bins = ((scores - low) / (high - low) * NUM_BINS).long().clamp_(0, NUM_BINS - 1)
+    bins += torch.arange(layers * heads, device=scores.device).view(layers, 1, 1, heads, 1) * NUM_BINS
     # bincount would wait for the device to learn its largest index.
-    counts = torch.zeros(heads * NUM_BINS, dtype=scores.dtype, device=scores.device)
+    counts = torch.zeros(layers * heads * NUM_BINS, dtype=scores.dtype, device=scores.device)
     ones = torch.ones((), dtype=scores.dtype, device=scores.device).expand(bins.numel())
-    return torch.unflatten(counts.index_add_(0, bins.flatten(), ones), 0, (heads, NUM_BINS))
+    return counts.index_add_(0, bins.flatten(), ones).view(layers, heads, NUM_BINS)
 
 
 def effective_rank(
@@ -290,6 +369,16 @@ def effective_rank(
     sizes = torch.linalg.eigvalsh(root.transpose(1, 2) @ gram_o @ root).clamp(min=0).sqrt()
     p = sizes / sizes.sum(-1, keepdim=True)
     return torch.exp(torch.special.entr(p).sum(-1))
+
+
+def _has_kernels(*tensors: Tensor) -> bool:
+    """Whether `triton_rows` reads these: on a GPU, and no wider than its float32 arithmetic."""
+    return all(x.is_cuda and x.dtype in _KERNEL_DTYPES for x in tensors) and _triton_is_installed()
+
+
+@cache
+def _triton_is_installed() -> bool:
+    return find_spec("triton") is not None
 
 
 def _wide(x: Tensor) -> torch.dtype:

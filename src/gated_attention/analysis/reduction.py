@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,49 +26,75 @@ Collected = dict[str, dict[int, np.ndarray]]
 
 
 class Rows:
-    """Per-sequence values by name and layer, left on the device until they are collected."""
+    """Per-sequence values by name and layer, left on the device until they are collected.
+
+    Those of one batch are kept layer by layer until it ends, then all layers of one shape as one tensor: hundreds of
+    small tensors would cost a launch each to put together.
+    """
 
     def __init__(self) -> None:
-        self._rows: dict[str, dict[int, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
-        self._totals: dict[str, dict[int, Tensor]] = defaultdict(dict)
+        self._batch: dict[str, dict[int, Tensor]] = defaultdict(dict)
+        self._rows: dict[str, dict[tuple[int, ...], list[Tensor]]] = defaultdict(lambda: defaultdict(list))
+        self._totals: dict[str, dict[tuple[int, ...], Tensor]] = defaultdict(dict)
 
     def add(self, name: str, layer: int, values: Tensor) -> None:
-        """Keep values whose first axis is sequences."""
-        self._rows[name][layer].append(values)
+        """Keep values of this batch whose first axis is sequences."""
+        self._batch[name][layer] = values
 
-    def add_up(self, name: str, layer: int, values: Tensor) -> None:
-        """Add to a sum that has no axis of sequences."""
-        total = self._totals[name].get(layer)
-        self._totals[name][layer] = values.double() if total is None else total + values
+    def of_batch(self, name: str) -> dict[int, Tensor]:
+        """What the layers added since the batch began."""
+        return self._batch.get(name, {})
 
-    def last(self, name: str, layer: int) -> Tensor:
-        """What was added last."""
-        return self._rows[name][layer][-1]
+    def take(self, *names: str) -> list[tuple[tuple[int, ...], list[Tensor]]]:
+        """Take back what layers added to some names: layers of one shape, and a tensor (layers, ...) of each name."""
+        parts = [self._batch.pop(name, {}) for name in names]
+        groups: dict[Any, list[int]] = defaultdict(list)
+        for layer in sorted(parts[0]):
+            groups[tuple((part[layer].shape, part[layer].device) for part in parts)].append(layer)
+        return [
+            (tuple(layers), [torch.stack([part[layer] for layer in layers]) for part in parts])
+            for layers in groups.values()
+        ]
+
+    def put(self, name: str, layers: tuple[int, ...], values: Tensor) -> None:
+        """Keep values of this batch and of several layers, (layers, sequences, ...)."""
+        self._rows[name][layers].append(values)
+
+    def add_up(self, name: str, layers: tuple[int, ...], values: Tensor) -> None:
+        """Add to a sum of several layers that has no axis of sequences, (layers, ...)."""
+        total = self._totals[name].get(layers)
+        self._totals[name][layers] = values.double() if total is None else total.add_(values)
+
+    def end_batch(self) -> None:
+        """Keep what is left of the batch."""
+        for name in list(self._batch):
+            for layers, (values,) in self.take(name):
+                self.put(name, layers, values)
 
     def total(self, name: str, layer: int) -> Tensor:
         """The sum so far."""
-        return self._totals[name][layer]
+        layers = next(layers for layers in self._totals[name] if layer in layers)
+        return self._totals[name][layers][layers.index(layer)]
 
     def layers(self, name: str) -> list[int]:
-        """The layers that added to this name, in order."""
-        return sorted(self._rows.get(name, {}))
+        """The layers that added to this name in ended batches, in order."""
+        return sorted({layer for layers in self._rows.get(name, {}) for layer in layers})
 
     def collect(self) -> Collected:
         """Everything on the host, with one transfer a name wherever layers have one shape."""
         collected: Collected = {}
-        for name, layers in self._rows.items():
-            parts = {layer: torch.cat(tensors) for layer, tensors in sorted(layers.items())}
-            collected[name] = _to_host(parts)
+        for name, groups in self._rows.items():
+            collected[name] = _to_host({layers: torch.cat(parts, dim=1) for layers, parts in groups.items()})
         for name, totals in self._totals.items():
-            collected[name] = _to_host(dict(sorted(totals.items())))
+            collected[name] = _to_host(totals)
         return collected
 
 
-def _to_host(parts: Mapping[int, Tensor]) -> dict[int, np.ndarray]:
-    if len({(part.shape, part.device) for part in parts.values()}) == 1:
-        stacked = torch.stack(list(parts.values())).double().cpu().numpy()
-        return dict(zip(parts, stacked, strict=True))
-    return {layer: part.double().cpu().numpy() for layer, part in parts.items()}
+def _to_host(groups: Mapping[tuple[int, ...], Tensor]) -> dict[int, np.ndarray]:
+    found: dict[int, np.ndarray] = {}
+    for layers, values in groups.items():
+        found.update(zip(layers, values.cpu().double().numpy(), strict=True))
+    return dict(sorted(found.items()))
 
 
 def by_heads(values: Mapping[int, np.ndarray], num_layers: int) -> np.ndarray:
