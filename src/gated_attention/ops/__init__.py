@@ -2,13 +2,17 @@
 
 from gated_attention.ops.attention import AttentionBackend, attention, choose_backend
 from gated_attention.ops.gate import GateBackend, choose_gate_backend, gate, gate_scores
+from gated_attention.ops.gated_attention import GatedBackend, choose_gated_backend, gated_attention
 
 __all__ = [
     "AttentionBackend",
     "GateBackend",
+    "GatedBackend",
     "attention",
     "choose_backend",
     "choose_gate_backend",
+    "choose_gated_backend",
     "gate",
     "gate_scores",
+    "gated_attention",
 ]

@@ -107,8 +107,9 @@ def _why_not_sdpa(q: Tensor) -> str | None:
     return None
 
 
-def _is_cudnn(q: Tensor) -> bool:
-    return q.device.type == "cuda" and q.dtype in _HALF
+def _is_cudnn(q: Tensor, k: Tensor) -> bool:
+    # PyTorch keeps single tokens from cuDNN, whose backward pass crashes on them.
+    return q.device.type == "cuda" and q.dtype in _HALF and min(q.shape[2], k.shape[2]) > 1
 
 
 def _join_causal(mask: Tensor | None, t: int, s: int, device: torch.device) -> Tensor:
@@ -175,21 +176,24 @@ def _causal_block_mask(t: int, s: int, device: torch.device) -> BlockMask:
 _cached_causal_block_mask = functools.lru_cache(maxsize=32)(_causal_block_mask)
 
 
-@torch.library.custom_op("gated_attention::sdpa", mutates_args=())
-def _sdpa_op(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+def run_sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+    """PyTorch's fused forward kernel: new tensors, the output laid out as (B, T, H, D), and the log-sum-exp."""
     bias = _bias(mask, q, k)
     q, k, v = _adjacent(q), _adjacent(k), _adjacent(v)
-    if not _is_cudnn(q):
+    if not _is_cudnn(q, k):
         k, v = _repeat_heads(k, q), _repeat_heads(v, q)
     if q.device.type == "cpu":
         out, lse = _aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, attn_mask=bias, scale=scale)
-    elif _is_cudnn(q):
+    elif _is_cudnn(q, k):
         out, lse, *_ = _aten._scaled_dot_product_cudnn_attention(q, k, v, bias, True, 0.0, causal, False, scale=scale)
         lse = lse.reshape(q.shape[:3])  # cuDNN's is (B, H, T, 1)
     else:
         out, lse, *_ = _aten._scaled_dot_product_efficient_attention(q, k, v, bias, True, 0.0, causal, scale=scale)
         lse = lse[..., : q.shape[2]]  # padded to a multiple of 32 rows
     return out.transpose(1, 2).contiguous().transpose(1, 2), lse.contiguous()
+
+
+_sdpa_op = torch.library.custom_op("gated_attention::sdpa", mutates_args=())(run_sdpa)
 
 
 @_sdpa_op.register_fake
@@ -199,8 +203,7 @@ def _(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale:
     return q.new_empty((b, t, h, d)).transpose(1, 2), lse
 
 
-@torch.library.custom_op("gated_attention::sdpa_backward", mutates_args=())
-def _sdpa_backward_op(
+def run_sdpa_backward(
     grad: Tensor,
     q: Tensor,
     k: Tensor,
@@ -211,13 +214,14 @@ def _sdpa_backward_op(
     causal: bool,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dtype, num_kv_heads = q.dtype, k.shape[1]
+    """PyTorch's fused backward kernel: gradients laid out as what they are of, weights formed from `lse`."""
+    q_in, k_in, v_in = q, k, v
     if q.device.type == "cpu":
         # The CPU kernel adds up the gradients of keys and values in the dtype of its inputs.
         grad, q, k, v, out = (_widen(x) for x in (grad, q, k, v, out))
     bias = _bias(mask, q, k)
     grad, q, k, v = _adjacent(grad), _adjacent(q), _adjacent(k), _adjacent(v)
-    if not _is_cudnn(q):
+    if not _is_cudnn(q, k):
         k, v = _repeat_heads(k, q), _repeat_heads(v, q)
     if q.device.type == "cpu":
         grads = _aten._scaled_dot_product_flash_attention_for_cpu_backward(
@@ -226,7 +230,7 @@ def _sdpa_backward_op(
     else:
         # Without dropout the kernels never read the random state that their signatures ask for.
         unread = torch.zeros((), dtype=torch.int64, device=q.device)
-        if _is_cudnn(q):
+        if _is_cudnn(q, k):
             grads = _aten._scaled_dot_product_cudnn_attention_backward(
                 grad, q, k, v, out, lse[..., None], unread, unread, bias, None, None,
                 q.shape[2], k.shape[2], 0.0, causal, scale=scale,
@@ -238,13 +242,16 @@ def _sdpa_backward_op(
                 unread, unread, 0.0, [True, True, True, False], causal, scale=scale,
             )[:3]  # fmt: skip
     grad_q, grad_k, grad_v = grads[:3]
-    grad_k, grad_v = _sum_groups(grad_k, num_kv_heads), _sum_groups(grad_v, num_kv_heads)
-    return grad_q.to(dtype).contiguous(), grad_k.to(dtype), grad_v.to(dtype)
+    grad_k, grad_v = _sum_groups(grad_k, k_in.shape[1]), _sum_groups(grad_v, k_in.shape[1])
+    return _laid_out_as(q_in, grad_q), _laid_out_as(k_in, grad_k), _laid_out_as(v_in, grad_v)
+
+
+_sdpa_backward_op = torch.library.custom_op("gated_attention::sdpa_backward", mutates_args=())(run_sdpa_backward)
 
 
 @_sdpa_backward_op.register_fake
 def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
 
 
 def _bias(mask: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
@@ -261,10 +268,18 @@ def _adjacent(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
+def _laid_out_as(x: Tensor, grad: Tensor) -> Tensor:
+    # What `empty_like` gives is what the fake says, and what the kernels give too, unless heads were repeated.
+    like = torch.empty_like(x, device="meta")
+    if grad.dtype == x.dtype and grad.stride() == like.stride():
+        return grad
+    return torch.empty_like(x).copy_(grad)
+
+
 def _sum_groups(grad: Tensor, num_kv_heads: int) -> Tensor:
     """Gradients of repeated heads, summed back onto the heads they repeat."""
     if grad.shape[1] == num_kv_heads:
-        return grad.contiguous()
+        return grad
     return torch.unflatten(grad, 1, (num_kv_heads, -1)).sum(2)
 
 

@@ -1,0 +1,254 @@
+"""What a gate costs attention: our backends against cuDNN's attention alone and with a gate behind it.
+
+All contenders take turns in one process, each with its backend pinned, on the same random inputs laid out as a model
+lays them out; a device-side wait before every turn keeps the host's launches out of the measurement. Writes one CSV row
+a contender, direction and shape, with median and quartiles in microseconds, and a figure.
+
+    python benchmarks/bench_attention.py --output reports/bench_attention                   # GPU, a few minutes
+    python benchmarks/bench_attention.py --lengths 64 --batch-tokens 64 --rounds 1 --device cpu   # does it run
+"""
+
+import argparse
+import csv
+import itertools
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from statistics import median, quantiles
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+from gated_attention import ops
+from gated_attention.studies.study import device_name
+
+PLAIN = "cudnn, no gate"
+TURN = 5
+"""Runs timed one after the other in a turn; the first of them is dropped."""
+
+
+class Shape(NamedTuple):
+    """One point of the grid; `group` query heads read one key/value head."""
+
+    length: int
+    head_dim: int
+    group: int
+    gate: str
+
+
+class Inputs(NamedTuple):
+    """Heads as (B, H, T, D) views of (B, T, H, D), gate logits, the gradient of the output as (B, T, H, D)."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    gate_logits: Tensor
+    grad: Tensor
+
+
+def make_inputs(shape: Shape, batch_tokens: int, width: int, device: torch.device, dtype: torch.dtype) -> Inputs:
+    """Random inputs of `batch_tokens` tokens and `width` channels in all heads together."""
+    torch.manual_seed(0)
+    B, T, D = max(1, batch_tokens // shape.length), shape.length, shape.head_dim
+    H = max(shape.group, width // D)
+
+    def heads(count: int) -> Tensor:
+        return torch.randn(B, T, count, D, device=device, dtype=dtype)
+
+    channels = 1 if shape.gate == "headwise" else D
+    q, k, v = (heads(count).transpose(1, 2).requires_grad_() for count in (H, H // shape.group, H // shape.group))
+    logits = torch.randn(B, T, H, channels, device=device, dtype=dtype).requires_grad_()
+    return Inputs(q, k, v, logits, heads(H))
+
+
+Contender = Callable[[Inputs], Tensor]
+"""Forward pass, (B, T, H, D)."""
+
+
+def _sdpa(backend: SDPBackend | None, x: Inputs) -> Tensor:
+    with nullcontext() if backend is None else sdpa_kernel(backend):
+        grouped = x.k.shape[1] != x.q.shape[1]
+        return F.scaled_dot_product_attention(x.q, x.k, x.v, is_causal=True, enable_gqa=grouped).transpose(1, 2)
+
+
+def _gate(y: Tensor, gate_logits: Tensor) -> Tensor:
+    return y * torch.sigmoid(gate_logits.float()).to(y.dtype)
+
+
+torch._dynamo.config.recompile_limit = 10_000  # one graph a shape; beyond the limit PyTorch would run eagerly
+_compiled_gate = torch.compile(_gate, dynamic=False)
+_compiled_flex = torch.compile(flex_attention, dynamic=False)
+
+
+def _flex(x: Inputs) -> Tensor:
+    length = x.q.shape[2]
+    mask = create_block_mask(lambda b, h, i, j: i >= j, None, None, length, length, device=x.q.device)
+    run = partial(_compiled_flex, block_mask=mask, enable_gqa=x.k.shape[1] != x.q.shape[1])
+    return run(x.q, x.k, x.v).transpose(1, 2)
+
+
+def _ours(backend: ops.GatedBackend, x: Inputs) -> Tensor:
+    return ops.gated_attention(x.q, x.k, x.v, x.gate_logits, backend=backend)
+
+
+def contenders(device: torch.device, with_flex: bool) -> dict[str, Contender]:
+    """By name; without a GPU PyTorch chooses the kernel."""
+    cudnn, flash = (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION) if device.type == "cuda" else (None, None)
+    found: dict[str, Contender] = {
+        PLAIN: partial(_sdpa, cudnn),
+        "cudnn + eager gate": lambda x: _gate(_sdpa(cudnn, x), x.gate_logits),
+        "cudnn + compiled gate": lambda x: _compiled_gate(_sdpa(cudnn, x), x.gate_logits),
+        "flash, no gate": partial(_sdpa, flash),
+        "ours, shifted": partial(_ours, "shifted"),
+    }
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0):
+        found["ours, hopper"] = partial(_ours, "hopper")
+    if with_flex:
+        found["flex, no gate"] = _flex
+    return found
+
+
+def _turn(run: Callable[[], object], device: torch.device) -> list[float]:
+    if device.type != "cuda":
+        times = []
+        for _ in range(TURN):
+            start = time.perf_counter()
+            run()
+            times.append((time.perf_counter() - start) * 1e6)
+        return times[1:]
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(TURN + 1)]
+    torch.cuda._sleep(8_000_000)  # about 4 ms, in which the host launches the whole turn
+    events[0].record()
+    for event in events[1:]:
+        run()
+        event.record()
+    torch.cuda.synchronize()
+    return [1e3 * a.elapsed_time(b) for a, b in itertools.pairwise(events[1:])]
+
+
+def _directions(contender: Contender, x: Inputs) -> dict[str, Callable[[], object]]:
+    leaves = [x.q, x.k, x.v, x.gate_logits]
+    plain = torch.autograd.grad(contender(x), leaves, x.grad, allow_unused=True)[3] is None
+    leaves = leaves[:3] if plain else leaves
+    out = contender(x)
+
+    def forward() -> Tensor:
+        with torch.no_grad():
+            return contender(x)
+
+    return {
+        "forward": forward,
+        "backward": lambda: torch.autograd.grad(out, leaves, x.grad, retain_graph=True),
+        "both": lambda: torch.autograd.grad(contender(x), leaves, x.grad),
+    }
+
+
+def measure(shape: Shape, args: argparse.Namespace, device: torch.device) -> list[dict[str, object]]:
+    """Rows of all contenders and directions at one shape; what cannot run says so and is left out."""
+    x = make_inputs(shape, args.batch_tokens, args.width, device, getattr(torch, args.dtype))
+    runs: dict[tuple[str, str], Callable[[], object]] = {}
+    for name, contender in contenders(device, args.flex).items():
+        try:
+            runs |= {(name, direction): run for direction, run in _directions(contender, x).items()}
+        except (RuntimeError, ValueError) as error:
+            print(f"{name} at {shape}: {str(error).splitlines()[0]}", flush=True)
+    times: dict[tuple[str, str], list[float]] = {key: [] for key in runs}
+    for round_index in range(args.rounds + 1):
+        for key, run in runs.items():
+            found = _turn(run, device)
+            if round_index:  # the first is for compilation, plans and clocks
+                times[key] += found
+    rows = []
+    for (name, direction), found in times.items():
+        low, _, high = quantiles(found, n=4)
+        rows.append(
+            {
+                "device": device_name(device), "torch": torch.__version__, "dtype": args.dtype,
+                "batch": x.q.shape[0], "length": shape.length, "heads": x.q.shape[1], "kv_heads": x.k.shape[1],
+                "head_dim": shape.head_dim, "gate": shape.gate, "contender": name, "direction": direction,
+                "median_us": round(median(found), 1), "quartile_1_us": round(low, 1), "quartile_3_us": round(high, 1),
+                "n": len(found),
+                "plain_over_this": round(median(times[PLAIN, direction]) / median(found), 4),
+            }
+        )  # fmt: skip
+    return rows
+
+
+def draw(rows: list[dict[str, object]], path: Path) -> None:
+    """Speed relative to cuDNN without a gate, by length: a panel for each direction, gate, head width and group."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    panels = sorted({(str(r["gate"]), int(r["head_dim"]), int(r["heads"]) // int(r["kv_heads"])) for r in rows})  # type: ignore[call-overload]
+    directions = ("forward", "backward", "both")
+    figure = Figure(figsize=(11, 2.6 * len(panels) + 0.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(panels), len(directions), squeeze=False, sharey=True)
+    names = [name for name in dict.fromkeys(str(r["contender"]) for r in rows) if name != PLAIN]
+    for (gate, head_dim, group), line in zip(panels, axes, strict=True):
+        for direction, axis in zip(directions, line, strict=True):
+            axis.axhline(1.0, color="0.6", linewidth=0.8)
+            for index, name in enumerate(names):
+                points = [
+                    (r["length"], r["plain_over_this"])
+                    for r in rows
+                    if (r["contender"], r["direction"], r["gate"], r["head_dim"]) == (name, direction, gate, head_dim)
+                    and int(r["heads"]) // int(r["kv_heads"]) == group  # type: ignore[call-overload]
+                ]
+                if points:
+                    axis.plot(
+                        *zip(*sorted(points), strict=True), marker="o", markersize=3, color=f"C{index}", label=name
+                    )
+            axis.set_xscale("log", base=2)
+            axis.set_title(f"{direction}, {gate}, head width {head_dim}, {group} query heads a key", fontsize=8)
+            axis.set_xlabel("tokens", fontsize=8)
+            axis.tick_params(labelsize=7)
+        line[0].set_ylabel("speed; 1 = cuDNN without a gate", fontsize=8)
+    axes[0][0].legend(fontsize=7, frameon=False)
+    figure.savefig(path)
+
+
+def main() -> None:
+    """Run the grid."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--lengths", type=int, nargs="+", default=[512, 1024, 2048, 4096, 8192, 16384])
+    parser.add_argument("--head-dims", type=int, nargs="+", default=[64, 128, 256])
+    parser.add_argument("--groups", type=int, nargs="+", default=[1, 4, 8])
+    parser.add_argument("--gates", nargs="+", default=["headwise", "elementwise"])
+    parser.add_argument("--batch-tokens", type=int, default=16384)
+    parser.add_argument("--width", type=int, default=2048, help="channels of all query heads together")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--flex", action="store_true", help="also FlexAttention, which compiles for every shape")
+    parser.add_argument("--output", type=Path, default=Path("bench_attention"), help="name of .csv and .svg")
+    args = parser.parse_args()
+    device = torch.device(args.device)
+    rows: list[dict[str, object]] = []
+    for values in itertools.product(args.lengths, args.head_dims, args.groups, args.gates):
+        shape = Shape(*values)
+        found = measure(shape, args, device)
+        rows += found
+        for row in found:
+            if row["direction"] == "both":
+                others = {r["direction"]: r["plain_over_this"] for r in found if r["contender"] == row["contender"]}
+                ratios = ", ".join(f"{direction} {ratio:.3f}" for direction, ratio in others.items())
+                print(
+                    f"{tuple(shape)} {row['contender']:>22}: both {row['median_us']:,} us; speed {ratios}", flush=True
+                )
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        with args.output.with_suffix(".csv").open("w", newline="") as file:  # after every shape: nothing is lost
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    draw(rows, args.output.with_suffix(".svg"))
+
+
+if __name__ == "__main__":
+    main()

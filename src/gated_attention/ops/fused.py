@@ -1,0 +1,115 @@
+"""One differentiable op for every kernel of gated attention.
+
+All keep the gated output, which the projection after it keeps anyway, and the log-sum-exp, and nothing else.
+"""
+
+import importlib.util
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from gated_attention.ops import lse_shift
+from gated_attention.ops.attention import choose_backend
+
+FusedBackend = Literal["shifted", "hopper"]
+"""`shifted`: PyTorch's kernels, see `lse_shift`. `hopper`: the forward of `hopper_forward`, `shifted`'s backward."""
+
+_Forward = Callable[[Tensor, Tensor, Tensor, Tensor, bool, float], tuple[Tensor, Tensor]]
+
+
+def _forward_of(backend: str) -> _Forward:
+    if backend == "shifted":
+        return lse_shift.attention_forward
+    from gated_attention.ops import hopper_forward
+
+    return hopper_forward.attention_forward
+
+
+@torch.library.custom_op("gated_attention::fused", mutates_args=())
+def fused_attention(
+    q: Tensor, k: Tensor, v: Tensor, gate_logits: Tensor, causal: bool, scale: float, backend: str
+) -> tuple[Tensor, Tensor]:
+    """Gated output, (B, H, T, D) laid out as (B, T, H, D), and log-sum-exp, (B, H, T), which has no gradient here."""
+    return _forward_of(backend)(q, k, v, gate_logits, causal, scale)
+
+
+@fused_attention.register_fake
+def _(
+    q: Tensor, k: Tensor, v: Tensor, gate_logits: Tensor, causal: bool, scale: float, backend: str
+) -> tuple[Tensor, Tensor]:
+    b, h, t, d = q.shape
+    lse = q.new_empty((b, h, t), dtype=torch.promote_types(q.dtype, torch.float32))
+    return q.new_empty((b, t, h, d)).transpose(1, 2), lse
+
+
+@torch.library.custom_op("gated_attention::fused_backward", mutates_args=())
+def _backward_op(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gate_logits: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    causal: bool,
+    scale: float,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return lse_shift.attention_backward(grad, q, k, v, gate_logits, out, lse, causal, scale)
+
+
+@_backward_op.register_fake
+def _(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, gate_logits: Tensor, *_: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), gate_logits.new_empty(gate_logits.shape)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, gate_logits, ctx.causal, ctx.scale, ctx.backend = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(q, k, v, gate_logits, *output)
+
+
+def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    return *_backward_op(grad, *ctx.saved_tensors, ctx.causal, ctx.scale, ctx.backend), None, None, None
+
+
+fused_attention.register_autograd(_backward, setup_context=_save)
+
+
+def why_not(
+    backend: FusedBackend, q: Tensor, k: Tensor, gate_logits: Tensor, *, causal: bool, mask: Tensor | None
+) -> str | None:
+    """Why the backend cannot run these inputs; None if it can."""
+    if mask is not None:
+        return "it takes no mask tensor"
+    if causal and q.shape[2] != k.shape[2]:
+        return f"causal attention of {q.shape[2]} queries to {k.shape[2]} keys; it wants as many of both"
+    return _WHY_NOT[backend](q, k, gate_logits, causal)
+
+
+def _why_not_shifted(q: Tensor, k: Tensor, gate_logits: Tensor, causal: bool) -> str | None:
+    if choose_backend(q, k, k) != "sdpa":
+        return f"PyTorch has no fused kernel for {q.dtype}, head_dim {q.shape[-1]} on device {q.device.type!r}"
+    return None
+
+
+def _why_not_hopper(q: Tensor, k: Tensor, gate_logits: Tensor, causal: bool) -> str | None:
+    head_dim = q.shape[-1]
+    if q.device.type != "cuda" or torch.cuda.get_device_capability(q.device) != (9, 0):
+        return f"it is made for compute capability 9.0 (H100, H200), not for device {str(q.device)!r}"
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    if q.dtype not in (torch.float16, torch.bfloat16):
+        return f"it takes float16 and bfloat16, not {q.dtype}"
+    if head_dim not in (64, 128, 256):
+        return f"it takes head_dim 64, 128 and 256, not {head_dim}"
+    if head_dim == 256 and gate_logits.shape[-1] > 1 and not causal:
+        return "with head_dim 256 and a gate per channel it must be causal"
+    return None
+
+
+_WHY_NOT = {"shifted": _why_not_shifted, "hopper": _why_not_hopper}

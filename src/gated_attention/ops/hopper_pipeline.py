@@ -1,0 +1,115 @@
+"""What kernels for Hopper are built from: rings of tiles in shared memory, and what describes a tensor to copy."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+from triton.language.core import _aggregate as aggregate
+
+_DTYPES = {torch.float16: gl.float16, torch.bfloat16: gl.bfloat16, torch.float32: gl.float32}
+
+
+@gluon.constexpr_function
+def mma_layout(n):
+    return gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, n, 16])
+
+
+@aggregate
+class Shape:
+    """Sizes of the problem; `section` is the number of heads of the batch that are worked on at a time."""
+
+    B: gl.tensor
+    H: gl.tensor
+    T: gl.tensor
+    S: gl.tensor
+    group: gl.tensor
+    section: gl.tensor
+    num_tiles: gl.tensor
+
+    @gluon.constexpr_function
+    def __init__(self, B, H, T, S, group, section, num_tiles):
+        self.B = B
+        self.H = H
+        self.T = T
+        self.S = S
+        self.group = group
+        self.section = section
+        self.num_tiles = num_tiles
+
+    @gluon.jit
+    def tile(self, index):
+        """Which rows of which head of the batch are drawn at `index`.
+
+        Section after section of heads, the longest rows first; the shortest quarter of all heads is kept for the end,
+        where it fills what the long ones leave idle.
+        """
+        heads = self.B * self.H
+        late = self.num_tiles // 4
+        early = self.num_tiles - late
+        is_late = index >= heads * early
+        rest = gl.where(is_late, index - heads * early, index)
+        section = gl.where(is_late, heads, self.section)
+        first = rest // (section * gl.where(is_late, late, early)) * section
+        rest -= first * early
+        width = gl.minimum(section, heads - first)
+        return gl.where(is_late, late, self.num_tiles) - 1 - rest // width, first + rest % width
+
+
+@aggregate
+class Ring:
+    """Places in shared memory used in turn, each with a barrier for "ready to read" and one for "free to write"."""
+
+    places: gl.shared_memory_descriptor
+    ready: gl.shared_memory_descriptor
+    free: gl.shared_memory_descriptor
+    SIZE: gl.constexpr
+
+    @gluon.constexpr_function
+    def __init__(self, places, ready, free, SIZE):
+        self.places = places
+        self.ready = ready
+        self.free = free
+        self.SIZE = gl.constexpr(SIZE)
+
+    @gluon.jit
+    def await_free(self, count):
+        """Wait until the `count`-th write may begin."""
+        mbarrier.wait(self.free.index(count % self.SIZE), ((count // self.SIZE) & 1) ^ 1)
+
+    @gluon.jit
+    def await_ready(self, count):
+        """Wait until the `count`-th write has arrived."""
+        mbarrier.wait(self.ready.index(count % self.SIZE), (count // self.SIZE) & 1)
+
+    @gluon.jit
+    def release(self, count):
+        """Say that this consumer has read what the `count`-th write brought."""
+        mbarrier.arrive(self.free.index(count % self.SIZE), count=1)
+
+
+@gluon.jit
+def barriers(COUNT: gl.constexpr, ARRIVALS: gl.constexpr):
+    barriers = gl.allocate_shared_memory(gl.int64, [COUNT, 1], mbarrier.MBarrierLayout())
+    for index in gl.static_range(COUNT):
+        mbarrier.init(barriers.index(index), count=ARRIVALS)
+    return barriers
+
+
+@gluon.jit
+def ring(places, SIZE: gl.constexpr, READERS: gl.constexpr):
+    return Ring(places, barriers(SIZE, 1), barriers(SIZE, READERS), SIZE)
+
+
+def describe(x: Float[Tensor, "b h t d"], rows: int) -> TensorDescriptor:
+    """How the copy engine finds tiles of `rows` rows; what it cannot address is copied first."""
+    aligned = 16 // x.element_size()
+    strides = [stride if size > 1 else x.shape[-1] for size, stride in zip(x.shape, x.stride(), strict=True)]
+    if x.stride(-1) != 1 or x.data_ptr() % 16 or any(stride <= 0 or stride % aligned for stride in strides[:-1]):
+        x = x.clone(memory_format=torch.contiguous_format)
+        strides = list(x.stride())
+    block = [1, 1, rows, x.shape[-1]]
+    layout = gl.NVMMASharedLayout.get_default_for(block, _DTYPES[x.dtype])
+    return TensorDescriptor(x, list(x.shape), [*strides[:-1], 1], block, layout)

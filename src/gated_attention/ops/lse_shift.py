@@ -1,0 +1,91 @@
+"""A sigmoid gate on a stock attention kernel, forward and backward: `out = sigmoid(s) * attention(q, k, v)`.
+
+Only the gated output, which the projection after it keeps anyway, and the log-sum-exp are saved. With
+g = sigmoid(s), P the attention weights, O the ungated output and dO the gradient of the gated one, a gate per head
+gives
+
+    dV = (g P)^T dO,   dS = (g P) * (dO V^T - rowsum(dO * O)),   ds = (1 - g) * rowsum(dO * gated)
+
+and g P = exp(S - (LSE + softplus(-s))): the stock backward kernel, given the raw dO, O and the *shifted* LSE, returns
+the gated gradients. A gate per channel has no shift; there dO is multiplied by g first. O is the saved output over g;
+where g underflows the weights g P vanish, and O with them.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from gated_attention.ops.attention import run_sdpa, run_sdpa_backward
+
+_SMALLEST_GATE = 1e-30
+
+
+def apply_gate(o: Float[Tensor, "b h t d"], gate_logits: Float[Tensor, "b t h #d"]) -> Float[Tensor, "b h t d"]:
+    """`sigmoid(gate_logits) * o` in float32 or wider; the slow truth of `triton_gate.apply_gate`."""
+    return (_widen(o) * torch.sigmoid(_widen(gate_logits)).transpose(1, 2)).to(o.dtype)
+
+
+def prepare_backward(
+    grad: Float[Tensor, "b h t d"],
+    out: Float[Tensor, "b h t d"],
+    gate_logits: Float[Tensor, "b t h #d"],
+    lse: Float[Tensor, "b h t"],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What the stock backward kernel is given: gradient, ungated output, log-sum-exp; and the gradient of the logits.
+
+    Args:
+        grad: Of the gated output.
+        out: The gated output.
+        lse: Natural logarithm.
+    """
+    s = _widen(gate_logits).transpose(1, 2)  # (B, H, T, D or 1)
+    g = torch.sigmoid(s)
+    product = _widen(grad) * _widen(out)
+    o = (_widen(out) / g.clamp_min(_SMALLEST_GATE)).to(out.dtype)
+    if gate_logits.shape[-1] == 1:
+        product, shifted, scaled = product.sum(-1, keepdim=True), lse + F.softplus(-s)[..., 0].to(lse.dtype), grad
+    else:
+        shifted, scaled = lse, (g * _widen(grad)).to(grad.dtype)
+    grad_logits = (product * torch.sigmoid(-s)).transpose(1, 2)
+    return scaled, o, shifted, grad_logits.to(gate_logits.dtype).contiguous()
+
+
+def _widen(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _gate_functions(x: Tensor) -> tuple[Any, Any]:
+    if x.device.type != "cuda":
+        return apply_gate, prepare_backward
+    from gated_attention.ops import triton_gate
+
+    return triton_gate.apply_gate, triton_gate.prepare_backward
+
+
+def attention_forward(
+    q: Tensor, k: Tensor, v: Tensor, gate_logits: Tensor, causal: bool, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Gated output, laid out as (B, T, H, D), and log-sum-exp from the stock kernel and one that gates in place."""
+    o, lse = run_sdpa(q, k, v, None, causal, scale)
+    gate, _ = _gate_functions(q)
+    return gate(o, gate_logits).transpose(1, 2).contiguous().transpose(1, 2), lse
+
+
+def attention_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gate_logits: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    causal: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of queries, keys, values and gate logits from the gated output and the log-sum-exp."""
+    _, prepare = _gate_functions(q)
+    scaled, o, shifted, grad_logits = prepare(grad, out, gate_logits, lse)
+    return *run_sdpa_backward(scaled, q, k, v, None, o, shifted, causal, scale), grad_logits
