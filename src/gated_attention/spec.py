@@ -290,6 +290,18 @@ class BlockSpec:
             words.append(f"outputs clipped to {self.output_clip:g}")
         return " + ".join(words) or "no gate"
 
+    @property
+    def fused_gate(self) -> GateSpec | None:
+        """The gate that `ops.gated_attention` can form with the attention itself; None if there is none.
+
+        It multiplies the output of attention (G1) by the sigmoid of logits that the hidden state gives, in float32.
+        """
+        for gate in self.gates:
+            plain = GateSpec(granularity=gate.granularity, input_dim=gate.input_dim, bias=gate.bias, init=gate.init)
+            if gate == plain and self.sdpa_transform is None:
+                return gate
+        return None
+
     def num_norm_parameters(self, geometry: AttentionGeometry) -> int:
         """Norm weights added to one block."""
         heads = geometry.num_heads * geometry.head_dim if self.sdpa_transform == "rms_norm" else 0

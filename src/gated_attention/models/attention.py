@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache
+from transformers import AttentionInterface, AttentionMaskInterface, Cache
+from transformers.masking_utils import sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.qwen3.modeling_qwen3 import apply_rotary_pos_emb, eager_attention_forward
 
@@ -15,6 +16,7 @@ from gated_attention.models.configuration import GatedConfig
 from gated_attention.nn import AttentionGate, GatedBlock
 from gated_attention.nn.gate import LseGate
 from gated_attention.ops.attention import AttentionBackend
+from gated_attention.spec import GateSpec
 
 
 class GatedSelfAttention(GatedBlock):
@@ -43,9 +45,14 @@ class GatedSelfAttention(GatedBlock):
         position_embeddings: tuple[Tensor, Tensor],
         attention_mask: Tensor | None,
         past_key_values: Cache | None = None,
+        only_causal: bool = False,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """As `Qwen3Attention.forward`; gated keys and values are what the cache stores."""
+        """As `Qwen3Attention.forward`; gated keys and values are what the cache stores.
+
+        Args:
+            only_causal: That the mask, if there is one, is causal and nothing else; see `OnlyCausal`.
+        """
         x = hidden_states
         heads = (*x.shape[:-1], -1, self.head_dim)
         q = self.gate("query", self.q_proj(x).view(heads), x)  # G4, (B, T, H, D)
@@ -57,6 +64,11 @@ class GatedSelfAttention(GatedBlock):
         if past_key_values is not None:
             k, v = past_key_values.update(k, v, self.layer_idx)
         implementation = self.config._attn_implementation
+        if only_causal and self.sliding_window is None and implementation in (FUSED_ATTENTION, "sdpa"):
+            attention_mask = None
+        fused = self._fused_gate(implementation)
+        if fused is not None:
+            kwargs["gate_logits"] = self.gate_logits(fused, x, self.head_dim)  # (B, T, H, D or 1)
         if self.reads_lse:
             attend = lse_attention(implementation)
         else:
@@ -72,10 +84,80 @@ class GatedSelfAttention(GatedBlock):
             sliding_window=self.sliding_window,
             **kwargs,
         )  # (B, T, H, D)
-        y = self.transform_heads(y)
-        y = self.gate("sdpa", y, x, lse=weights_or_lse)  # G1
+        if fused is None:
+            y = self.transform_heads(y)
+            y = self.gate("sdpa", y, x, lse=weights_or_lse)  # G1
         y = self.o_proj(y.reshape(*x.shape[:-1], -1))
         return self.gate("output", y, x), None if self.reads_lse else weights_or_lse  # G5
+
+    def _fused_gate(self, implementation: str) -> GateSpec | None:
+        """The gate that the attention implementation applies by itself; with transformers' own none."""
+        if implementation != FUSED_ATTENTION or not any(spec.site == "sdpa" for spec in self.gates):
+            return None
+        if self.fused_gate is None:
+            raise ValueError(
+                f"attention implementation {FUSED_ATTENTION!r} forms a plain sigmoid gate with the attention; "
+                f"this block has {self.config.block.describe()}: use 'sdpa'"
+            )
+        return self.fused_gate
+
+
+class OnlyCausal:
+    """Tells the layers when their mask is the causal one; put before the transformers class of the decoder.
+
+    While it compiles, transformers cannot see that positions it counted itself hold no packed documents, and builds
+    a mask. PyTorch's attention would then score what the mask hides, on keys and values repeated for every head.
+    """
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As the decoder's."""
+        given = (attention_mask, position_ids, past_key_values)
+        return super().forward(  # type: ignore[misc]
+            input_ids, *given, only_causal=all(value is None for value in given), **kwargs
+        )
+
+
+FUSED_ATTENTION = "gated_attention"
+"""The name under which transformers knows `ops.gated_attention`: `model.set_attn_implementation("gated_attention")`."""
+
+
+def _fused_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    gate_logits: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention as transformers calls it, gated where logits are given."""
+    if attention_mask is not None:
+        raise ValueError(
+            f"attention implementation {FUSED_ATTENTION!r} takes no mask: padding, sliding windows and chunks that "
+            "continue a cache need one; use 'sdpa'"
+        )
+    if dropout:
+        raise ValueError(
+            f"attention implementation {FUSED_ATTENTION!r} has no dropout, {dropout} was asked for; use 0.0"
+        )
+    causal = query.shape[2] > 1  # without a mask a single token continues a cache and sees all of it
+    if gate_logits is None:
+        y, _lse = ops.attention(query, key, value, causal=causal, scale=scaling)
+        return y.transpose(1, 2), None
+    return ops.gated_attention(query, key, value, gate_logits, causal=causal, scale=scaling), None
+
+
+AttentionInterface.register(FUSED_ATTENTION, _fused_attention)
+AttentionMaskInterface.register(FUSED_ATTENTION, sdpa_mask)
 
 
 def _attend_with_lse(

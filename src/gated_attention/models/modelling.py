@@ -12,7 +12,7 @@ from transformers.models.qwen3.modeling_qwen3 import (
     Qwen3RotaryEmbedding,
 )
 
-from gated_attention.models.attention import GatedSelfAttention, GateInitialisation
+from gated_attention.models.attention import GatedSelfAttention, GateInitialisation, OnlyCausal
 from gated_attention.models.card import CardedModel
 from gated_attention.models.configuration import GatedQwen3Config
 from gated_attention.models.layer import GatedLayer
@@ -46,7 +46,7 @@ class GatedQwen3PreTrainedModel(CardedModel, GateInitialisation, Qwen3PreTrained
     }
 
 
-class GatedQwen3Model(GatedQwen3PreTrainedModel, Qwen3Model):  # type: ignore[misc]
+class GatedQwen3Model(OnlyCausal, GatedQwen3PreTrainedModel, Qwen3Model):  # type: ignore[misc]
     """The decoder without a head."""
 
     def __init__(self, config: GatedQwen3Config) -> None:

@@ -17,7 +17,7 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import (
     Qwen3MoeRotaryEmbedding,
 )
 
-from gated_attention.models.attention import GatedSelfAttention, GateInitialisation
+from gated_attention.models.attention import GatedSelfAttention, GateInitialisation, OnlyCausal
 from gated_attention.models.card import CardedModel
 from gated_attention.models.configuration import GatedQwen3MoeConfig
 from gated_attention.models.experts import GatedQwen3MoeSparseMoeBlock
@@ -57,7 +57,7 @@ class GatedQwen3MoePreTrainedModel(CardedModel, GateInitialisation, Qwen3MoePreT
     }
 
 
-class GatedQwen3MoeModel(GatedQwen3MoePreTrainedModel, Qwen3MoeModel):  # type: ignore[misc]
+class GatedQwen3MoeModel(OnlyCausal, GatedQwen3MoePreTrainedModel, Qwen3MoeModel):  # type: ignore[misc]
     """The decoder without a head."""
 
     def __init__(self, config: GatedQwen3MoeConfig) -> None:

@@ -1,5 +1,7 @@
 """Gated attention as one module, for models that are not built on transformers."""
 
+from typing import cast, get_args
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -7,6 +9,7 @@ from torch import Tensor, nn
 from gated_attention import ops
 from gated_attention.nn.block import GatedBlock, HeadNorm
 from gated_attention.ops.attention import AttentionBackend, check_backend
+from gated_attention.ops.gated_attention import GatedBackend
 from gated_attention.spec import AttentionGeometry, BlockSpec, Gates, SdpaTransform, SwitchSpec, as_gates, check_qk_norm
 
 
@@ -25,7 +28,8 @@ class GatedAttention(GatedBlock):
         rope_theta: Base of the rotary position embedding; None for no position embedding.
         qk_norm: Whether queries and keys pass an RMS norm over each head before RoPE.
         bias: Whether the q, k, v and o projections have biases.
-        backend: Attention backend; see `gated_attention.ops.attention`.
+        backend: Attention backend, see `gated_attention.ops.attention`; with a plain sigmoid gate on the
+            output of attention also one of `gated_attention.ops.gated_attention`, which form both together.
 
     Raises:
         ValueError: if the widths, the gates or the backend do not fit together.
@@ -45,7 +49,7 @@ class GatedAttention(GatedBlock):
         rope_theta: float | None = 10_000.0,
         qk_norm: bool = True,
         bias: bool = False,
-        backend: AttentionBackend = "auto",
+        backend: AttentionBackend | GatedBackend = "auto",
     ) -> None:
         super().__init__()
         geometry = AttentionGeometry.of(hidden_size, num_heads, num_kv_heads, head_dim)
@@ -54,7 +58,14 @@ class GatedAttention(GatedBlock):
         gates = as_gates(gates)
         if qk_norm:
             check_qk_norm(gates)
-        check_backend(backend)
+        block = BlockSpec(gates, switch, sdpa_transform)
+        if backend not in get_args(GatedBackend):
+            check_backend(cast(AttentionBackend, backend))
+        elif backend != "auto" and block.fused_gate is None:
+            raise ValueError(
+                f"backend {backend!r} is for a plain sigmoid gate on the output of attention; this block has "
+                f"{block.describe()}: use 'auto', 'eager', 'sdpa' or 'flex'"
+            )
         self.head_dim, self.causal, self.rope_theta, self.backend = geometry.head_dim, causal, rope_theta, backend
         q_width, kv_width = num_heads * self.head_dim, geometry.num_kv_heads * self.head_dim
         self.q_proj = nn.Linear(hidden_size, q_width, bias=bias)
@@ -63,7 +74,7 @@ class GatedAttention(GatedBlock):
         self.o_proj = nn.Linear(q_width, hidden_size, bias=bias)
         self.q_norm = HeadNorm(self.head_dim, eps=1e-6) if qk_norm else nn.Identity()
         self.k_norm = HeadNorm(self.head_dim, eps=1e-6) if qk_norm else nn.Identity()
-        self.add_block(BlockSpec(gates, switch, sdpa_transform), geometry, eps=1e-6)
+        self.add_block(block, geometry, eps=1e-6)
 
     def forward(
         self, hidden_states: Float[Tensor, "b t c"], mask: Bool[Tensor, "#b #h t t"] | None = None
@@ -79,9 +90,15 @@ class GatedAttention(GatedBlock):
         if self.rope_theta is not None:
             q, k = apply_rope(q, self.rope_theta), apply_rope(k, self.rope_theta)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, T, D)
-        y, lse = ops.attention(q, k, v, causal=self.causal, mask=mask, backend=self.backend)
-        y = self.transform_heads(y.transpose(1, 2))  # (B, T, H, D)
-        y = self.gate("sdpa", y, x, lse)  # G1
+        if self.fused_gate is not None and self.backend in get_args(GatedBackend):
+            gate_logits = self.gate_logits(self.fused_gate, x, self.head_dim)  # (B, T, H, D or 1)
+            backend = cast(GatedBackend, self.backend)
+            y = ops.gated_attention(q, k, v, gate_logits, causal=self.causal, mask=mask, backend=backend)  # G1
+        else:
+            plain = cast(AttentionBackend, self.backend)
+            y, lse = ops.attention(q, k, v, causal=self.causal, mask=mask, backend=plain)
+            y = self.transform_heads(y.transpose(1, 2))  # (B, T, H, D)
+            y = self.gate("sdpa", y, x, lse)  # G1
         y = self.o_proj(y.flatten(-2))
         return self.gate("output", y, x)  # G5
 

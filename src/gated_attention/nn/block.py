@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gated_attention.nn.gate import GATE_MODULES, AttentionGate, LseGate, apply_gate
+from gated_attention.nn.gate import GATE_MODULES, AttentionGate, LseGate, apply_gate, gate_logits
 from gated_attention.nn.switch import SwitchProjection, SwitchRouter
 from gated_attention.spec import AttentionGeometry, BlockSpec, GateSpec, SdpaTransform, Site, SwitchSpec
 
@@ -42,6 +42,7 @@ class GatedBlock(nn.Module):
     gates: tuple[GateSpec, ...]
     switch: SwitchSpec | None
     sdpa_transform: SdpaTransform | None
+    fused_gate: GateSpec | None
 
     def add_block(self, block: BlockSpec, geometry: AttentionGeometry, eps: float) -> None:
         """Give the block its parts; each gate becomes the submodule that `GATE_MODULES` names.
@@ -52,6 +53,7 @@ class GatedBlock(nn.Module):
             eps: Of the RMS norm of heads.
         """
         self.gates, self.switch, self.sdpa_transform = block.gates, block.switch, block.sdpa_transform
+        self.fused_gate = block.fused_gate
         for spec in self.gates:
             if spec.input == "lse":
                 self.add_module(GATE_MODULES[spec.site], LseGate(spec, geometry))
@@ -72,6 +74,10 @@ class GatedBlock(nn.Module):
     def reads_lse(self) -> bool:
         """Whether a gate needs the log-sum-exp of the attention scores."""
         return any(spec.input == "lse" for spec in self.gates)
+
+    def gate_logits(self, spec: GateSpec, hidden_states: Tensor, head_dim: int) -> Tensor:
+        """Logits of one of the block's gates, (B, T, H, D or 1)."""
+        return gate_logits(self.get_submodule(GATE_MODULES[spec.site]), spec, hidden_states, head_dim)
 
     def keys_and_values(
         self, x: Float[Tensor, "b t c"], head_dim: int

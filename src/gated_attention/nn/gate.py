@@ -100,8 +100,14 @@ def apply_gate(
     projection: nn.Module, spec: GateSpec, y: Float[Tensor, "b t h d"], hidden_states: Float[Tensor, "b t c"]
 ) -> Float[Tensor, "b t h d"]:
     """`y` gated through any module that maps what the gate reads to flat logits, e.g. one that PEFT wraps."""
+    return ops.gate(y, gate_logits(projection, spec, hidden_states, y.shape[-1]), spec)
+
+
+def gate_logits(
+    projection: nn.Module, spec: GateSpec, hidden_states: Float[Tensor, "b t c"], head_dim: int
+) -> Float[Tensor, "#b #t h #d"]:
+    """A gate's logits by head, from the module that projects what the gate reads."""
     reads_nothing = spec.input == "parameter"
     gate_input = hidden_states.new_ones(1, 1, 1) if reads_nothing else hidden_states[..., : spec.input_dim]
-    channels = 1 if spec.granularity == "headwise" else y.shape[-1]
-    gate_logits = projection(gate_input).unflatten(-1, (-1, channels))  # (B, T, H, D or 1)
-    return ops.gate(y, gate_logits, spec)
+    logits: Tensor = projection(gate_input)
+    return torch.unflatten(logits, -1, (-1, 1 if spec.granularity == "headwise" else head_dim))

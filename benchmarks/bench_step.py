@@ -1,0 +1,105 @@
+"""What a gate costs a whole training step: no gate, the gate after PyTorch's attention, the gate in our attention.
+
+Contenders alternate in one process; a step is forward, backward and AdamW under bfloat16 autocast. Prints medians,
+quartiles and peak memory, and appends a JSON line to `--output`.
+
+    python benchmarks/bench_step.py --size m --batch-size 16                            # GPU
+    python benchmarks/bench_step.py --size tiny --rounds 1 --no-compile --device cpu    # does it run
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from statistics import median, quantiles
+
+import torch
+from torch import Tensor
+
+from gated_attention.models.build import build_model
+from gated_attention.models.configuration import make_config
+from gated_attention.sizes import get_size
+from gated_attention.spec import BlockSpec
+from gated_attention.studies.record import library_versions
+from gated_attention.studies.study import device_name
+from gated_attention.studies.variants import get_variant
+
+STEPS = 6
+"""Steps a turn; the first is dropped."""
+
+
+class Contender:
+    """A model with its optimizer, and the times of its steps."""
+
+    def __init__(self, block: BlockSpec, implementation: str, args: argparse.Namespace, device: torch.device) -> None:
+        config = make_config(get_size(args.size), block, vocab_size=args.vocab_size)
+        self.model = build_model(config, 0).to(device).train()
+        self.model.set_attn_implementation(implementation)
+        self.run = self.model if args.no_compile else torch.compile(self.model)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
+        self.times_ms: list[float] = []
+        self.peak_gib = 0.0
+
+    def turn(self, ids: Tensor, *, timed: bool) -> None:
+        """A few steps; the parts of other contenders stay in memory, so the peak is counted from where it begins."""
+        cuda = ids.device.type == "cuda"
+        if cuda:
+            before = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+        for step in range(STEPS):
+            start = time.perf_counter()
+            with torch.autocast(ids.device.type, torch.bfloat16):
+                loss = self.run(input_ids=ids, labels=ids, use_cache=False).loss
+            loss.backward()
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            if cuda:
+                torch.cuda.synchronize()
+            if timed and step:
+                self.times_ms.append(1e3 * (time.perf_counter() - start))
+        if cuda:
+            self.peak_gib = (torch.cuda.max_memory_allocated() - before) / 2**30
+
+
+def main() -> None:
+    """Run the contenders."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--size", default="m")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--context", type=int, default=1024)
+    parser.add_argument("--vocab-size", type=int, default=16384)
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--no-compile", action="store_true")
+    parser.add_argument("--output", type=Path)
+    args = parser.parse_args()
+    device = torch.device(args.device)
+    blocks = {name: get_variant(name).block for name in ("baseline", "sdpa-headwise", "sdpa-elementwise")}
+    contenders = {"baseline, sdpa": Contender(blocks["baseline"], "sdpa", args, device)}
+    for name in ("sdpa-headwise", "sdpa-elementwise"):
+        for implementation in ("sdpa", "gated_attention"):
+            contenders[f"{name}, {implementation}"] = Contender(blocks[name], implementation, args, device)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, args.vocab_size, (args.batch_size, args.context), generator=generator).to(device)
+    for round_index in range(args.rounds + 1):
+        for contender in contenders.values():
+            contender.turn(ids, timed=round_index > 0)
+    record = {"benchmark": "step", **{k: v for k, v in vars(args).items() if k != "output"}, "contenders": {}}
+    record |= {"device": device_name(device), "versions": library_versions()}
+    base = next(iter(contenders.values()))
+    for name, one in contenders.items():
+        low, middle, high = quantiles(one.times_ms, n=4)
+        over = middle / median(base.times_ms)
+        memory = one.peak_gib / base.peak_gib if base.peak_gib else float("nan")
+        print(
+            f"{name:>34}: {middle:8.2f} ms ({low:.2f} to {high:.2f}, n = {len(one.times_ms)}), {over:.4f} of no gate; "
+            f"memory above the start {one.peak_gib:.3f} GiB, {memory:.4f} of no gate"
+        )
+        record["contenders"][name] = {"step_ms": one.times_ms, "peak_gib": one.peak_gib}
+    if args.output:
+        with args.output.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, default=str) + "\n")
+
+
+if __name__ == "__main__":
+    main()
