@@ -26,7 +26,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.language.core import _aggregate as aggregate
 
-from gated_attention.ops.hopper_pipeline import Ring, barriers, ring
+from gated_attention.ops.hopper_pipeline import Ring, barriers, draw, ring
 
 COMPUTE_WARPS = 8  # two warpgroups; with 240 registers a thread they leave 24 to the rest
 _LOG2E = gl.constexpr(1.4426950408889634)
@@ -116,14 +116,10 @@ class _Work:
 
 @gluon.jit
 def _find_work(B, K, T, S, group, section, options):
-    """Section after section of heads, which fit in L2; in each, first the blocks of keys that most queries see."""
-    index = gl.program_id(0)
+    """The program's place in the grid, in which the first keys, which most queries see, are the longest blocks."""
     num_blocks = gl.cdiv(S, options.BN)
-    first = index // (section * num_blocks) * section
-    width = gl.minimum(section, B * K - first)
-    index -= first * num_blocks
-    head = first + index % width
-    first_key = index // width * options.BN
+    block, head = draw(gl.program_id(0), B * K, section, num_blocks, num_blocks // 2)
+    first_key = block * options.BN
     first_query = first_key * 0
     if options.CAUSAL:
         first_query = first_key

@@ -5,7 +5,7 @@ a gate per channel as the gradient g * dO. One pass over dO and the gated output
 logits; the ungated output is never formed. dQ is summed in float32, in an order that differs from run to run, and
 scaled and cast at the end.
 
-Making the six TMA descriptors costs the CPU some 200 us a call, hidden while the GPU is behind.
+A call costs the CPU some 250 us, hidden while the GPU is behind.
 """
 
 from typing import NamedTuple
@@ -22,6 +22,7 @@ from gated_attention.ops.hopper_backward import COMPUTE_WARPS, backward_kernel
 from gated_attention.ops.hopper_pipeline import describe
 
 _ROWS = 16  # of a program of the kernels before and after
+_FLAT = gl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank=1)
 _SECTION_BYTES = 32 * 2**20
 """Queries, their gradients and dQ that programs work on at a time; they should stay in the L2 cache, of 50 MB."""
 
@@ -143,13 +144,17 @@ def _launch(
     K, S = k.shape[1:3]
     group, flat = H // K, stats.view(-1)
     by_query, by_key = blocks.num_queries, blocks.num_keys
+    num_blocks = triton.cdiv(S, by_key)
     head_bytes = group * T * D * (2 * q.element_size() + total.element_size())
-    layout = gl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank=1)
-    backward_kernel[(B * K * triton.cdiv(S, by_key),)](
+    # Half of a head's blocks are drawn together: the heads of a section should occupy the whole GPU with them.
+    num_heads = max(
+        _SECTION_BYTES // head_bytes, 2 * torch.cuda.get_device_properties(q.device).multi_processor_count // num_blocks
+    )
+    backward_kernel[(B * K * num_blocks,)](
         describe(q, by_query), describe(k, by_key), describe(v, by_key), describe(grad, by_query),
-        TensorDescriptor(flat, list(flat.shape), [1], [by_query], layout), describe(total, by_query),
+        TensorDescriptor(flat, list(flat.shape), [1], [by_query], _FLAT), describe(total, by_query),
         dk, *dk.stride()[:3], dv, *dv.stride()[:3],
-        B, K, T, S, stats.shape[-1], group, max(1, min(B * K, _SECTION_BYTES // head_bytes)), scale,
+        B, K, T, S, stats.shape[-1], group, max(1, min(B * K, num_heads)), scale,
         BM=by_query, BN=by_key, D=D, STAGES=blocks.num_stages, CAUSAL=causal, num_warps=COMPUTE_WARPS,
     )  # fmt: skip
 

@@ -192,12 +192,29 @@ def _add(acc, weights, i, mem, options):
     left: gl.constexpr = gl.DotOperandLayout(0, acc.type.layout, 2)
     mem.v.await_ready(i)
     v = mem.v.places.index(i % options.STAGES).reshape([options.BN, options.D])
-    return warpgroup_mma(gl.convert_layout(weights.to(v.dtype), left), v, acc, use_acc=True, is_async=True)
+    return warpgroup_mma(gl.convert_layout(_unpack(weights, v.dtype), left), v, acc, use_acc=True, is_async=True)
 
 
 @gluon.jit
-def _softmax(s, m, l, qk_scale, rows, at, S, MASKED: gl.constexpr, CAUSAL: gl.constexpr):
-    """Weights of a tile of scores relative to the new maximum, and the factor by which earlier sums shrink."""
+def _pack(weights, dtype: gl.constexpr):
+    """Two weights as one 32-bit number: passed from step to step one by one, each would be unpacked and packed."""
+    ROWS: gl.constexpr = weights.shape[0]
+    HALF: gl.constexpr = weights.shape[1] // 2
+    NAME: gl.constexpr = "bf16x2" if dtype == gl.bfloat16 else "f16x2"
+    low, high = gl.split(weights.reshape([ROWS, HALF, 2]))
+    return gl.inline_asm_elementwise("cvt.rn." + NAME + ".f32 $0, $2, $1;", "=r,f,f", [low, high], gl.int32, True, 1)
+
+
+@gluon.jit
+def _unpack(packed, dtype: gl.constexpr):
+    ROWS: gl.constexpr = packed.shape[0]
+    low, high = gl.inline_asm_elementwise("mov.b32 {$0, $1}, $2;", "=h,=h,r", [packed], (gl.int16, gl.int16), True, 1)
+    return gl.join(low, high).to(dtype, bitcast=True).reshape([ROWS, packed.shape[1] * 2])
+
+
+@gluon.jit
+def _softmax(s, m, l, qk_scale, rows, at, S, MASKED: gl.constexpr, CAUSAL: gl.constexpr, DTYPE: gl.constexpr):
+    """Packed weights of a tile of scores relative to the new maximum, and the factor by which earlier sums shrink."""
     if MASKED:
         columns = at + gl.arange(0, s.shape[1], layout=gl.SliceLayout(0, s.type.layout))
         if CAUSAL:
@@ -207,15 +224,12 @@ def _softmax(s, m, l, qk_scale, rows, at, S, MASKED: gl.constexpr, CAUSAL: gl.co
     higher = gl.maximum(m, gl.max(s, 1) * qk_scale)
     p = gl.exp2(s * qk_scale - higher[:, None])
     shrink = gl.exp2(m - higher)
-    return p, higher, l * shrink + gl.sum(p, 1), shrink
+    return _pack(p, DTYPE), higher, l * shrink + gl.sum(p, 1), shrink
 
 
 @gluon.jit
 def _step(acc, weights, m, l, i, at, q, rows, qk_scale, mem, shape, options, MASKED: gl.constexpr):
-    """Score key tile `i` while the weights of the tile before it meet their values.
-
-    Weights pass from step to step in float32: as 16-bit numbers the compiler would unpack and pack them each time.
-    """
+    """Score key tile `i` while the weights of the tile before it meet their values."""
     BN: gl.constexpr = options.BN
     D: gl.constexpr = options.D
     mem.k.await_ready(i)
@@ -223,7 +237,7 @@ def _step(acc, weights, m, l, i, at, q, rows, qk_scale, mem, shape, options, MAS
     adding = _add(acc, weights, i - 1, mem, options)
     s = warpgroup_mma_wait(1, deps=(scoring,))
     mem.k.release(i)
-    weights, m, l, shrink = _softmax(s, m, l, qk_scale, rows, at, shape.S, MASKED, options.CAUSAL)
+    weights, m, l, shrink = _softmax(s, m, l, qk_scale, rows, at, shape.S, MASKED, options.CAUSAL, mem.v.places.dtype)
     acc = warpgroup_mma_wait(0, deps=(adding,))
     mem.v.release(i - 1)
     acc = acc * gl.convert_layout(shrink, gl.SliceLayout(1, mma_layout(D)))[:, None]
@@ -268,7 +282,7 @@ def _consume(o_desc, s_ptr, lse_ptr, scale, ss_b, ss_t, ss_h, mem, shape, option
         mem.k.await_ready(i)
         s = warpgroup_mma_wait(0, deps=(_score(q, mem.k.places.index(i % options.STAGES).reshape([BN, D])),))
         mem.k.release(i)
-        weights, m, l, _ = _softmax(s, m, l, qk_scale, rows, at, shape.S, True, options.CAUSAL)
+        weights, m, l, _ = _softmax(s, m, l, qk_scale, rows, at, shape.S, True, options.CAUSAL, mem.v.places.dtype)
         i += 1
         at -= BN
         for _ in range(n - 1 - whole):

@@ -1,5 +1,7 @@
 """What kernels for Hopper are built from: rings of tiles in shared memory, and what describes a tensor to copy."""
 
+import functools
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -41,21 +43,26 @@ class Shape:
 
     @gluon.jit
     def tile(self, index):
-        """Which rows of which head of the batch are drawn at `index`.
+        """Which rows of which head of the batch are drawn at `index`."""
+        rank, head = draw(index, self.B * self.H, self.section, self.num_tiles, self.num_tiles // 4)
+        return self.num_tiles - 1 - rank, head
 
-        Section after section of heads, the longest rows first; the shortest quarter of all heads is kept for the end,
-        where it fills what the long ones leave idle.
-        """
-        heads = self.B * self.H
-        late = self.num_tiles // 4
-        early = self.num_tiles - late
-        is_late = index >= heads * early
-        rest = gl.where(is_late, index - heads * early, index)
-        section = gl.where(is_late, heads, self.section)
-        first = rest // (section * gl.where(is_late, late, early)) * section
-        rest -= first * early
-        width = gl.minimum(section, heads - first)
-        return gl.where(is_late, late, self.num_tiles) - 1 - rest // width, first + rest % width
+
+@gluon.jit
+def draw(index, heads, section, num_blocks, late):
+    """(Which block, by length, of which head) is worked on at `index`.
+
+    Section after section of heads, the longest blocks first; the `late` shortest of every head are kept for the end,
+    where they fill what the long ones leave idle.
+    """
+    early = num_blocks - late
+    is_late = index >= heads * early
+    rest = gl.where(is_late, index - heads * early, index)
+    blocks = gl.where(is_late, late, early)
+    first = rest // (section * blocks) * section
+    rest -= first * blocks
+    width = gl.minimum(section, heads - first)
+    return gl.where(is_late, early, 0) + rest // width, first + rest % width
 
 
 @aggregate
@@ -105,11 +112,14 @@ def ring(places, SIZE: gl.constexpr, READERS: gl.constexpr):
 
 def describe(x: Float[Tensor, "b h t d"], rows: int) -> TensorDescriptor:
     """How the copy engine finds tiles of `rows` rows; what it cannot address is copied first."""
-    aligned = 16 // x.element_size()
-    strides = [stride if size > 1 else x.shape[-1] for size, stride in zip(x.shape, x.stride(), strict=True)]
+    aligned, width = 16 // x.element_size(), x.shape[-1]
+    strides = [stride if size > 1 else width for size, stride in zip(x.shape, x.stride(), strict=True)]
     if x.stride(-1) != 1 or x.data_ptr() % 16 or any(stride <= 0 or stride % aligned for stride in strides[:-1]):
         x = x.clone(memory_format=torch.contiguous_format)
         strides = list(x.stride())
-    block = [1, 1, rows, x.shape[-1]]
-    layout = gl.NVMMASharedLayout.get_default_for(block, _DTYPES[x.dtype])
-    return TensorDescriptor(x, list(x.shape), [*strides[:-1], 1], block, layout)
+    return TensorDescriptor(x, list(x.shape), [*strides[:-1], 1], [1, 1, rows, width], _layout(rows, width, x.dtype))
+
+
+@functools.cache  # slow to make, and wanted at every launch
+def _layout(rows: int, width: int, dtype: torch.dtype) -> gl.NVMMASharedLayout:
+    return gl.NVMMASharedLayout.get_default_for([1, 1, rows, width], _DTYPES[dtype])
