@@ -41,6 +41,15 @@ BLOCKS = {
 }
 
 
+def pays(q: Float[Tensor, "b h t d"], k: Float[Tensor, "b k s d"]) -> bool:
+    """Whether this backward is measured faster than PyTorch's with a shifted log-sum-exp; see docs/kernels.md.
+
+    It is where the queries that share a key head, and their gradients, stay in the L2 cache.
+    """
+    head = q.shape[2] * q.shape[3]
+    return q.shape[3] in BLOCKS and head <= 2**20 and head * (q.shape[1] // k.shape[1]) <= 2**21
+
+
 @triton.jit
 def _prepare_kernel(
     grad_ptr, out_ptr, s_ptr, lse_ptr, ds_ptr, scaled_ptr, stats_ptr, T, T_padded, H, delta_at,

@@ -1,16 +1,11 @@
 """Gated attention, forward, for Hopper: asynchronous copies, warpgroups that specialise, the gate in the epilogue.
 
 One producer warp draws tiles of query rows, longest first, from a counter that all programs share, and copies queries,
-keys and values (and gate logits, where there is one per channel) to shared memory. Two consumer warpgroups own 64 rows
-each and score the next keys while the last ones meet their values. Scores and sums are float32; weights are rounded to
-the dtype of the values.
+keys and values (and gate logits, where there is one per channel) to shared memory. Two or three consumer warpgroups own
+64 rows each and score the next keys while the last ones meet their values. Scores and sums are float32; weights are
+rounded to the dtype of the values.
 """
 
-from typing import NamedTuple
-
-import torch
-from jaxtyping import Float
-from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
@@ -22,34 +17,13 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.language.core import _aggregate as aggregate
 
-from gated_attention.ops.hopper_pipeline import Ring, Shape, describe, mma_layout, ring
+from gated_attention.ops.hopper_pipeline import Ring, Shape, mma_layout, ring
 
 _LOG2E = gl.constexpr(1.4426950408889634)
 _LN2 = gl.constexpr(0.6931471805599453)
 _NO_MAXIMUM = gl.constexpr(-1e30)  # finite: a row whose first tile is all masked must not form -inf - -inf
-_ROWS = gl.constexpr(64)
-_CONSUMERS = gl.constexpr(2)
-_CONSUMER_REGISTERS = gl.constexpr(240)
+ROWS = gl.constexpr(64)  # of a consumer
 _PRODUCER_REGISTERS = gl.constexpr(24)
-_SECTION_BYTES = 24 * 2**20
-"""Keys and values that programs work on at a time; they should stay in the L2 cache, of 50 MB."""
-
-
-class Blocks(NamedTuple):
-    """How a head size is cut: keys a tile, and tiles in flight."""
-
-    num_keys: int
-    num_stages: int
-    num_query_stages: int
-    output_in_queries: bool
-    """Whether the output leaves through the queries' shared memory, for want of any other."""
-
-
-BLOCKS = {
-    64: Blocks(num_keys=128, num_stages=4, num_query_stages=2, output_in_queries=False),
-    128: Blocks(num_keys=128, num_stages=2, num_query_stages=2, output_in_queries=False),
-    256: Blocks(num_keys=64, num_stages=2, num_query_stages=1, output_in_queries=True),
-}
 
 
 @aggregate
@@ -63,9 +37,10 @@ class _Options:
     CAUSAL: gl.constexpr
     ELEMENTWISE: gl.constexpr
     OUTPUT_IN_QUERIES: gl.constexpr
+    CONSUMERS: gl.constexpr
 
     @gluon.constexpr_function
-    def __init__(self, BN, D, STAGES, QUERY_STAGES, CAUSAL, ELEMENTWISE, OUTPUT_IN_QUERIES):
+    def __init__(self, BN, D, STAGES, QUERY_STAGES, CAUSAL, ELEMENTWISE, OUTPUT_IN_QUERIES, CONSUMERS):
         self.BN = gl.constexpr(BN)
         self.D = gl.constexpr(D)
         self.STAGES = gl.constexpr(STAGES)
@@ -73,6 +48,7 @@ class _Options:
         self.CAUSAL = gl.constexpr(CAUSAL)
         self.ELEMENTWISE = gl.constexpr(ELEMENTWISE)
         self.OUTPUT_IN_QUERIES = gl.constexpr(OUTPUT_IN_QUERIES)
+        self.CONSUMERS = gl.constexpr(CONSUMERS)
 
 
 @aggregate
@@ -95,11 +71,17 @@ class _Shared:
 
 
 @gluon.jit
-def _num_key_tiles(shape, tile, options):
-    """How many tiles of keys some row of the tile sees."""
+def _first_row(shape, tile, options):
+    """Tiles end where the rows do; the first, which sees fewest keys, begins before them where they don't fill it."""
+    return gl.cdiv(shape.T, ROWS) * ROWS - (shape.num_tiles - tile) * ROWS * options.CONSUMERS
+
+
+@gluon.jit
+def _num_key_tiles(shape, end, options):
+    """How many tiles of keys some row before `end` sees."""
     last = shape.S
     if options.CAUSAL:
-        last = gl.minimum(last, (tile + 1) * _ROWS * _CONSUMERS)
+        last = gl.minimum(last, end)
     return gl.cdiv(last, options.BN)
 
 
@@ -132,7 +114,7 @@ def _hear(draws, t, NUM_WARPS: gl.constexpr):
 
 @gluon.jit
 def _produce(counter_ptr, q_desc, k_desc, v_desc, s_desc, mem, shape, options):
-    TILE_BYTES: gl.constexpr = _CONSUMERS * _ROWS * options.D * 2
+    TILE_BYTES: gl.constexpr = options.CONSUMERS * ROWS * options.D * 2
     KEY_BYTES: gl.constexpr = options.BN * options.D * 2
     index = gl.program_id(0)
     i = 0  # tiles of keys so far
@@ -142,13 +124,13 @@ def _produce(counter_ptr, q_desc, k_desc, v_desc, s_desc, mem, shape, options):
         tile, head = shape.tile(index)
         b = head // shape.H
         h = head % shape.H
-        row = tile * _CONSUMERS * _ROWS
+        row = _first_row(shape, tile, options)
         mem.q.await_free(t)
         q_ready = mem.q.ready.index(t % options.QUERY_STAGES)
         mbarrier.expect(q_ready, TILE_BYTES)
-        for c in gl.static_range(_CONSUMERS):
-            q = mem.q.places.index((t % options.QUERY_STAGES) * _CONSUMERS + c)
-            tma.async_copy_global_to_shared(q_desc, [b, h, row + c * _ROWS, 0], q_ready, q)
+        for c in gl.static_range(options.CONSUMERS):
+            q = mem.q.places.index((t % options.QUERY_STAGES) * options.CONSUMERS + c)
+            tma.async_copy_global_to_shared(q_desc, [b, h, row + c * ROWS, 0], q_ready, q)
         n = _num_key_tiles(shape, tile, options)
         kv_head = h // shape.group
         for j in range(n):
@@ -169,9 +151,9 @@ def _produce(counter_ptr, q_desc, k_desc, v_desc, s_desc, mem, shape, options):
             # Where the output leaves through the queries' memory, it is free once their last product is formed.
             mem.o.await_free(t + 1 if options.OUTPUT_IN_QUERIES else t)
             mbarrier.expect(mem.o.ready.index(0), TILE_BYTES)
-            for c in gl.static_range(_CONSUMERS):
+            for c in gl.static_range(options.CONSUMERS):
                 tma.async_copy_global_to_shared(
-                    s_desc, [b, h, row + c * _ROWS, 0], mem.o.ready.index(0), mem.o.places.index(c)
+                    s_desc, [b, h, row + c * ROWS, 0], mem.o.ready.index(0), mem.o.places.index(c)
                 )
         t += 1
         index = gl.num_programs(0) + gl.atomic_add(counter_ptr, 1)
@@ -182,7 +164,7 @@ def _produce(counter_ptr, q_desc, k_desc, v_desc, s_desc, mem, shape, options):
 def _score(q, k):
     """Start the product of a tile of queries with a tile of keys."""
     BN: gl.constexpr = k.shape[0]
-    zero = gl.zeros([_ROWS, BN], gl.float32, mma_layout(BN))
+    zero = gl.zeros([ROWS, BN], gl.float32, mma_layout(BN))
     return warpgroup_mma(q, k.permute((1, 0)), zero, use_acc=False, is_async=True)
 
 
@@ -257,27 +239,38 @@ def _consume(o_desc, s_ptr, lse_ptr, scale, ss_b, ss_t, ss_h, mem, shape, option
     by_row: gl.constexpr = gl.SliceLayout(1, mma_layout(BN))
     qk_scale = scale * _LOG2E
     o = mem.o.places.index(CONSUMER)
-    o_tile = o.reshape([_ROWS, D])
+    o_tile = o.reshape([ROWS, D])
     i = 0
     t = 0
     tile, b, h, found = _hear(mem.draws, t, 4)
     while found != 0:
-        row = (tile * _CONSUMERS + CONSUMER) * _ROWS
-        rows = row + gl.arange(0, _ROWS, layout=by_row)
-        n = _num_key_tiles(shape, tile, options)
+        first = _first_row(shape, tile, options)
+        row = first + CONSUMER * ROWS
+        rows = row + gl.arange(0, ROWS, layout=by_row)
+        there = (rows >= 0) & (rows < shape.T)
+        n = _num_key_tiles(shape, first + options.CONSUMERS * ROWS, options)
+        seen = n  # tiles of keys that some row here sees
         whole = shape.S // BN  # tiles of keys that every row here sees all of
         if options.CAUSAL:
-            whole = gl.minimum((row + 1) // BN, whole)
-        whole = gl.minimum(whole, n - 1)
+            seen = gl.maximum(_num_key_tiles(shape, row + ROWS, options), 1)
+            whole = gl.minimum(gl.maximum(row + 1, 0) // BN, whole)
+        whole = gl.minimum(whole, seen - 1)
         if not options.ELEMENTWISE:
             s_at = s_ptr + b.to(gl.int64) * ss_b + h * ss_h
-            logits = gl.load(s_at + rows.to(gl.int64) * ss_t, rows < shape.T, 0.0).to(gl.float32)
+            logits = gl.load(s_at + rows.to(gl.int64) * ss_t, there, 0.0).to(gl.float32)
 
-        m = gl.full([_ROWS], _NO_MAXIMUM, gl.float32, by_row)
-        l = gl.full([_ROWS], 0.0, gl.float32, by_row)
-        acc = gl.zeros([_ROWS, D], gl.float32, output)
-        at = (n - 1) * BN
-        q = mem.q.places.index((t % options.QUERY_STAGES) * _CONSUMERS + CONSUMER).reshape([_ROWS, D])
+        m = gl.full([ROWS], _NO_MAXIMUM, gl.float32, by_row)
+        l = gl.full([ROWS], 0.0, gl.float32, by_row)
+        acc = gl.zeros([ROWS, D], gl.float32, output)
+        if options.CONSUMERS * ROWS > BN:
+            for _ in range(n - seen):  # what only other consumers see
+                mem.k.await_ready(i)
+                mem.k.release(i)
+                mem.v.await_ready(i)
+                mem.v.release(i)
+                i += 1
+        at = (seen - 1) * BN
+        q = mem.q.places.index((t % options.QUERY_STAGES) * options.CONSUMERS + CONSUMER).reshape([ROWS, D])
         mem.q.await_ready(t)
         mem.k.await_ready(i)
         s = warpgroup_mma_wait(0, deps=(_score(q, mem.k.places.index(i % options.STAGES).reshape([BN, D])),))
@@ -285,8 +278,11 @@ def _consume(o_desc, s_ptr, lse_ptr, scale, ss_b, ss_t, ss_h, mem, shape, option
         weights, m, l, _ = _softmax(s, m, l, qk_scale, rows, at, shape.S, True, options.CAUSAL, mem.v.places.dtype)
         i += 1
         at -= BN
-        for _ in range(n - 1 - whole):
-            acc, weights, m, l, i, at = _step(acc, weights, m, l, i, at, q, rows, qk_scale, mem, shape, options, True)
+        if options.CAUSAL:
+            for _ in range(seen - 1 - whole):
+                acc, weights, m, l, i, at = _step(
+                    acc, weights, m, l, i, at, q, rows, qk_scale, mem, shape, options, True
+                )
         for _ in range(whole):
             acc, weights, m, l, i, at = _step(acc, weights, m, l, i, at, q, rows, qk_scale, mem, shape, options, False)
         if not options.OUTPUT_IN_QUERIES:
@@ -295,7 +291,7 @@ def _consume(o_desc, s_ptr, lse_ptr, scale, ss_b, ss_t, ss_h, mem, shape, option
             mem.o.release(t)
         adding = _add(acc, weights, i - 1, mem, options)
         lse_at = lse_ptr + (b * shape.H + h).to(gl.int64) * shape.T
-        gl.store(lse_at + rows, (m + gl.log2(l)) * _LN2, rows < shape.T)
+        gl.store(lse_at + rows, (m + gl.log2(l)) * _LN2, there)
         acc = warpgroup_mma_wait(0, deps=(adding,))
         mem.v.release(i - 1)
 
@@ -322,68 +318,45 @@ def _consume(o_desc, s_ptr, lse_ptr, scale, ss_b, ss_t, ss_h, mem, shape, option
 
 
 @gluon.jit(do_not_specialize=["B", "H", "T", "S", "group", "section", "num_tiles"])  # a size of 1 stays a number
-def _forward_kernel(
+def forward_kernel(
     q_desc, k_desc, v_desc, o_desc, s_desc, s_ptr, lse_ptr, counter_ptr,
     B, H, T, S, group, section, num_tiles, scale, ss_b, ss_t, ss_h,
     BN: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr, QUERY_STAGES: gl.constexpr, CAUSAL: gl.constexpr,
-    ELEMENTWISE: gl.constexpr, OUTPUT_IN_QUERIES: gl.constexpr,
+    ELEMENTWISE: gl.constexpr, OUTPUT_IN_QUERIES: gl.constexpr, CONSUMERS: gl.constexpr,
 ):  # fmt: skip
     dtype: gl.constexpr = q_desc.dtype
-    options = _Options(BN, D, STAGES, QUERY_STAGES, CAUSAL, ELEMENTWISE, OUTPUT_IN_QUERIES)
+    options = _Options(BN, D, STAGES, QUERY_STAGES, CAUSAL, ELEMENTWISE, OUTPUT_IN_QUERIES, CONSUMERS)
     shape = Shape(B, H, T, S, group, section, num_tiles)
-    q = gl.allocate_shared_memory(dtype, [QUERY_STAGES * _CONSUMERS, 1, 1, _ROWS, D], q_desc.layout)
+    q = gl.allocate_shared_memory(dtype, [QUERY_STAGES * CONSUMERS, 1, 1, ROWS, D], q_desc.layout)
     k = gl.allocate_shared_memory(dtype, [STAGES, 1, 1, BN, D], k_desc.layout)
     v = gl.allocate_shared_memory(dtype, [STAGES, 1, 1, BN, D], v_desc.layout)
     o = q
     if not OUTPUT_IN_QUERIES:
-        o = gl.allocate_shared_memory(dtype, [_CONSUMERS, 1, 1, _ROWS, D], o_desc.layout)
+        o = gl.allocate_shared_memory(dtype, [CONSUMERS, 1, 1, ROWS, D], o_desc.layout)
     draws = gl.allocate_shared_memory(gl.int32, [2, 4], gl.SwizzledSharedLayout(1, 1, 1, [0]))
     mem = _Shared(
-        ring(q, QUERY_STAGES, _CONSUMERS), ring(k, STAGES, _CONSUMERS), ring(v, STAGES, _CONSUMERS),
-        ring(o, 1, _CONSUMERS), ring(draws, 2, _CONSUMERS),
+        ring(q, QUERY_STAGES, CONSUMERS), ring(k, STAGES, CONSUMERS), ring(v, STAGES, CONSUMERS),
+        ring(o, 1, CONSUMERS), ring(draws, 2, CONSUMERS),
     )  # fmt: skip
     fence_async_shared()
-    gl.warp_specialize(
-        [
-            (_consume, (o_desc, s_ptr, lse_ptr, scale, ss_b, ss_t, ss_h, mem, shape, options, 0)),
-            (_consume, (o_desc, s_ptr, lse_ptr, scale, ss_b, ss_t, ss_h, mem, shape, options, 1)),
-            (_produce, (counter_ptr, q_desc, k_desc, v_desc, s_desc, mem, shape, options)),
-        ],
-        [4, 1],
-        [_CONSUMER_REGISTERS, _PRODUCER_REGISTERS],
-    )
-
-
-def attention_forward(
-    q: Float[Tensor, "b h t d"],
-    k: Float[Tensor, "b k s d"],
-    v: Float[Tensor, "b k s d"],
-    gate_logits: Float[Tensor, "b t h #d"],
-    causal: bool,
-    scale: float,
-) -> tuple[Tensor, Tensor]:
-    """The gated output, (B, H, T, D) laid out as (B, T, H, D), and the log-sum-exp, (B, H, T), natural and float32.
-
-    Args:
-        causal: Query t sees keys 0 to t, of as many keys as queries.
-    """
-    B, H, T, D = q.shape
-    K, S = k.shape[1:3]
-    blocks = BLOCKS[D]
-    elementwise = gate_logits.shape[-1] > 1
-    out = torch.empty(B, T, H, D, dtype=q.dtype, device=q.device).transpose(1, 2)
-    lse = torch.empty(B, H, T, dtype=torch.float32, device=q.device)
-    counter = torch.zeros(1, dtype=torch.int32, device=q.device)
-    rows, group = _ROWS.value, H // K
-    num_tiles = -(-T // (rows * _CONSUMERS.value))
-    section = max(1, min(B * H, group * _SECTION_BYTES // (2 * S * D * q.element_size())))
-    num_programs = min(num_tiles * B * H, torch.cuda.get_device_properties(q.device).multi_processor_count)
-    q_desc = describe(q, rows)
-    _forward_kernel[(num_programs,)](
-        q_desc, describe(k, blocks.num_keys), describe(v, blocks.num_keys), describe(out, rows),
-        describe(gate_logits.transpose(1, 2), rows) if elementwise else q_desc, gate_logits, lse, counter,
-        B, H, T, S, group, section, num_tiles, scale, *gate_logits.stride()[:3],
-        BN=blocks.num_keys, D=D, STAGES=blocks.num_stages, QUERY_STAGES=blocks.num_query_stages, CAUSAL=causal,
-        ELEMENTWISE=elementwise, OUTPUT_IN_QUERIES=blocks.output_in_queries, num_warps=4,
-    )  # fmt: skip
-    return out, lse
+    if CONSUMERS == 3:
+        gl.warp_specialize(
+            [
+                (_consume, (o_desc, s_ptr, lse_ptr, scale, ss_b, ss_t, ss_h, mem, shape, options, 0)),
+                (_consume, (o_desc, s_ptr, lse_ptr, scale, ss_b, ss_t, ss_h, mem, shape, options, 1)),
+                (_consume, (o_desc, s_ptr, lse_ptr, scale, ss_b, ss_t, ss_h, mem, shape, options, 2)),
+                (_produce, (counter_ptr, q_desc, k_desc, v_desc, s_desc, mem, shape, options)),
+            ],
+            [4, 4, 1],
+            [160, 160, _PRODUCER_REGISTERS],
+        )
+    else:
+        gl.warp_specialize(
+            [
+                (_consume, (o_desc, s_ptr, lse_ptr, scale, ss_b, ss_t, ss_h, mem, shape, options, 0)),
+                (_consume, (o_desc, s_ptr, lse_ptr, scale, ss_b, ss_t, ss_h, mem, shape, options, 1)),
+                (_produce, (counter_ptr, q_desc, k_desc, v_desc, s_desc, mem, shape, options)),
+            ],
+            [4, 1],
+            [240, _PRODUCER_REGISTERS],
+        )

@@ -1,0 +1,68 @@
+"""Forward of gated attention on Hopper: how `hopper_forward`'s kernel is cut and launched."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from gated_attention.ops.hopper_forward import ROWS, forward_kernel
+from gated_attention.ops.hopper_pipeline import describe
+
+_SECTION_BYTES = 24 * 2**20
+"""Keys and values that programs work on at a time; they should stay in the L2 cache, of 50 MB."""
+
+
+class Blocks(NamedTuple):
+    """How a head size is cut: keys a tile, tiles in flight, warpgroups that own queries."""
+
+    num_keys: int
+    num_stages: int
+    num_query_stages: int
+    output_in_queries: bool
+    """Whether the output leaves through the queries' shared memory, for want of any other."""
+    num_consumers: int
+    """Where attention is causal; else two, since three leave too few registers."""
+
+
+BLOCKS = {
+    64: Blocks(num_keys=128, num_stages=4, num_query_stages=2, output_in_queries=False, num_consumers=3),
+    128: Blocks(num_keys=128, num_stages=2, num_query_stages=2, output_in_queries=False, num_consumers=2),
+    256: Blocks(num_keys=64, num_stages=2, num_query_stages=1, output_in_queries=True, num_consumers=2),
+}
+
+
+def attention_forward(
+    q: Float[Tensor, "b h t d"],
+    k: Float[Tensor, "b k s d"],
+    v: Float[Tensor, "b k s d"],
+    gate_logits: Float[Tensor, "b t h #d"],
+    causal: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """The gated output, (B, H, T, D) laid out as (B, T, H, D), and the log-sum-exp, (B, H, T), natural and float32.
+
+    Args:
+        causal: Query t sees keys 0 to t, of as many keys as queries.
+    """
+    B, H, T, D = q.shape
+    K, S = k.shape[1:3]
+    blocks = BLOCKS[D]
+    elementwise = gate_logits.shape[-1] > 1
+    out = torch.empty(B, T, H, D, dtype=q.dtype, device=q.device).transpose(1, 2)
+    lse = torch.empty(B, H, T, dtype=torch.float32, device=q.device)
+    counter = torch.zeros(1, dtype=torch.int32, device=q.device)
+    rows, group = ROWS.value, H // K
+    consumers = blocks.num_consumers if causal else 2
+    num_tiles = -(-T // (rows * consumers))
+    section = max(1, min(B * H, group * _SECTION_BYTES // (2 * S * D * q.element_size())))
+    num_programs = min(num_tiles * B * H, torch.cuda.get_device_properties(q.device).multi_processor_count)
+    q_desc = describe(q, rows)
+    forward_kernel[(num_programs,)](
+        q_desc, describe(k, blocks.num_keys), describe(v, blocks.num_keys), describe(out, rows),
+        describe(gate_logits.transpose(1, 2), rows) if elementwise else q_desc, gate_logits, lse, counter,
+        B, H, T, S, group, section, num_tiles, scale, *gate_logits.stride()[:3],
+        BN=blocks.num_keys, D=D, STAGES=blocks.num_stages, QUERY_STAGES=blocks.num_query_stages, CAUSAL=causal,
+        ELEMENTWISE=elementwise, OUTPUT_IN_QUERIES=blocks.output_in_queries, CONSUMERS=consumers, num_warps=4,
+    )  # fmt: skip
+    return out, lse
