@@ -52,6 +52,16 @@ class Inputs(NamedTuple):
     grad: Tensor
 
 
+def grid(args: argparse.Namespace) -> list[Shape]:
+    """At every length the first head width, group and gate, and each of the others in place of one of them."""
+    axes = (args.head_dims, args.groups, args.gates)
+    if args.full:
+        return [Shape(*values) for values in itertools.product(args.lengths, *axes)]
+    first = tuple(axis[0] for axis in axes)
+    points = [first, *((*first[:i], v, *first[i + 1 :]) for i, axis in enumerate(axes) for v in axis[1:])]
+    return [Shape(length, *point) for length in args.lengths for point in points]
+
+
 def make_inputs(shape: Shape, batch_tokens: int, width: int, device: torch.device, dtype: torch.dtype) -> Inputs:
     """Random inputs of `batch_tokens` tokens and `width` channels in all heads together."""
     torch.manual_seed(0)
@@ -153,7 +163,7 @@ def measure(shape: Shape, args: argparse.Namespace, device: torch.device) -> lis
     """Rows of all contenders and directions at one shape; what cannot run says so and is left out."""
     x = make_inputs(shape, args.batch_tokens, args.width, device, getattr(torch, args.dtype))
     runs: dict[tuple[str, str], Callable[[], object]] = {}
-    for name, contender in contenders(device, args.flex).items():
+    for name, contender in contenders(device, shape.length in args.flex).items():
         try:
             runs |= {(name, direction): run for direction, run in _directions(contender, x).items()}
         except (RuntimeError, ValueError) as error:
@@ -218,21 +228,23 @@ def main() -> None:
     """Run the grid."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--lengths", type=int, nargs="+", default=[512, 1024, 2048, 4096, 8192, 16384])
-    parser.add_argument("--head-dims", type=int, nargs="+", default=[64, 128, 256])
+    parser.add_argument("--head-dims", type=int, nargs="+", default=[128, 64, 256])
     parser.add_argument("--groups", type=int, nargs="+", default=[1, 4, 8])
     parser.add_argument("--gates", nargs="+", default=["headwise", "elementwise"])
+    parser.add_argument("--full", action="store_true", help="all combinations, not one axis at a time")
     parser.add_argument("--batch-tokens", type=int, default=16384)
     parser.add_argument("--width", type=int, default=2048, help="channels of all query heads together")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--flex", action="store_true", help="also FlexAttention, which compiles for every shape")
+    parser.add_argument(
+        "--flex", type=int, nargs="*", default=[], metavar="LENGTH", help="FlexAttention, slow to compile"
+    )
     parser.add_argument("--output", type=Path, default=Path("bench_attention"), help="name of .csv and .svg")
     args = parser.parse_args()
     device = torch.device(args.device)
     rows: list[dict[str, object]] = []
-    for values in itertools.product(args.lengths, args.head_dims, args.groups, args.gates):
-        shape = Shape(*values)
+    for shape in grid(args):
         found = measure(shape, args, device)
         rows += found
         for row in found:

@@ -103,7 +103,7 @@ def batches(data: RandomBlocks, args: argparse.Namespace, device: torch.device) 
 
 def count_operators(contender: Contender, ids: torch.Tensor) -> dict[str, int]:
     """Calls of each of `OPERATORS` in one step."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True) as profile:
         contender.step(ids)
     calls = {event.key: event.count for event in profile.key_averages()}
     return {name: calls.get(name, 0) for name in OPERATORS}

@@ -24,6 +24,14 @@ from gated_attention.studies.record import library_versions
 from gated_attention.studies.study import device_name
 from gated_attention.studies.variants import get_variant
 
+CONTENDERS = [
+    "baseline:sdpa",
+    "sdpa-headwise:sdpa",
+    "sdpa-headwise:gated_attention",
+    "sdpa-elementwise:sdpa",
+    "sdpa-elementwise:gated_attention",
+]
+"""Variant and attention implementation."""
 STEPS = 6
 """Steps a turn; the first is dropped."""
 
@@ -64,6 +72,9 @@ class Contender:
 def main() -> None:
     """Run the contenders."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument(
+        "--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS, help="the first is the measure"
+    )
     parser.add_argument("--size", default="m")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--context", type=int, default=1024)
@@ -74,11 +85,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     device = torch.device(args.device)
-    blocks = {name: get_variant(name).block for name in ("baseline", "sdpa-headwise", "sdpa-elementwise")}
-    contenders = {"baseline, sdpa": Contender(blocks["baseline"], "sdpa", args, device)}
-    for name in ("sdpa-headwise", "sdpa-elementwise"):
-        for implementation in ("sdpa", "gated_attention"):
-            contenders[f"{name}, {implementation}"] = Contender(blocks[name], implementation, args, device)
+    contenders = {}
+    for name in args.contenders:
+        variant, implementation = name.split(":")
+        contenders[name] = Contender(get_variant(variant).block, implementation, args, device)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, args.vocab_size, (args.batch_size, args.context), generator=generator).to(device)
     for round_index in range(args.rounds + 1):
@@ -92,8 +102,8 @@ def main() -> None:
         over = middle / median(base.times_ms)
         memory = one.peak_gib / base.peak_gib if base.peak_gib else float("nan")
         print(
-            f"{name:>34}: {middle:8.2f} ms ({low:.2f} to {high:.2f}, n = {len(one.times_ms)}), {over:.4f} of no gate; "
-            f"memory above the start {one.peak_gib:.3f} GiB, {memory:.4f} of no gate"
+            f"{name:>34}: {middle:8.2f} ms ({low:.2f} to {high:.2f}, n = {len(one.times_ms)}), {over:.4f} of first; "
+            f"memory above the start {one.peak_gib:.3f} GiB, {memory:.4f} of first"
         )
         record["contenders"][name] = {"step_ms": one.times_ms, "peak_gib": one.peak_gib}
     if args.output:

@@ -110,7 +110,7 @@ def test_a_gpu_runs_the_grouped_product(routed, width, compiled, without_shape_c
     experts = build(width).cuda()
     function = torch.compile(experts, fullgraph=True) if compiled else experts
     run(experts, routed, function=function)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True) as profile:
         grouped = run(experts, routed, function=function)
     names = {event.key for event in profile.key_averages()}
     assert any("_grouped_mm" in name for name in names)

@@ -82,8 +82,8 @@ def test_output_and_gradients_are_the_definition(case, channels, logits, backend
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("backend", ["shifted", "hopper"])
 def test_the_gpu_is_no_worse_than_twice_plain_pytorch(case, channels, logits, dtype, backend):
-    if logits == "shut" and dtype == torch.float16:
-        pytest.skip("e^-60 is 0 in float16")
+    if logits in ("closed", "shut") and dtype == torch.float16:
+        pytest.skip("e^-20 is below float16's smallest number")
     if backend == "hopper" and CASES[case][4] < 64:
         pytest.skip("not its head_dim")
     compare(case, channels, logits, dtype, "cuda", backend)

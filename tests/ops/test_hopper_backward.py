@@ -70,6 +70,8 @@ def compare(t, s, heads, kv_heads, d, channels, logits, causal, dtype):
     for name, ours, theirs, true in zip(("dq", "dk", "dv", "dgate_logits"), found, plain, exact, strict=True):
         error, allowed = ((x.double() - true).abs().max().item() for x in (ours, theirs))
         allowed = 2 * allowed + 1e-5 * true.abs().max().item()
+        if s == 1:  # q and k have no gradient: plain PyTorch gives exactly 0, a rounded output over g does not
+            allowed += torch.finfo(dtype).eps * exact[2].abs().max().item()
         report.append((name, error <= allowed, f"{name}: off by {error:.2e}, allowed {allowed:.2e}"))
     assert all(good for _, good, _ in report), "; ".join(text for _, good, text in report if not good)
 

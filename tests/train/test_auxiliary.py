@@ -212,6 +212,7 @@ def test_bad_weights_are_refused_in_one_line(make, message):
 
 
 @pytest.mark.gpu
+@pytest.mark.usefixtures("without_shape_checks")
 def test_a_gpu_trains_compiled_in_bfloat16(tmp_path):
     model = build_model(make_config(SIZES["moe-tiny"], BlockSpec(HARD), num_hidden_layers=2, vocab_size=60), 0)
     settings = {"batch_size": 4, "accumulation": 2, "steps": 6, "compile": True, "precision": "bfloat16"}

@@ -164,8 +164,8 @@ def _flex(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[
 
 @functools.cache
 def _compiled_flex() -> Any:
-    # Uncompiled, FlexAttention materialises the scores that it exists to avoid.
-    return torch.compile(flex_attention, dynamic=False)
+    # Uncompiled, FlexAttention materialises the scores that it exists to avoid: past the limit of compilations, raise.
+    return torch.compile(flex_attention, dynamic=False, fullgraph=True)
 
 
 def _causal_block_mask(t: int, s: int, device: torch.device) -> BlockMask:

@@ -305,7 +305,8 @@ def _consume(o_desc, s_ptr, lse_ptr, scale, ss_b, ss_t, ss_h, mem, shape, option
             gl.thread_barrier()  # of this warpgroup, whose last output has left
         o_tile.store(acc.to(o.dtype))
         fence_async_shared()
-        tma.async_copy_shared_to_global(o_desc, [b, h, row, 0], o)
+        # What is read may lie before a tensor; what is written may not, but behind it.
+        tma.async_copy_shared_to_global(o_desc, [b, h, gl.where(row < 0, shape.T, row), 0], o)
         if options.OUTPUT_IN_QUERIES:
             tma.store_wait(0)
             mem.q.release(t)
