@@ -18,9 +18,9 @@ from gated_attention.evaluate.retrieval import KINDS, Encode, RetrievalScore, ma
 from gated_attention.evaluate.rope import Rope, overridden, override_parameters
 from gated_attention.studies.analyze import BATCH_TOKENS, Say
 from gated_attention.studies.checkpoint import check_tokenizer, find_checkpoint, load_checkpoint
+from gated_attention.studies.device import device_name
 from gated_attention.studies.domain_text import read_domains, tokenise
 from gated_attention.studies.passages import cut_passages
-from gated_attention.studies.study import device_name
 from gated_attention.train.corpus import load_documents
 
 DEFAULT_CONTEXT = 4096
