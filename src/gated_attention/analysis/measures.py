@@ -95,10 +95,9 @@ def attention_rows(call: AttentionCall) -> AttentionRows:
     if call.mask is None and call.softcap is None and _has_kernels(call.q, call.k, call.v, call.out, call.lse):
         from gated_attention.analysis import triton_rows
 
-        found = triton_rows.attention_rows(
-            call.q, call.k, call.v, call.out, call.lse, scale=call.scale, keys=_num_candidates(call),
-            first_queries=FIRST_QUERIES,
-        )  # fmt: skip
+        read = (call.q, call.k, call.v, call.out, call.lse)
+        keys = _num_candidates(call)
+        found = triton_rows.attention_rows(*read, scale=call.scale, keys=keys, first_queries=FIRST_QUERIES)
         return AttentionRows(*found)
     return AttentionRows(*sink_columns(call), value_norms(call.v), mean_size(call.out)[:, None])
 
