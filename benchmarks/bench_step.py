@@ -20,8 +20,8 @@ from gated_attention.models.build import build_model
 from gated_attention.models.configuration import make_config
 from gated_attention.sizes import get_size
 from gated_attention.spec import BlockSpec
+from gated_attention.studies.device import device_name
 from gated_attention.studies.record import library_versions
-from gated_attention.studies.study import device_name
 from gated_attention.studies.variants import get_variant
 
 CONTENDERS = [

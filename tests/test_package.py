@@ -27,3 +27,9 @@ def test_modules_load_without_transformers():
     assert run("import sys; from gated_attention import GatedAttention; print('transformers' in sys.modules)") == [
         "False"
     ]
+
+
+def test_measuring_needs_neither_datasets_nor_figures():
+    blocked = "import sys; sys.modules.update(dict.fromkeys(['datasets', 'matplotlib', 'typer', 'rich']))"
+    names = "analysis, gated_attention.models, gated_attention.studies.device, gated_attention.studies.record"
+    assert run(f"{blocked}; import gated_attention.{names}; print('imported')") == ["imported"]

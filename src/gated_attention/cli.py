@@ -91,8 +91,9 @@ def compare(
 
     Run the same command again to go on where an interrupted one stopped; finished arms are kept.
     """
+    from gated_attention.studies.device import pick_device
     from gated_attention.studies.display import Display
-    from gated_attention.studies.plan import make_plan, pick_device
+    from gated_attention.studies.plan import make_plan
     from gated_attention.studies.report import write_report
     from gated_attention.studies.study import run_study
 

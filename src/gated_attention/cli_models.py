@@ -45,7 +45,7 @@ def analyze(
     from gated_attention.studies.analysis_display import AnalysisDisplay
     from gated_attention.studies.analysis_report import prepare_folder, write_analysis
     from gated_attention.studies.analyze import AnalysisPlan, analyze
-    from gated_attention.studies.plan import pick_device
+    from gated_attention.studies.device import pick_device
 
     chosen = pick_device(device)
     plan = AnalysisPlan(tuple(models), data, text_field, tokens, context, tokenizer, level)
@@ -80,7 +80,7 @@ def demo(
 
     from gated_attention.studies.demo import DEFAULT_PROMPT, DemoPlan, parse_layers, summary_table
     from gated_attention.studies.demo import demo as read_and_draw
-    from gated_attention.studies.plan import pick_device
+    from gated_attention.studies.device import pick_device
     from gated_attention.studies.table import rich_table
 
     text = DEFAULT_PROMPT if prompt is None else prompt
@@ -150,10 +150,10 @@ def evaluate(
 
     Writes evaluation.json, evaluation.csv and figures.
     """
+    from gated_attention.studies.device import pick_device
     from gated_attention.studies.evaluate import EvaluationPlan
     from gated_attention.studies.evaluate import evaluate as run
     from gated_attention.studies.evaluation_report import prepare_folder, print_evaluation, write_evaluation
-    from gated_attention.studies.plan import pick_device
 
     plan = EvaluationPlan(
         model=model,

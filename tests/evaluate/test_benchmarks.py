@@ -146,6 +146,15 @@ def test_what_cannot_run_is_refused(monkeypatch, model, tokenizer, local, tmp_pa
         run(model, tokenizer, "humaneval", local)
     with pytest.raises(ValueError, match=r"ruler needs a sub-word tokenizer; this one makes 1\.00 tokens"):
         run(model, load_tokenizer("bytes"), "ruler", None, lengths=[128])
+    with pytest.raises(ValueError, match=r"ruler failed .*Could not generate any sample .* at max_seq_length=128"):
+        run(model, tokenizer, "ruler", None, lengths=[128])
+
+    def divide(**_):
+        raise ZeroDivisionError  # what common_words_extraction does at 1024 tokens of a small vocabulary
+
+    monkeypatch.setattr(lm_eval, "simple_evaluate", divide)
+    with pytest.raises(ValueError, match=r"ruler's word lists do not fit into 1024 tokens .* use longer --lengths"):
+        run(model, tokenizer, "ruler", None, lengths=[2048, 1024])
     monkeypatch.setattr(benchmarks, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"benchmarks need lm-evaluation-harness; pip install 'gated-attention\[eval"):
         run(model, tokenizer, "gsm8k", local)

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,15 +11,17 @@ import torch
 from datasets import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from gated_attention.analysis.reduction import MassiveActivation
 from gated_attention.cli import main
 from gated_attention.models import GatedQwen3Config
 from gated_attention.models.build import build_model
 from gated_attention.spec import GateSpec
+from gated_attention.studies.analysis_figures import _gate_range
 from gated_attention.studies.analysis_page import analysis_blocks
 from gated_attention.studies.analysis_record import as_json, csv_text
 from gated_attention.studies.analyze import AnalysisPlan, analyze
 from gated_attention.studies.checkpoint import find_checkpoint
-from gated_attention.studies.page import WidgetBlock
+from gated_attention.studies.page import TableBlock, WidgetBlock
 from gated_attention.studies.passages import cut_passages
 from gated_attention.studies.token_view import token_view
 from gated_attention.train.tokenizer import load_tokenizer
@@ -130,6 +133,34 @@ def test_every_measure_is_worded_in_docs_and_page(analyses, request):
     for name, definition in ALL.items():
         assert f"`{name}`" in definitions, name
         assert definition.title in page
+
+
+def test_massive_activations_are_listed_by_place(analyses):
+    _, (plain, _) = analyses
+    massive = tuple(
+        MassiveActivation(layer, position, 7, 1000.0 + layer, 5000.0, 3, 1.0)
+        for position, layers in ((0, (1, 3, 4, 5)), (2, (0,)))
+        for layer in layers
+    )
+    plain = replace(plain, inspection=replace(plain.inspection, massive=massive), massive_tokens=tuple("abcde"))
+    blocks = analysis_blocks(AnalysisPlan(("plain",)), [plain])
+    (table,) = [
+        b.table for b in blocks if isinstance(b, TableBlock) and "Channel" in [c.header for c in b.table.columns]
+    ]
+    rows = [[cell.text for cell in row] for row in table.rows]
+    assert rows == [
+        ["plain", "0", "7", "1, 3 to 5", "1,005", "5", "5,000", "`d`", "100"],
+        ["plain", "2", "7", "0", "1,000", "0", "5,000", "`e`", "100"],
+    ]
+
+
+def test_gates_are_drawn_from_closed_to_open(analyses):
+    _, found = analyses
+    assert _gate_range(found[1:]) == (0.0, 1.0)
+    (gate,) = found[1].inspection.gates.values()
+    unbounded = replace(gate, edges=np.linspace(-3, 3, 51))
+    other = replace(found[1], inspection=replace(found[1].inspection, gates={"sdpa": unbounded}))
+    assert _gate_range([found[1], other]) == (None, None)
 
 
 def test_labels_that_collide_are_written_out(text, tmp_path):

@@ -8,7 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from gated_attention.sizes import SIZES
-from gated_attention.studies.plan import make_plan, pick_device
+from gated_attention.studies.device import pick_device
+from gated_attention.studies.plan import make_plan
 from gated_attention.studies.record import find_results, read_arrays
 from gated_attention.studies.settings import SETTINGS
 from gated_attention.studies.study import run_study

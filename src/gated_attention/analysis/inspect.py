@@ -22,6 +22,7 @@ from gated_attention.analysis.families import (
     unknown_gates,
     value_and_output_maps,
 )
+from gated_attention.analysis.rank import effective_rank
 from gated_attention.analysis.reduction import (
     GateMeasures,
     MassiveActivation,
@@ -39,8 +40,8 @@ EXCERPT_TOKENS = 160
 """Tokens of the first sequence whose gates are kept one by one."""
 
 
-_Found = measures.Moments | measures.ActivationRows | measures.GateScores
-_F = TypeVar("_F", measures.Moments, measures.ActivationRows, measures.GateScores)
+_Found = measures.AttentionRows | measures.ActivationRows | measures.GateScores
+_F = TypeVar("_F", measures.ActivationRows, measures.GateScores)
 _HEAD_SHARES = ("size_after_gate", "sparsity_1e-2", "sparsity_1e-3")
 
 
@@ -179,14 +180,17 @@ class _Recorder(Watcher):
     def end(self, input_ids: Int[Tensor, "b t"]) -> None:
         """The forward pass over these tokens is over."""
         rows = self.rows
-        for layers, (norms,) in rows.take("value_norms"):
+        for layers, (norms,) in rows.take("attention_value_norms"):
             rows.put("value_drain", layers, measures.value_drain(norms))
-        for layers, (sums,) in rows.take("sums"):
-            rows.put("sums", layers, sums.sum(2))
+        for name, of in (("sums", "attention_sums"), ("size_before_gate", "attention_sizes")):
+            for layers, (parts,) in rows.take(of):
+                rows.put(name, layers, parts.sum(2))
+        for layers, (first,) in rows.take("attention_first_rows"):
+            rows.put("first_rows", layers, first)
         for layers, (shares,) in rows.take("head_shares"):
             for name, share in zip(_HEAD_SHARES, shares.sum(2).unbind(-1), strict=True):
                 rows.put(name, layers, share)
-        for layers, moments in self._take("output", measures.Moments):
+        for layers, (moments,) in rows.take("moments"):
             rows.put("inf_norm", layers, measures.inf_norm(moments))
             rows.put("kurtosis", layers, measures.kurtosis(moments, input_ids.shape[1] * self.width))
         for layers, hidden in self._take("hidden", measures.ActivationRows):
@@ -224,11 +228,7 @@ class _Recorder(Watcher):
 
     def attention(self, call: AttentionCall) -> None:
         add, layer = self.rows.add, call.layer
-        columns = measures.sink_columns(call)
-        add("sums", layer, columns.sums)
-        add("first_rows", layer, columns.first_rows)
-        add("value_norms", layer, measures.value_norms(call.v))
-        add("size_before_gate", layer, measures.mean_size(call.out))
+        self._add("attention", layer, measures.attention_rows(call))
         if self.level == "full":
             whole = measures.whole_attention(call)
             add("entropy", layer, whole.entropy)
@@ -243,15 +243,15 @@ class _Recorder(Watcher):
             self.maps[layer] = call.weights(excerpt, excerpt)[0].mean(0)
 
     def heads(self, attention: Attention, heads: Float[Tensor, "b t c"]) -> None:
-        sums = self.rows.of_batch("sums").get(attention.layer)
-        if sums is None:
+        sizes = self.rows.of_batch("attention_sizes").get(attention.layer)
+        if sizes is None:
             return  # it mixes tokens by itself, without softmax attention
-        split = torch.unflatten(heads, -1, (sums.shape[-2], -1))  # (B, T, H, D)
+        split = torch.unflatten(heads, -1, (sizes.shape[-1], -1))  # (B, T, H, D)
         self.rows.add("head_shares", attention.layer, measures.head_shares(split))
 
     def block_output(self, attention: Attention, output: Float[Tensor, "b t c"]) -> None:
         self.width = output.shape[-1]
-        self._add("output", attention.layer, measures.moments(output))
+        self.rows.add("moments", attention.layer, measures.moments(output))
 
     def layer_output(self, layer: int, hidden_states: Float[Tensor, "b t c"]) -> None:
         self._add("hidden", layer, measures.activation_rows(hidden_states))
@@ -316,7 +316,7 @@ class _Recorder(Watcher):
             if maps is None:
                 continue
             w_v, w_o = maps
-            plain[one.layer] = measures.effective_rank(w_v, w_o).cpu().numpy()
+            plain[one.layer] = effective_rank(w_v, w_o).cpu().numpy()
             between = [gate for gate in one.gates if gate.site in ("sdpa", "value")]
             if between and all(gate.spec.combine == "multiply" for gate in between):
                 scores = w_o.new_ones(w_o.shape[0], w_v.shape[1], dtype=torch.float64)
@@ -324,6 +324,6 @@ class _Recorder(Watcher):
                     mean = self.rows.total(f"{gate.site}_by_channel", one.layer)
                     heads = scores.shape[0] // mean.shape[0] if gate.site == "value" else 1
                     scores = scores * mean.double().repeat_interleave(heads, dim=0)
-                gated[one.layer] = measures.effective_rank(w_v, w_o, scores).cpu().numpy()
+                gated[one.layer] = effective_rank(w_v, w_o, scores).cpu().numpy()
         by_layer = {"effective_rank": plain, "effective_rank_gated": gated}
         return {name: by_heads(values, self.num_layers) for name, values in by_layer.items() if values}

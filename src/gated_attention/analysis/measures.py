@@ -62,14 +62,7 @@ def sink_columns(call: AttentionCall) -> SinkColumns:
 
     Weights are summed over queries in the dtype of the log-sum-exp, a block of queries at a time.
     """
-    keys = slice(0, max(1, min(CANDIDATE_KEYS, call.length // 2)))
-    if call.mask is None and call.softcap is None and _has_kernels(call.q, call.k, call.lse):
-        from gated_attention.analysis import triton_rows
-
-        found = triton_rows.sink_columns(
-            call.q, call.k, call.lse, scale=call.scale, keys=keys.stop, first_queries=FIRST_QUERIES
-        )
-        return SinkColumns(*found)
+    keys = slice(0, _num_candidates(call))
     sums: list[Tensor] = []
     first_rows: list[Tensor] = []
     for queries in call.query_blocks(keys.stop):
@@ -78,6 +71,35 @@ def sink_columns(call: AttentionCall) -> SinkColumns:
         # No block is shorter than these rows; cloned, so that the block can go.
         first_rows = first_rows or [weights[:, :, :FIRST_QUERIES, 0].clone()]
     return SinkColumns(torch.stack(sums, dim=1).sum(1, keepdim=True), first_rows[0])
+
+
+def _num_candidates(call: AttentionCall) -> int:
+    return max(1, min(CANDIDATE_KEYS, call.length // 2))
+
+
+class AttentionRows(NamedTuple):
+    """All of a layer's attention that the cheap measures need.
+
+    Attributes:
+        sizes: Mean absolute output of each head, as terms that add up over parts of the tokens.
+    """
+
+    sums: Float[Tensor, "b p h n"]
+    first_rows: Float[Tensor, "b h m"]
+    value_norms: Float[Tensor, "b k t"]
+    sizes: Float[Tensor, "b p h"]
+
+
+def attention_rows(call: AttentionCall) -> AttentionRows:
+    """What F-Attn, Sink^eps, the sink position, value drain and the output's size are read from."""
+    if call.mask is None and call.softcap is None and _has_kernels(call.q, call.k, call.v, call.out, call.lse):
+        from gated_attention.analysis import triton_rows
+
+        read = (call.q, call.k, call.v, call.out, call.lse)
+        keys = _num_candidates(call)
+        found = triton_rows.attention_rows(*read, scale=call.scale, keys=keys, first_queries=FIRST_QUERIES)
+        return AttentionRows(*found)
+    return AttentionRows(*sink_columns(call), value_norms(call.v), mean_size(call.out)[:, None])
 
 
 class WholeAttention(NamedTuple):
@@ -155,24 +177,31 @@ class ActivationRows(NamedTuple):
 
     Attributes:
         largest: Largest |hidden state| of each token.
-        tokens: The `TOP_ACTIVATIONS` tokens with the largest of these: they hold a sequence's largest values.
-        rows: Hidden states of these tokens.
-        sampled: Those of `MEDIAN_TOKENS` evenly spaced tokens from token 0 on.
+        values, places: Absolute values among which are the `TOP_ACTIVATIONS` largest of the sequence, and where in
+            (T, C) they are.
+        sampled: Hidden states of `MEDIAN_TOKENS` evenly spaced tokens from token 0 on.
     """
 
     largest: Float[Tensor, "*b t"]
-    tokens: Int[Tensor, "*b n"]
-    rows: Float[Tensor, "*b n c"]
+    values: Float[Tensor, "*b n"]
+    places: Int[Tensor, "*b n"]
     sampled: Float[Tensor, "*b m c"]
 
 
 def activation_rows(hidden_states: Float[Tensor, "b t c"]) -> ActivationRows:
     """What `activations` reads, from one pass over the hidden states."""
     _, length, width = hidden_states.shape
+    step = ceil(length / MEDIAN_TOKENS)
+    if _has_kernels(hidden_states) and width >= TOP_ACTIVATIONS:
+        from gated_attention.analysis import triton_rows
+
+        values, places, sampled = triton_rows.activation_rows(hidden_states, TOP_ACTIVATIONS, step)
+        return ActivationRows(values[..., 0], values.flatten(1), places.flatten(1), sampled)
     largest = _largest(hidden_states)
-    tokens = largest.topk(min(TOP_ACTIVATIONS, length), sorted=False).indices
-    rows = hidden_states.gather(1, tokens[..., None].expand(-1, -1, width))
-    return ActivationRows(largest, tokens, rows, hidden_states[:, :: ceil(length / MEDIAN_TOKENS)].clone())
+    tokens = largest.topk(min(TOP_ACTIVATIONS, length), sorted=False).indices  # they hold the largest values
+    rows = hidden_states.gather(1, tokens[..., None].expand(-1, -1, width)).abs()
+    places = tokens[..., None] * width + torch.arange(width, device=tokens.device)
+    return ActivationRows(largest, rows.flatten(1), places.flatten(1), hidden_states[:, ::step].clone())
 
 
 class Activations(NamedTuple):
@@ -190,13 +219,13 @@ class Activations(NamedTuple):
 
 def activations(found: ActivationRows) -> Activations:
     """What M-Act, the top activations and the massive ones are read from, of any number of layers and sequences."""
-    width = found.rows.shape[-1]
-    rows = found.rows.abs().flatten(-2)
-    values, places = rows.topk(min(TOP_ACTIVATIONS, rows.shape[-1]))
+    width = found.sampled.shape[-1]
+    values, order = found.values.topk(min(TOP_ACTIVATIONS, found.values.shape[-1]))
+    places = found.places.gather(-1, order)
     median = found.sampled.abs().flatten(-2).median(-1).values
     threshold = (MASSIVE_OVER_MEDIAN * median.to(_wide(median))).clamp(min=MASSIVE)
     num_massive = (found.largest > threshold[..., None]).sum(-1)
-    return Activations(values, found.tokens.gather(-1, places // width), places % width, median, num_massive)
+    return Activations(values, places // width, places % width, median, num_massive)
 
 
 def _largest(x: Tensor) -> Tensor:
@@ -208,22 +237,15 @@ def _largest(x: Tensor) -> Tensor:
     return torch.maximum(-low, high)
 
 
-class Moments(NamedTuple):
-    """Largest absolute value, mean, and sums of powers of what is left without that mean, of parts of equal size."""
+def moments(x: Float[Tensor, "b t c"]) -> Float[Tensor, "b 5 p"]:
+    """Largest absolute value, mean, and sums of second to fourth powers of what is left without that mean.
 
-    largest: Float[Tensor, "*b p"]
-    mean: Float[Tensor, "*b p"]
-    second: Float[Tensor, "*b p"]
-    third: Float[Tensor, "*b p"]
-    fourth: Float[Tensor, "*b p"]
-
-
-def moments(x: Float[Tensor, "b t c"]) -> Moments:
-    """Those of each token, or of each sequence as one part, whose third moment does not count and is left at 0."""
+    Those of each token, or of each sequence as one part, whose third moment does not count and is left at 0.
+    """
     if _has_kernels(x):
         from gated_attention.analysis import triton_rows
 
-        return Moments(*triton_rows.moments(x))
+        return triton_rows.moments(x)
     wide = _wide(x)
     mean = x.mean((1, 2), keepdim=True, dtype=wide)
     second = fourth = torch.zeros(len(x), dtype=wide, device=x.device)
@@ -232,22 +254,22 @@ def moments(x: Float[Tensor, "b t c"]) -> Moments:
         second = second + squares.sum((1, 2))
         fourth = fourth + torch.linalg.vector_norm(squares, dim=(1, 2)).square()
     parts = (_largest(x.flatten(1)).to(wide), mean[:, 0, 0], second, torch.zeros_like(second), fourth)
-    return Moments(*(part[:, None] for part in parts))
+    return torch.stack(parts, 1)[..., None]
 
 
-def inf_norm(found: Moments) -> Float[Tensor, "*b"]:
+def inf_norm(moments: Float[Tensor, "*b 5 p"]) -> Float[Tensor, "*b"]:
     """Largest absolute value."""
-    return found.largest.amax(-1)
+    return moments[..., 0, :].amax(-1)
 
 
-def kurtosis(found: Moments, numel: int) -> Float[Tensor, "*b"]:
+def kurtosis(moments: Float[Tensor, "*b 5 p"], numel: int) -> Float[Tensor, "*b"]:
     """Fourth central moment over the squared variance, over all tokens and channels; 3 for a normal distribution.
 
     Args:
-        found: Merged over its parts in float64.
+        moments: Of parts of equal size, merged in float64.
         numel: Numbers in all parts of a sequence.
     """
-    means, second, third, fourth = (part.double() for part in found[1:])
+    means, second, third, fourth = moments[..., 1:, :].double().unbind(-2)
     size = numel // means.shape[-1]
     shift = means - means.mean(-1, keepdim=True)
     squares = shift.square()
@@ -296,14 +318,19 @@ class GateScores(NamedTuple):
 
 def gate_scores(logits: Float[Tensor, "b t h #d"], spec: GateSpec) -> GateScores:
     """What the gate measures are read from; channels of a head, then tokens, count alike."""
-    if _has_kernels(logits) and spec.dtype == "float32" and not spec.head_shared:
+    step = ceil(logits.shape[1] / HISTOGRAM_TOKENS)
+    if _kernels_score(logits, spec):
         from gated_attention.analysis import triton_rows
 
-        by_token, shares = triton_rows.gate_scores(logits, spec.activation, spec.scale)
-    else:
-        parts = [_gate_scores(_scores(part, spec)) for part in _groups(logits)]
-        by_token, shares = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
-    return GateScores(by_token, shares, logits[:, :: ceil(logits.shape[1] / HISTOGRAM_TOKENS)].clone())
+        return GateScores(*triton_rows.gate_scores(logits, spec.activation, spec.scale, step))
+    parts = [_gate_scores(_scores(part, spec)) for part in _groups(logits)]
+    by_token, shares = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
+    return GateScores(by_token, shares, logits[:, ::step].clone())
+
+
+def _kernels_score(logits: Tensor, spec: GateSpec) -> bool:
+    """Whether Triton kernels form this gate's scores: in float32, each head by itself."""
+    return _has_kernels(logits) and spec.dtype == "float32" and not spec.head_shared
 
 
 def channel_scores(logits: Float[Tensor, "b t h #d"], spec: GateSpec) -> Float[Tensor, "#h #d"]:
@@ -335,6 +362,13 @@ def score_range(spec: GateSpec) -> tuple[float, float]:
 
 def gate_histograms(sampled: Float[Tensor, "l b m h d"], spec: GateSpec) -> Float[Tensor, "l #h bins"]:
     """Histograms of all sequences' scores, by layer; scores outside the range in the end bins."""
+    if _kernels_score(sampled, spec):
+        from gated_attention.analysis import triton_rows
+
+        counts = triton_rows.gate_histograms(
+            sampled.flatten(0, 1), spec.activation, spec.scale, score_range(spec), NUM_BINS
+        )  # (L * B, P, H, bins)
+        return torch.unflatten(counts, 0, sampled.shape[:2]).sum((1, 2)).to(torch.float64)
     parts = torch.split(sampled, max(1, BLOCK_ELEMENTS // sampled[0].numel()))
     return torch.cat([_histograms(part, spec) for part in parts])
 
@@ -349,26 +383,6 @@ def _histograms(sampled: Tensor, spec: GateSpec) -> Tensor:
     counts = torch.zeros(layers * heads * NUM_BINS, dtype=scores.dtype, device=scores.device)
     ones = torch.ones((), dtype=scores.dtype, device=scores.device).expand(bins.numel())
     return counts.index_add_(0, bins.flatten(), ones).view(layers, heads, NUM_BINS)
-
-
-def effective_rank(
-    w_v: Float[Tensor, "k d c"], w_o: Float[Tensor, "h c d"], scores: Float[Tensor, "#h d"] | None = None
-) -> Float[Tensor, " h"]:
-    """Exponential of the entropy of the normalised singular values of each head's W_V diag(scores) W_O, in float64.
-
-    Between 1 and D (Roy and Vetterli, EUSIPCO 2007). The D x D Gram matrices have all that is needed.
-    """
-    groups = w_o.shape[0] // w_v.shape[0]
-    # Accumulated in float64: singular values come as roots, which halves the digits of the small ones.
-    gram_v = torch.stack([w.double() @ w.double().T for w in w_v]).repeat_interleave(groups, dim=0)  # (H, D, D)
-    gram_o = torch.stack([w.double().T @ w.double() for w in w_o])
-    if scores is not None:
-        gram_v = gram_v * scores.double()[:, :, None] * scores.double()[:, None, :]
-    values, vectors = torch.linalg.eigh(gram_v)
-    root = vectors * values.clamp(min=0).sqrt()[:, None, :]  # gram_v = root root^T
-    sizes = torch.linalg.eigvalsh(root.transpose(1, 2) @ gram_o @ root).clamp(min=0).sqrt()
-    p = sizes / sizes.sum(-1, keepdim=True)
-    return torch.exp(torch.special.entr(p).sum(-1))
 
 
 def _has_kernels(*tensors: Tensor) -> bool:

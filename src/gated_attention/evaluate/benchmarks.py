@@ -246,6 +246,11 @@ def _simple_evaluate(
                 metadata=metadata or None,
             )
     except Exception as error:  # data sets, hub and tasks each raise their own
+        if name == RULER and isinstance(error, ZeroDivisionError):  # its way of saying that no word fits
+            shortest = min(metadata["max_seq_lengths"])
+            raise ValueError(
+                f"ruler's word lists do not fit into {shortest} tokens of this tokenizer; use longer --lengths"
+            ) from error
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ValueError(f"{name} failed in lm-evaluation-harness ({reason})") from error
     return dict(found)

@@ -57,7 +57,9 @@ def attention(
         mask, causal = _join_causal(mask, q.shape[2], k.shape[2], q.device), False
     if chosen == "eager":
         return _eager(q, k, v, mask, causal, scale)
-    out, lse = _sdpa_op(q, k, v, mask, causal, scale)
+    # A registered op costs more to call than a small kernel to run; only gradients and tracing need one.
+    run = _sdpa_op if torch.is_grad_enabled() or torch.compiler.is_compiling() else run_sdpa
+    out, lse = run(q, k, v, mask, causal, scale)
     if mask is not None:
         lse = lse.masked_fill(~mask.any(-1), float("-inf"))
     return out, lse

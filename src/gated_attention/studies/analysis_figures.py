@@ -22,14 +22,15 @@ _PROFILES: dict[str, tuple[str, bool, str]] = {
     ),
     "m_act": ("Largest |hidden state|", True, "M-Act of each layer, at the layer's output, on a logarithmic axis."),
     "kurtosis": (
-        "Kurtosis of the attention block's output",
+        "Kurtosis",
         True,
-        "3 is a normal distribution; outliers raise it. On a logarithmic axis.",
+        "Of the attention block's output; 3 is a normal distribution, outliers raise it. On a logarithmic axis.",
     ),
     "value_drain": (
-        "First value's norm over the median",
+        "First value over the median",
         False,
-        "Well below 1 the first token takes attention and gives nothing: a sink that does no work.",
+        "Norm of the first token's value over the median norm. Well below 1 that token takes attention and gives "
+        "nothing: a sink that does no work.",
     ),
     "size_after_gate": (
         "Mean |input of o_proj|",
@@ -81,9 +82,9 @@ def analysis_figures(analyses: Sequence[Analysis]) -> Iterator[FigureBlock]:
         }
         yield _block(
             "gate_heads",
-            heatmaps.head_heatmaps(means, ALL["gate_mean"].title),
+            heatmaps.head_heatmaps(means, ALL["gate_mean"].title, *_gate_range(gated)),
             "Gate score, by head",
-            "Mean over tokens and channels. Dark heads are closed most of the time.",
+            "Mean over tokens and channels, from the gate's lowest score, dark, to its highest, bright.",
         )
         yield _block("gate_scores", _histograms(gated, strokes), "Gate scores, by layer", _HISTOGRAM_CAPTION)
     by_layers: dict[tuple[int, ...], list[Analysis]] = {}
@@ -116,6 +117,13 @@ def _profile(analyses: Sequence[Analysis], name: str, axis: str, log: bool, stro
         evenly = {round(analysis.inspection.overall(_UNIFORM[name]), 6) for analysis in analyses}
         uniform = evenly.pop() if len(evenly) == 1 else None
     return plots.per_layer(values, strokes, axis, log=log, uniform=uniform)
+
+
+def _gate_range(gated: Sequence[Analysis]) -> tuple[float, float] | tuple[None, None]:
+    """From where the gates are closed to where they are open; nothing where a gate's scores have no such ends."""
+    edges = [gate.edges for analysis in gated for gate in analysis.inspection.gates.values()]
+    low, high = min(float(one[0]) for one in edges), max(float(one[-1]) for one in edges)
+    return (low, high) if low == 0 else (None, None)
 
 
 def _histograms(gated: Sequence[Analysis], strokes: dict[str, plots.Stroke]) -> Figure:

@@ -7,7 +7,7 @@ import numpy as np
 
 from gated_attention.analysis.definitions import GATE_MEASURES, MEASURES
 from gated_attention.analysis.plots import strokes_for
-from gated_attention.analysis.reduction import SINK_THRESHOLD, mean_of_numbers
+from gated_attention.analysis.reduction import SINK_THRESHOLD, MassiveActivation, mean_of_numbers
 from gated_attention.spec import SITE_LABELS
 from gated_attention.studies.analysis_figures import analysis_figures
 from gated_attention.studies.analyze import Analysis, AnalysisPlan, TokenGate
@@ -20,7 +20,7 @@ LISTED_TOKENS = 12
 """Tokens listed with the lowest and with the highest gate scores."""
 
 LISTED_MASSIVE = 12
-"""Massive activations listed for each model."""
+"""Places of massive activations listed for each model."""
 
 
 def analysis_blocks(plan: AnalysisPlan, analyses: Sequence[Analysis]) -> list[Block]:
@@ -100,7 +100,7 @@ def _massive_words(analysis: Analysis) -> str:
     if not found.massive:
         return f"{largest}; none is massive."
     first, layers = found.massive[0], sorted({one.layer for one in found.massive})
-    span = f"layer {layers[0]}" if len(layers) == 1 else f"layers {layers[0]} to {layers[-1]}"
+    span = f"layer{'s' * (len(layers) > 1)} {_ranges(layers)}"
     return (
         f"{largest}; massive ones are in {span}, most often at position {first.position}, channel {first.channel} "
         f"(in {100 * first.share:.0f} % of passages)."
@@ -140,8 +140,8 @@ def attention_table(analyses: Sequence[Analysis]) -> Table:
             Column("Uniform then", beneath=True): _overall(analyses, "f_attn_late_uniform", 4),
             Column("Sink^0.3"): _overall(analyses, "sink_rate", 3),
             Column("Value drain", beneath=True): _overall(analyses, "value_drain", 2),
-            Column("Strongest"): [Cell(f"{share:.3f}") for _, share in places],
-            Column("at position", beneath=True): [Cell(str(position)) for position, _ in places],
+            Column("Strongest key"): [Cell(f"{share:.3f}") for _, share in places],
+            Column("its position", beneath=True): [Cell(str(position)) for position, _ in places],
             Column("Entropy", "nats"): _overall(analyses, "entropy", 2),
             Column("uniform", beneath=True): _overall(analyses, "entropy_uniform", 2),
         }
@@ -166,13 +166,13 @@ def activation_table(analyses: Sequence[Analysis]) -> Table:
             Column("Inf norm", beneath=True): _overall(analyses, "inf_norm", None),
             Column("|SDPA output|"): _overall(analyses, "size_before_gate", None),
             Column("after the gate", beneath=True): _overall(analyses, "size_after_gate", None),
-            Column("Below 1e-2"): _overall(analyses, "sparsity_1e-2", 3),
-            Column("Below 1e-3", beneath=True): _overall(analyses, "sparsity_1e-3", 3),
+            Column("Outputs < 1e-2"): _overall(analyses, "sparsity_1e-2", 3),
+            Column("< 1e-3", beneath=True): _overall(analyses, "sparsity_1e-3", 3),
             Column("Gate mean"): gate("gate_mean"),
             Column("below 0.1", beneath=True): gate("gate_share_below_0.1"),
             Column("above 0.9", beneath=True): gate("gate_share_above_0.9"),
-            Column("First token"): gate("gate_first"),
-            Column("other tokens", beneath=True): gate("gate_rest"),
+            Column("Gate at first"): gate("gate_first"),
+            Column("at others", beneath=True): gate("gate_rest"),
             Column("sites", beneath=True): [Cell(site or ABSENT) for site in sites],
             Column("Effective rank"): _overall(analyses, "effective_rank", 1),
             Column("with the gate", beneath=True): _overall(analyses, "effective_rank_gated", 1),
@@ -256,29 +256,48 @@ def _quoted(token: str) -> str:
 
 
 def _massive(analyses: Sequence[Analysis]) -> Iterator[Block]:
-    rows = [
-        (analysis.label, one, token)
-        for analysis in analyses
-        for one, token in list(zip(analysis.inspection.massive, analysis.massive_tokens, strict=True))[:LISTED_MASSIVE]
-    ]
+    rows = [(analysis.label, *row) for analysis in analyses for row in _massive_places(analysis)[:LISTED_MASSIVE]]
     if not rows:
         return
     yield Heading("Massive activations")
     yield TableBlock(
         table_of(
             {
-                Column("Model", numeric=False): [Cell(label) for label, _, _ in rows],
-                Column("Layer"): [Cell(str(one.layer)) for _, one, _ in rows],
-                Column("Position"): [Cell(str(one.position)) for _, one, _ in rows],
-                Column("Token", numeric=False): [Cell(_quoted(token)) for _, _, token in rows],
-                Column("Channel"): [Cell(str(one.channel)) for _, one, _ in rows],
-                Column("Largest value"): [_number(one.value, None) for _, one, _ in rows],
-                Column("Over the median"): [_number(one.over_median, 0) for _, one, _ in rows],
-                Column("Passages", "%"): [_number(100 * one.share, 0) for _, one, _ in rows],
+                Column("Model", numeric=False): [Cell(label) for label, *_ in rows],
+                Column("Position"): [Cell(str(one.position)) for _, _, one, _ in rows],
+                Column("Channel"): [Cell(str(one.channel)) for _, _, one, _ in rows],
+                Column("Layers"): [Cell(layers) for _, layers, _, _ in rows],
+                Column("Largest value"): [_number(one.value, None) for _, _, one, _ in rows],
+                Column("in layer", beneath=True): [Cell(str(one.layer)) for _, _, one, _ in rows],
+                Column("Over the median"): [_number(one.over_median, 0) for _, _, one, _ in rows],
+                Column("Token then", numeric=False): [Cell(_quoted(token)) for _, _, _, token in rows],
+                Column("Passages", "%"): [_number(100 * one.share, 0) for _, _, one, _ in rows],
             }
         )
     )
-    yield Paragraph(f"At most {LISTED_MASSIVE} places a model; `analysis.json` has more.", "note")
+    yield Paragraph(f"At most {LISTED_MASSIVE} places a model; `analysis.json` has more, layer by layer.", "note")
+
+
+def _massive_places(analysis: Analysis) -> list[tuple[str, MassiveActivation, str]]:
+    """Position and channel, in whatever layers: these, the layer of the largest value, and the token that had it."""
+    places: dict[tuple[int, int], list[tuple[MassiveActivation, str]]] = {}
+    for one, token in zip(analysis.inspection.massive, analysis.massive_tokens, strict=True):
+        places.setdefault((one.position, one.channel), []).append((one, token))
+    return [
+        (_ranges(sorted(one.layer for one, _ in found)), *max(found, key=lambda pair: pair[0].value))
+        for found in places.values()
+    ]
+
+
+def _ranges(layers: Sequence[int]) -> str:
+    """Ascending numbers with runs drawn together: `1, 3 to 6`."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs)
 
 
 def _definitions(analyses: Sequence[Analysis]) -> Iterator[str]:

@@ -13,8 +13,8 @@ from gated_attention.analysis.families import find_attention
 from gated_attention.analysis.inspect import Level
 from gated_attention.spec import Site
 from gated_attention.studies.checkpoint import Checkpoint, check_tokenizer, find_checkpoint, load_checkpoint
+from gated_attention.studies.device import device_name
 from gated_attention.studies.passages import cut_passages
-from gated_attention.studies.study import device_name
 from gated_attention.train.corpus import load_documents
 
 DEFAULT_CONTEXT = 1024

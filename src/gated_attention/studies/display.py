@@ -10,9 +10,10 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
 from gated_attention.sizes import count_parameters
 from gated_attention.studies.comparison import compare_variants
+from gated_attention.studies.device import device_name
 from gated_attention.studies.ordering import orders
 from gated_attention.studies.record import Result
-from gated_attention.studies.study import Arm, StudyPlan, device_name
+from gated_attention.studies.study import Arm, StudyPlan
 from gated_attention.studies.table import terminal_table
 from gated_attention.train.callbacks import Progress as TrainingProgress
 

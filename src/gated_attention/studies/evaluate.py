@@ -18,9 +18,9 @@ from gated_attention.evaluate.retrieval import KINDS, Encode, RetrievalScore, ma
 from gated_attention.evaluate.rope import Rope, overridden, override_parameters
 from gated_attention.studies.analyze import BATCH_TOKENS, Say
 from gated_attention.studies.checkpoint import check_tokenizer, find_checkpoint, load_checkpoint
+from gated_attention.studies.device import device_name
 from gated_attention.studies.domain_text import read_domains, tokenise
 from gated_attention.studies.passages import cut_passages
-from gated_attention.studies.study import device_name
 from gated_attention.train.corpus import load_documents
 
 DEFAULT_CONTEXT = 4096
@@ -85,9 +85,10 @@ class EvaluationPlan:
             raise ValueError(f"unknown mode {self.mode!r}; choose from {', '.join(get_args(Mode))}")
         if self.context is not None and self.context < 2:
             raise ValueError(f"context is {self.context}; a token is scored from 2 on")
-        for name in ("num_tokens", "num_samples", *(("limit",) if self.limit is not None else ())):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name, least in (("num_tokens", 1), ("num_samples", 1), ("limit", 1), ("stride", 1), ("shots", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} is {value}; it must be at least {least}")
         if any(one < 1 for one in (*self.multiples, *self.lengths)) or 1 not in self.multiples:
             raise ValueError("multiples must be whole numbers from 1 on with 1 among them, and lengths at least 1")
 

@@ -265,7 +265,12 @@ a { color: var(--link); }
 code { font: 0.88em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; overflow-wrap: anywhere; }
 :not(pre) > code { background: var(--shade); padding: 0.1em 0.3em; border-radius: 4px; }
 pre { background: var(--shade); border-radius: 8px; padding: 0.9rem 1.1rem; overflow-x: auto; }
-.table { overflow-x: auto; margin: 1.25rem 0; }
+.table { margin: 1.25rem 0; }
+.table, .plot { overflow-x: auto; --edge: rgb(128 128 128 / 0.35);  /* a shade at the edge that hides more */
+  background: linear-gradient(to right, var(--paper) 40%, transparent) left / 3rem 100% no-repeat local,
+    linear-gradient(to left, var(--paper) 40%, transparent) right / 3rem 100% no-repeat local,
+    linear-gradient(to right, var(--edge), transparent) left / 1rem 100% no-repeat scroll,
+    linear-gradient(to left, var(--edge), transparent) right / 1rem 100% no-repeat scroll; }
 table { border-collapse: collapse; width: 100%; font-size: 0.9rem; line-height: 1.4; }
 td { font-variant-numeric: tabular-nums; }
 th, td { padding: 0.55rem 0.6rem; text-align: right; vertical-align: top; white-space: nowrap; font-weight: normal; }
@@ -283,7 +288,6 @@ tbody th div:first-child { font-weight: 600; }
 .muted { color: var(--soft); }
 figure { margin: 2rem 0 2.5rem; max-width: 46rem; }
 figcaption { color: var(--soft); font-size: 0.9rem; max-width: 44rem; margin-top: 0.5rem; }
-.plot { overflow-x: auto; }
 .plot svg { display: block; width: 100%; min-width: 34rem; height: auto; stroke-linejoin: round; }
 .plot svg text { font-family: inherit !important; }
 @media (max-width: 46rem) {

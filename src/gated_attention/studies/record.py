@@ -6,6 +6,7 @@ import platform
 import subprocess
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -152,9 +153,12 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that numbers depend on."""
-    names = ("gated-attention", "torch", "transformers", "accelerate", "datasets", "tokenizers")
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
+    """Versions of Python and of the libraries that numbers depend on, of those that are installed."""
+    found = {"python": platform.python_version()}
+    for name in ("gated-attention", "torch", "transformers", "accelerate", "datasets", "tokenizers"):
+        with suppress(metadata.PackageNotFoundError):  # benchmarks need fewer, and run from a source tree
+            found[name] = metadata.version(name)
+    return found
 
 
 def git_commit() -> str | None:

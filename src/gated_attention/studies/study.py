@@ -13,6 +13,7 @@ from gated_attention.models import GatedQwen3Config, GatedQwen3MoeConfig
 from gated_attention.models.build import build_model
 from gated_attention.models.configuration import make_config
 from gated_attention.sizes import ModelSize, count_parameters
+from gated_attention.studies.device import device_name
 from gated_attention.studies.measure import measure_arm
 from gated_attention.studies.model_card import write_model_card
 from gated_attention.studies.record import (
@@ -296,13 +297,6 @@ def _model_record(model: PreTrainedModel) -> dict[str, Any]:
     if isinstance(model.config, GatedQwen3MoeConfig):
         record["experts_implementation"] = model.config._experts_implementation  # transformers writes it nowhere
     return record
-
-
-def device_name(device: torch.device) -> str:
-    """The device in words, e.g. `NVIDIA H200` or `CPU, 2 threads`."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type.upper()}, {torch.get_num_threads()} threads"
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -1,0 +1,25 @@
+"""How many directions a head's value and output maps use together."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def effective_rank(
+    w_v: Float[Tensor, "k d c"], w_o: Float[Tensor, "h c d"], scores: Float[Tensor, "#h d"] | None = None
+) -> Float[Tensor, " h"]:
+    """Exponential of the entropy of the normalised singular values of each head's W_V diag(scores) W_O, in float64.
+
+    Between 1 and D (Roy and Vetterli, EUSIPCO 2007). The D x D Gram matrices have all that is needed.
+    """
+    groups = w_o.shape[0] // w_v.shape[0]
+    # Accumulated in float64: singular values come as roots, which halves the digits of the small ones.
+    gram_v = torch.stack([w.double() @ w.double().T for w in w_v]).repeat_interleave(groups, dim=0)  # (H, D, D)
+    gram_o = torch.stack([w.double().T @ w.double() for w in w_o])
+    if scores is not None:
+        gram_v = gram_v * scores.double()[:, :, None] * scores.double()[:, None, :]
+    values, vectors = torch.linalg.eigh(gram_v)
+    root = vectors * values.clamp(min=0).sqrt()[:, None, :]  # gram_v = root root^T
+    sizes = torch.linalg.eigvalsh(root.transpose(1, 2) @ gram_o @ root).clamp(min=0).sqrt()
+    p = sizes / sizes.sum(-1, keepdim=True)
+    return torch.exp(torch.special.entr(p).sum(-1))
