@@ -117,6 +117,8 @@ def contenders(device: torch.device, with_flex: bool) -> dict[str, Contender]:
         "flash, no gate": partial(_sdpa, flash),
         "ours, shifted": partial(_ours, "shifted"),
     }
+    if device.type == "cuda":
+        found["ours, triton"] = partial(_ours, "triton")
     if device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0):
         found["ours, hopper"] = partial(_ours, "hopper")
     if with_flex:

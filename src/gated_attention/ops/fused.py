@@ -13,21 +13,34 @@ from torch import Tensor
 from gated_attention.ops import lse_shift
 from gated_attention.ops.attention import choose_backend
 
-FusedBackend = Literal["shifted", "hopper"]
-"""`shifted`: PyTorch's kernels, see `lse_shift`. `hopper`: ours, but `shifted`'s backward where that is faster."""
+FusedBackend = Literal["shifted", "triton", "hopper"]
+"""`shifted`: PyTorch's kernels, see `lse_shift`. `triton`: `triton_forward`, `triton_backward`. `hopper`: our kernels for
+Hopper, but `shifted`'s backward where that is faster."""
+
 
 _Forward = Callable[[Tensor, Tensor, Tensor, Tensor, bool, float], tuple[Tensor, Tensor]]
+_Backward = Callable[
+    [Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, bool, float], tuple[Tensor, Tensor, Tensor, Tensor]
+]
 
 
 def _forward_of(backend: str) -> _Forward:
     if backend == "shifted":
         return lse_shift.attention_forward
+    if backend == "triton":
+        from gated_attention.ops import triton_forward
+
+        return triton_forward.attention_forward
     from gated_attention.ops import hopper_forward_launch
 
     return hopper_forward_launch.attention_forward
 
 
-def _backward_of(backend: str, q: Tensor, k: Tensor) -> Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]:
+def _backward_of(backend: str, q: Tensor, k: Tensor) -> _Backward:
+    if backend == "triton":
+        from gated_attention.ops import triton_backward
+
+        return triton_backward.attention_backward
     if backend == "hopper":
         from gated_attention.ops import hopper_backward_launch
 
@@ -106,19 +119,28 @@ def _why_not_shifted(q: Tensor, k: Tensor, gate_logits: Tensor, causal: bool) ->
     return None
 
 
+def _why_not_triton(q: Tensor, k: Tensor, gate_logits: Tensor, causal: bool) -> str | None:
+    if q.device.type != "cuda" or torch.cuda.get_device_capability(q.device) < (8, 0):
+        return f"it is made for NVIDIA GPUs of compute capability 8.0 or newer, not for device {str(q.device)!r}"
+    return _why_not_kernel(q, (16, 32, 64, 128, 256))
+
+
 def _why_not_hopper(q: Tensor, k: Tensor, gate_logits: Tensor, causal: bool) -> str | None:
-    head_dim = q.shape[-1]
     if q.device.type != "cuda" or torch.cuda.get_device_capability(q.device) != (9, 0):
         return f"it is made for compute capability 9.0 (H100, H200), not for device {str(q.device)!r}"
+    if q.shape[-1] == 256 and gate_logits.shape[-1] > 1 and not causal:
+        return "with head_dim 256 and a gate per channel it must be causal"
+    return _why_not_kernel(q, (64, 128, 256))
+
+
+def _why_not_kernel(q: Tensor, head_dims: tuple[int, ...]) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
     if q.dtype not in (torch.float16, torch.bfloat16):
         return f"it takes float16 and bfloat16, not {q.dtype}"
-    if head_dim not in (64, 128, 256):
-        return f"it takes head_dim 64, 128 and 256, not {head_dim}"
-    if head_dim == 256 and gate_logits.shape[-1] > 1 and not causal:
-        return "with head_dim 256 and a gate per channel it must be causal"
+    if q.shape[-1] not in head_dims:
+        return f"it takes head_dim {', '.join(map(str, head_dims[:-1]))} and {head_dims[-1]}, not {q.shape[-1]}"
     return None
 
 
-_WHY_NOT = {"shifted": _why_not_shifted, "hopper": _why_not_hopper}
+_WHY_NOT = {"shifted": _why_not_shifted, "triton": _why_not_triton, "hopper": _why_not_hopper}

@@ -1,7 +1,7 @@
 """Gated attention as one op: `sigmoid(gate_logits) * attention(q, k, v)`, the paper's G1 (eq. 5, T1.5 and T1.10).
 
-Backends: `composed` is `attention` and then `gate`, and runs whatever they run; `shifted` and `hopper` are kernels, see
-`fused`. Other gates, sites and activations are composed by the caller.
+Backends: `composed` is `attention` and then `gate`, and runs whatever they run; `shifted`, `triton` and `hopper` are
+kernels, see `fused`. Other gates, sites and activations are composed by the caller.
 """
 
 from typing import Literal, get_args
@@ -15,7 +15,7 @@ from gated_attention.ops.fused import FusedBackend, fused_attention, why_not
 from gated_attention.ops.gate import gate
 from gated_attention.spec import GateSpec
 
-GatedBackend = Literal["auto", "composed", "shifted", "hopper"]
+GatedBackend = Literal["auto", "composed", "shifted", "triton", "hopper"]
 
 _GATES = {True: GateSpec(granularity="headwise"), False: GateSpec()}
 _HALF = (torch.float16, torch.bfloat16)
@@ -63,10 +63,11 @@ def choose_gated_backend(
     causal: bool = True,
     mask: Tensor | None = None,
     backend: GatedBackend = "auto",
-) -> Literal["composed", "shifted", "hopper"]:
+) -> Literal["composed", "shifted", "triton", "hopper"]:
     """The backend that `gated_attention` runs for these inputs.
 
-    `auto` takes `hopper` where it runs, else `shifted` on a GPU in half precision, else `composed`.
+    `auto` takes `hopper` where it runs, else `shifted` on a GPU in half precision, else `composed`. `triton` runs
+    nowhere that `shifted` does not, and has not been found faster: it runs on request.
 
     Raises:
         ValueError: if the backend is unknown or cannot run these inputs.

@@ -20,8 +20,9 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from gated_attention.ops.hopper_backward import COMPUTE_WARPS, backward_kernel
 from gated_attention.ops.hopper_pipeline import describe
+from gated_attention.ops.triton_prepare import prepare
 
-_ROWS = 16  # of a program of the kernels before and after
+_ROWS = 16  # of a program of the kernel after
 _FLAT = gl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank=1)
 _SECTION_BYTES = 32 * 2**20
 """Queries, their gradients and dQ that programs work on at a time; they should stay in the L2 cache, of 50 MB."""
@@ -48,42 +49,6 @@ def pays(q: Float[Tensor, "b h t d"], k: Float[Tensor, "b k s d"]) -> bool:
     """
     head = q.shape[2] * q.shape[3]
     return q.shape[3] in BLOCKS and head <= 2**20 and head * (q.shape[1] // k.shape[1]) <= 2**21
-
-
-@triton.jit
-def _prepare_kernel(
-    grad_ptr, out_ptr, s_ptr, lse_ptr, ds_ptr, scaled_ptr, stats_ptr, T, T_padded, H, delta_at,
-    sg_b, sg_h, sg_t, so_b, so_h, so_t, ss_b, ss_t, ss_h, ss_d, sl_b, sl_h, sl_t,
-    D: tl.constexpr, ROWS: tl.constexpr, ELEMENTWISE: tl.constexpr,
-):  # fmt: skip
-    head, t = tl.program_id(1), tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    b, h = (head // H).to(tl.int64), (head % H).to(tl.int64)
-    d = tl.arange(0, D)
-    there = t < T
-    mask = there[:, None]
-    grad = tl.load(grad_ptr + b * sg_b + h * sg_h + t[:, None].to(tl.int64) * sg_t + d[None, :], mask, 0.0)
-    grad = grad.to(tl.float32)
-    out = tl.load(out_ptr + b * so_b + h * so_h + t[:, None].to(tl.int64) * so_t + d[None, :], mask, 0.0)
-    product = grad * out.to(tl.float32)
-    delta = tl.sum(product, 1)
-    lse = tl.load(lse_ptr + b * sl_b + h * sl_h + t.to(tl.int64) * sl_t, there, 0.0)
-    row = (b * T + t) * H + h  # of a contiguous (B, T, H, ...)
-    s_at = s_ptr + b * ss_b + h * ss_h + t.to(tl.int64) * ss_t
-    if ELEMENTWISE:
-        s = tl.load(s_at[:, None] + d[None, :] * ss_d, mask, 0.0).to(tl.float32)
-        at = row[:, None] * D + d[None, :]
-        tl.store(ds_ptr + at, product * tl.sigmoid(-s), mask)
-        tl.store(scaled_ptr + at, grad * tl.sigmoid(s), mask)
-    else:
-        s = tl.load(s_at, there, 0.0).to(tl.float32)
-        tl.store(ds_ptr + row, delta * tl.sigmoid(-s), there)
-        delta = delta / tl.maximum(tl.sigmoid(s), 1e-30)
-        # softplus(-s), without overflow for a closed gate
-        lse += tl.maximum(-s, 0.0) + tl.log(1.0 + tl.exp(-tl.abs(s)))
-    # Rows that pad the last tile attend to nothing: exp(-inf) is exactly 0.
-    stats_at = stats_ptr + head * T_padded + t
-    tl.store(stats_at, tl.where(there, lse * 1.4426950408889634, float("inf")))
-    tl.store(stats_at + delta_at, tl.where(there, delta, 0.0))
 
 
 @triton.jit
@@ -120,28 +85,11 @@ def attention_backward(
     T = q.shape[2]
     blocks = BLOCKS[q.shape[3]]
     T_padded = triton.cdiv(T, blocks.num_queries) * blocks.num_queries
-    scaled, stats, ds = _prepare(_by_row(grad), _by_row(out), gate_logits, lse, T_padded)
+    scaled, stats, ds = prepare(_by_row(grad), _by_row(out), gate_logits, lse, T_padded)
     total = torch.zeros(q.shape, dtype=torch.float32, device=q.device)
     dk, dv = torch.empty_like(_by_row(k)), torch.empty_like(_by_row(v))
     _launch(blocks, q, k, v, scaled, stats, total, dk, dv, causal, scale)
     return _finish(total, torch.empty_like(_by_row(q)), scale), dk, dv, ds
-
-
-def _prepare(
-    grad: Tensor, out: Tensor, gate_logits: Tensor, lse: Tensor, T_padded: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The kernel's dO; LSE (base 2) and Delta, (2, B, H, T_padded); and the gradient of the logits."""
-    B, H, T, D = grad.shape
-    elementwise = gate_logits.shape[-1] > 1
-    ds = torch.empty_like(gate_logits, memory_format=torch.contiguous_format)
-    scaled = torch.empty((B, T, H, D), dtype=grad.dtype, device=grad.device).transpose(1, 2) if elementwise else grad
-    stats = torch.empty((2, B, H, T_padded), dtype=torch.float32, device=grad.device)
-    _prepare_kernel[triton.cdiv(T_padded, _ROWS), B * H](
-        grad, out, gate_logits, lse, ds, scaled, stats, T, T_padded, H, B * H * T_padded,
-        *grad.stride()[:3], *out.stride()[:3], *gate_logits.stride(), *lse.stride(),
-        D=D, ROWS=_ROWS, ELEMENTWISE=elementwise,
-    )  # fmt: skip
-    return scaled, stats, ds
 
 
 def _launch(

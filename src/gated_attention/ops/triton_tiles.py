@@ -1,0 +1,123 @@
+"""What the portable kernels are built from: how heads are cut into tiles, how tiles are read, and what masks hide."""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+class Heads(NamedTuple):
+    """A (B, H, T, D) tensor as a kernel is given it, laid out in any way."""
+
+    ptr: Tensor
+    stride_b: int
+    stride_h: int
+    stride_t: int
+    stride_d: int
+
+
+class Head(NamedTuple):
+    """One (T, D) of them, inside a kernel."""
+
+    ptr: tl.tensor
+    stride_t: tl.tensor
+    stride_d: tl.tensor
+
+
+class Blocks(NamedTuple):
+    """Queries and keys a tile, warps a program, and tiles in flight."""
+
+    num_queries: int
+    num_keys: int
+    num_warps: int
+    num_stages: int
+
+
+class Cut(NamedTuple):
+    """How a kernel each cuts its heads: forward, gradient of keys and values, gradient of queries."""
+
+    forward: Blocks
+    keys: Blocks
+    queries: Blocks
+
+
+LARGE_MEMORY = 227 * 1024
+"""Shared memory of a program in bytes, from compute capability 9.0 on (8.0: 163 KiB; 8.6, 8.9 and 12.0: 99 KiB)."""
+
+LARGE = {
+    16: Cut(Blocks(128, 64, 4, 3), Blocks(64, 128, 8, 3), Blocks(128, 64, 4, 3)),
+    32: Cut(Blocks(128, 64, 4, 3), Blocks(64, 128, 8, 3), Blocks(128, 64, 4, 3)),
+    64: Cut(Blocks(128, 64, 4, 3), Blocks(64, 128, 8, 3), Blocks(128, 64, 8, 3)),
+    128: Cut(Blocks(128, 64, 8, 3), Blocks(64, 64, 8, 2), Blocks(128, 64, 8, 3)),
+    256: Cut(Blocks(64, 64, 8, 2), Blocks(32, 32, 8, 3), Blocks(64, 64, 8, 2)),
+}
+SMALL = {
+    16: Cut(Blocks(128, 64, 4, 3), Blocks(64, 128, 8, 2), Blocks(128, 32, 4, 3)),
+    32: Cut(Blocks(128, 64, 4, 3), Blocks(64, 128, 8, 2), Blocks(128, 32, 4, 3)),
+    64: Cut(Blocks(128, 64, 4, 3), Blocks(32, 128, 8, 3), Blocks(64, 64, 4, 2)),
+    128: Cut(Blocks(128, 32, 8, 3), Blocks(64, 64, 8, 2), Blocks(64, 64, 8, 2)),
+    256: Cut(Blocks(64, 32, 8, 2), Blocks(32, 32, 8, 2), Blocks(64, 32, 8, 1)),
+}
+
+
+def choose_cut(device: torch.device, head_dim: int) -> Cut:
+    """The largest tiles that the device has shared memory for."""
+    memory = torch.cuda.get_device_properties(device).shared_memory_per_block_optin  # type: ignore[attr-defined]
+    return (LARGE if memory >= LARGE_MEMORY else SMALL)[head_dim]
+
+
+def heads(x: Tensor) -> Heads:
+    """What a kernel is given of a tensor."""
+    return Heads(x, *x.stride())
+
+
+@triton.jit
+def head_of(x, b, h):
+    ptr = x.ptr + tl.cast(b, tl.int64) * x.stride_b + tl.cast(h, tl.int64) * x.stride_h
+    return Head(ptr, x.stride_t, x.stride_d)
+
+
+@triton.jit
+def _addresses(head, first, ROWS: tl.constexpr, D: tl.constexpr):
+    # Only the tile's offset can be beyond 32 bits.
+    start = head.ptr + tl.cast(first, tl.int64) * head.stride_t
+    return start + (tl.arange(0, ROWS)[:, None] * head.stride_t + tl.arange(0, D)[None, :] * head.stride_d)
+
+
+@triton.jit
+def read_tile(head, first, end, ROWS: tl.constexpr, D: tl.constexpr, MASKED: tl.constexpr):
+    """Rows from `first` on, (ROWS, D), zero from `end` on; unmasked, there must be none of these."""
+    at = _addresses(head, first, ROWS, D)
+    if MASKED:
+        return tl.load(at, (first + tl.arange(0, ROWS) < end)[:, None], 0.0)
+    return tl.load(at)
+
+
+@triton.jit
+def write_tile(head, first, end, value):
+    """Rows from `first` on, as far as `end`."""
+    ROWS: tl.constexpr = value.shape[0]
+    at = _addresses(head, first, ROWS, value.shape[1])
+    tl.store(at, value.to(head.ptr.dtype.element_ty), (first + tl.arange(0, ROWS) < end)[:, None])
+
+
+@triton.jit
+def sees(queries, keys, S, CAUSAL: tl.constexpr):
+    """Whether queries may look at keys, along another axis: not beyond themselves, or beyond the last key."""
+    return queries >= keys if CAUSAL else keys < S
+
+
+@triton.jit
+def split_keys(first_query, S, BM: tl.constexpr, BN: tl.constexpr, CAUSAL: tl.constexpr):
+    """(Keys before which no tile needs a mask, keys that a tile of queries sees), which leave some that need one.
+
+    Kernels walk the masked tiles first, in a loop that is never empty. After one that might be, sums have two origins,
+    and on Hopper ptxas would let products wait for each other (its advisory C7515).
+    """
+    whole, seen = (S - 1) // BN * BN, S
+    if CAUSAL:
+        whole, seen = first_query // BN * BN, tl.minimum(first_query + BM, S)
+    tl.assume(whole < seen)
+    return whole, seen

@@ -1,0 +1,91 @@
+"""The portable kernels: what they compute, in Triton's interpreter, and how they compile for absent GPUs."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+import triton
+from triton.backends.compiler import GPUTarget
+
+from gated_attention.ops import triton_backward, triton_forward
+from gated_attention.ops.triton_tiles import LARGE, SMALL, heads
+
+SHARED_MEMORY = {80: 99 * 1024, 90: 227 * 1024}  # what 8.6 and 8.9 have of it is less than what 8.0 has
+CUTS = {80: SMALL, 90: LARGE}
+CASES = [(c, d, causal) for c in CUTS for d in (64, 128, 256) for causal in (True, False)]
+CASES += [(c, d, True) for c in CUTS for d in (16, 32)]
+
+
+def test_kernels_compute_the_definition():
+    script = Path(__file__).with_name("triton_attention_check.py")
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+class Absent:
+    """A GPU that kernels are compiled for and never run on."""
+
+    def __init__(self, capability):
+        self.capability = capability
+
+    def get_current_target(self):
+        return GPUTarget("cuda", self.capability, 32)
+
+    def get_current_device(self):
+        return self.capability
+
+    def get_current_stream(self, device):
+        return 0
+
+
+@pytest.fixture
+def assemble(monkeypatch):
+    """What ptxas says of a kernel, and how much shared memory it takes."""
+
+    def assemble(capability, kernel, *arguments, **options):
+        monkeypatch.setattr(triton.runtime.driver, "_active", Absent(capability))
+        compiled = kernel.warmup(*arguments, grid=(1,), **options)
+        ptxas = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
+        architecture = {80: "sm_80", 90: "sm_90a"}[capability]
+        said = subprocess.run(
+            [ptxas, "-v", f"--gpu-name={architecture}", "-", "-o", "/dev/null"],
+            input=compiled.asm["ptx"], capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        return said.stderr + said.stdout, compiled.metadata.shared
+
+    return assemble
+
+
+def assert_fast(capability, said, shared):
+    """A spill, or products in series, halves the speed and shows nowhere else."""
+    assert re.search(r"\b0 bytes spill stores, 0 bytes spill loads", said), said
+    assert "serializ" not in said
+    assert shared <= SHARED_MEMORY[capability]
+
+
+@pytest.mark.parametrize(("capability", "head_dim", "causal"), CASES)
+def test_nothing_spills_and_everything_fits(capability, head_dim, causal, assemble):
+    cut = CUTS[capability][head_dim]
+    x, one = (heads(torch.empty(1, 2, 64, channels, dtype=torch.bfloat16)) for channels in (head_dim, 1))
+    logits = x if causal else one  # two of the four combinations that there are
+    rows = torch.empty(1, 2, 64)
+    queries, keys, warps, stages = cut.forward
+    options = {"D": head_dim, "CAUSAL": causal, "BM": queries, "BN": keys, "num_warps": warps, "num_stages": stages}
+    sizes = (64, 64, 2, 1, 0.1)
+    forward = assemble(
+        capability, triton_forward.forward_kernel, x, x, x, logits, x, rows, *sizes, **options, ELEMENTWISE=causal
+    )
+    assert_fast(capability, *forward)
+    inputs, sizes = (x, x, x, x, rows, rows), (64, *sizes)
+    options = triton_backward._compilation(cut.keys, head_dim, causal)
+    assert_fast(capability, *assemble(capability, triton_backward.keys_kernel, *inputs, x, x, *sizes, **options))
+    options = triton_backward._compilation(cut.queries, head_dim, causal)
+    assert_fast(capability, *assemble(capability, triton_backward.queries_kernel, *inputs, x, *sizes, **options))
