@@ -217,6 +217,8 @@ def test_a_target_that_cannot_be_written(tmp_path):
 
 STOPPED_AFTER_A_SHARD = """
 import os, signal, sys
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 from gated_attention.models.convert import storage
 from gated_attention.cli import main
 

@@ -167,15 +167,21 @@ def _open_pickle(path: Path) -> dict[str, Stored]:
     for name, tensor in content.items():
         if tensor.dtype not in _DTYPES.values():
             raise _wrong_dtype(name, path, tensor.dtype)
-    # Opened anew for each tensor, as above; files older than PyTorch 1.6 cannot be mapped and stay in memory whole.
-    read = _read_pickle if zipfile.is_zipfile(path) else lru_cache(maxsize=1)(_read_pickle)
+    load = _map_tensor if zipfile.is_zipfile(path) else partial(_copy_tensor, lru_cache(maxsize=1)(_read_pickle))
     return {
-        name: Stored(tuple(tensor.shape), tensor.dtype, partial(_load_pickled, read, path, name), str(path))
+        name: Stored(tuple(tensor.shape), tensor.dtype, partial(load, path, name), str(path))
         for name, tensor in content.items()
     }
 
 
-def _load_pickled(read: Callable[[Path, str], Any], path: Path, name: str) -> Tensor:
+def _map_tensor(path: Path, name: str) -> Tensor:
+    # Opened anew for each tensor, as above.
+    tensor: Tensor = _read_pickle(path, "cpu")[name]
+    return tensor
+
+
+def _copy_tensor(read: Callable[[Path, str], Any], path: Path, name: str) -> Tensor:
+    # Files older than PyTorch 1.6 cannot be mapped: they stay in memory whole, where tensors may share it.
     tensor: Tensor = read(path, "cpu")[name]
     return tensor.clone()
 
