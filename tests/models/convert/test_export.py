@@ -107,6 +107,7 @@ def test_the_folder_says_what_it_is(tmp_path):
     assert "import gated_attention" not in text
     assert 'from_pretrained("served")' in text
     assert text.count(measured) == 1
+    assert f"| Parameters | {sum(tensor.numel() for tensor in weights(tmp_path / 'served').values()):,} |" in text
     assert text.count("## Model\n") == text.count("## Citation\n") == 1
 
 

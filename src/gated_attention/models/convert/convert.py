@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard
 from safetensors import SafetensorError
 
 from gated_attention.models.card import CARD_NAME, measured_sections, model_card
-from gated_attention.models.convert.canonical import Checkpoint, one_line
+from gated_attention.models.convert.canonical import Config, one_line
 from gated_attention.models.convert.read import model_dtype, read_model
 from gated_attention.models.convert.retrofit import WARNING, retrofit
 from gated_attention.models.convert.source import find_source
@@ -117,12 +117,14 @@ def convert(
         config, tensors = export(checkpoint, to)
     dtype = model_dtype(tensors)
     config.dtype = str(dtype).removeprefix("torch.")
+    num_parameters = _count(tensors)
     with _all_or_nothing(target_folder) as partial:
         _copy_other_files(folder, partial)
         config.save_pretrained(partial)
         write_checkpoint(partial, tensors, max_shard_bytes)
         name = target_folder.resolve().name
-        _write_card(folder, str(source), partial, name, checkpoint, config.model_type, is_same=not gates)
+        own, became = checkpoint.config, config.model_type
+        _write_card(folder, str(source), partial, name, own, num_parameters, became, is_same=not gates)
         if self_contained:
             write_self_contained(partial)
         files = tuple(sorted(path.name for path in partial.iterdir()))
@@ -131,7 +133,7 @@ def convert(
         origin=checkpoint.origin,
         became=config.model_type,
         gates=checkpoint.config.gates,
-        num_parameters=_count(tensors),
+        num_parameters=num_parameters,
         num_bytes=sum(tensor.num_bytes for tensor in tensors.values()),
         files=files,
         left_out=checkpoint.left_out,
@@ -166,16 +168,16 @@ def _count(tensors: Mapping[str, Stored]) -> int:
 
 
 def _write_card(
-    folder: Path, source: str, target: Path, name: str, checkpoint: Checkpoint, became: str, is_same: bool
+    folder: Path, source: str, target: Path, name: str, config: Config, num_parameters: int, became: str, is_same: bool
 ) -> None:
     from_hub = not Path(source).exists()
     path = folder / CARD_NAME
     old = ModelCard.load(path, ignore_metadata_errors=True) if path.is_file() else None
     data = old.data if old else None
     card = model_card(
-        checkpoint.config,
+        config,
         name,
-        _count(checkpoint.tensors),
+        num_parameters,
         base_model="/".join(source.split("/")[:2]) if from_hub else getattr(data, "base_model", None),
         license=getattr(data, "license", None),
         stored_as=became,
