@@ -5,8 +5,9 @@ import sys
 import time
 
 import pytest
+import typer
 
-from gated_attention.cli import main
+from gated_attention.cli import app, main
 
 SMALL = ["--context", "64", "--batch-size", "2"]
 
@@ -68,8 +69,16 @@ def test_empty_and_tiny_corpora_are_refused(tmp_path, capsys):
         assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize("name", typer.main.get_command(app).commands)
+def test_every_command_explains_itself(name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([name, "--help"])
+    assert stop.value.code == 0
+    assert f" {name} " in capsys.readouterr().out
+
+
 def test_interruption_says_how_to_go_on(monkeypatch, capsys):
-    def interrupt(**_):
+    def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("gated_attention.studies.plan.make_plan", interrupt)
@@ -77,6 +86,11 @@ def test_interruption_says_how_to_go_on(monkeypatch, capsys):
         main(["compare"])
     assert stop.value.code == 130
     assert "the same command goes on" in capsys.readouterr().err
+    monkeypatch.setattr("gated_attention.models.convert.convert", interrupt)
+    with pytest.raises(SystemExit) as stop:
+        main(["convert", "here", "there"])
+    assert stop.value.code == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "stopped"
 
 
 def test_report_of_nothing(tmp_path, capsys):

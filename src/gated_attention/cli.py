@@ -195,5 +195,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(2)
     except SystemExit as stop:
         if stop.code == INTERRUPTED:  # typer turns Ctrl-C into this
-            typer.echo("stopped; the same command goes on from the last checkpoint", err=True)
+            words = sys.argv[1:] if arguments is None else arguments
+            resumes = "; the same command goes on from the last checkpoint" if words[:1] == ["compare"] else ""
+            typer.echo(f"stopped{resumes}", err=True)
         raise

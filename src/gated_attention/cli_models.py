@@ -215,7 +215,7 @@ def retrieval_data(
 
 @model_commands.command()
 def convert(
-    source: Annotated[str, typer.Argument(help="Folder or hub name, owner/repository[/folder].")],
+    source: Annotated[str, typer.Argument(help="Folder or hub name: owner/repository or owner/repository/folder.")],
     target: Annotated[Path, typer.Argument(help="Folder to write: absent or empty.")],
     to: Annotated[str, typer.Option(help="'gated', or the stock architecture: 'qwen3_next', 'qwen3_5'.")] = "gated",
     add_gate: Annotated[

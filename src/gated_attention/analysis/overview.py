@@ -105,7 +105,7 @@ def _draw_gates(ax: Axes, models: Mapping[str, ReadPrompt], strokes: Mapping[str
         for number, (site, scores) in enumerate(model.gates.items()):
             dashes = ("solid", "dashed", "dotted", "dashdot")[number % 4]
             _draw_layers(ax, scores, f"{label} ({site})", Stroke(strokes[label].color, dashes))
-    ax.set_ylabel("Mean score")
+    ax.set_ylabel("Mean score, 0 is closed")
     low, high = ax.get_ylim()
     ax.set_ylim(min(0.0, low), max(1.0, high))  # a sigmoid's whole range: 0 is closed, 1 is open
     ax.legend(frameon=False, fontsize="small")

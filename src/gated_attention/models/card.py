@@ -15,6 +15,8 @@ TAGS = ("gated-attention",)
 """Tags of every card, beside the model's type."""
 
 _MODELS = {"gated_qwen3": "A Qwen3 language model", "gated_qwen3_moe": "A Qwen3-MoE language model"}
+_STOCK = " The weights are laid out as transformers' own `{}`, which needs no other code."
+_REWRITTEN = ("## Model", "## Loading", "## Citation")
 _REGISTER = "import gated_attention.models  # registers the model\n"
 _TRANSFORMERS_TEMPLATE = "has been automatically generated"
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
@@ -47,7 +49,9 @@ def model_card(
     base_model: str | None = None,
     license: str | None = None,
     carries_code: bool = False,
+    stored_as: str | None = None,
     tables: Iterable[Table] = (),
+    sections: str = "",
 ) -> str:
     """A card in Markdown: what the gate is and costs, how to load the model, and the tables given.
 
@@ -58,29 +62,43 @@ def model_card(
         base_model: Hub name of the model that this one started from, if it is known.
         license: As the hub writes it, e.g. `apache-2.0`; a model's licence is its maker's to name.
         carries_code: Whether the model's code lies beside its weights.
+        stored_as: The `model_type` of the folder where that is not the configuration's but a stock architecture.
         tables: Training, measures: `studies.model_card` makes them from records.
+        sections: Those of another card, as `measured_sections` finds them.
     """
+    stored_as = stored_as or config.model_type
+    is_stock = stored_as != config.model_type
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
         base_model=base_model,
         license=license,
-        tags=[*TAGS, config.model_type],
+        tags=[*TAGS, stored_as],
     )
-    sections = [
+    parts = [
         f"---\n{data.to_yaml()}\n---\n\n# {name.rsplit('/', maxsplit=1)[-1]}\n",
         f"{_MODELS[config.model_type]} for transformers. What is changed in its decoder blocks: "
-        f"{config.block.describe()}.\n",
+        f"{config.block.describe()}.{_STOCK.format(stored_as) if is_stock else ''}\n",
         *map(_section, [Table("Model", "", _model_rows(config, num_parameters, base_model)), *tables]),
-        f"## Loading\n\n{loading(name, carries_code=carries_code)}",
+        *([sections] if sections else []),
+        f"## Loading\n\n{loading(name, carries_code=carries_code, is_stock=is_stock)}",
         f"## Citation\n\n{_CITATION}",
     ]
-    return "\n".join(sections)
+    return "\n".join(parts)
 
 
-def loading(name: str, *, carries_code: bool) -> str:
-    """How a reader loads the model, with this package or with the code that the model carries."""
-    register, trust = ("", ", trust_remote_code=True") if carries_code else (_REGISTER, "")
+def measured_sections(card: str) -> str:
+    """What a card of this package says of training and measures; nothing of anyone else's card."""
+    own = f"- {TAGS[0]}\n" in card.split("\n---", maxsplit=1)[0] + "\n"
+    parts = re.split(r"(?m)^(?=## )", card)[1:] if own else []
+    kept = [part for part in parts if part.split("\n", maxsplit=1)[0] not in _REWRITTEN]
+    return "".join(kept).rstrip("\n") + "\n" if kept else ""
+
+
+def loading(name: str, *, carries_code: bool, is_stock: bool = False) -> str:
+    """How a reader loads the model: with this package, with the code that the model carries, or with neither."""
+    register = "" if carries_code or is_stock else _REGISTER
+    trust = ", trust_remote_code=True" if carries_code else ""
     return (
         f"```python\n{register}from transformers import AutoModelForCausalLM\n\n"
         f'model = AutoModelForCausalLM.from_pretrained("{name}"{trust})\n```\n'

@@ -30,8 +30,11 @@ class Checkpoint:
 
 def expected_shapes(config: Config) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor of a checkpoint of this configuration, in the model's order."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except (KeyError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise ValueError(f"describes no model that can be built ({one_line(error)}); fetch it again") from error
     shapes: dict[str, tuple[int, ...]] = {}
     for name, tensor in model.state_dict().items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
@@ -39,6 +42,11 @@ def expected_shapes(config: Config) -> dict[str, tuple[int, ...]]:
         for part, shape in split_experts(name, tuple(tensor.shape)):
             shapes[part] = shape
     return shapes
+
+
+def one_line(error: Exception) -> str:
+    """An error of a library as part of one line: its kind and what it says."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def split_experts(name: str, shape: tuple[int, ...]) -> list[tuple[str, tuple[int, ...]]]:
@@ -52,8 +60,11 @@ def split_experts(name: str, shape: tuple[int, ...]) -> list[tuple[str, tuple[in
     return [(f"{prefix}.{index}.{one}.weight", part) for index in range(experts) for one in kinds]
 
 
-def check_complete(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
+def check_complete(checkpoint: Checkpoint, weights: Path) -> Checkpoint:
     """The checkpoint in the model's order, a tied head dropped.
+
+    Args:
+        weights: The file that should hold every tensor, or the index of the files that do.
 
     Raises:
         ValueError: if a tensor is missing, unknown, wrongly shaped, or tied but different.
@@ -62,7 +73,7 @@ def check_complete(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
     if checkpoint.config.tie_word_embeddings:
         _drop_tied_head(tensors)
     expected = expected_shapes(checkpoint.config)
-    faults = list(_faults(tensors, expected, folder))
+    faults = list(_faults(tensors, expected, weights))
     if faults:
         rest = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         raise ValueError(faults[0] + rest)
@@ -71,10 +82,10 @@ def check_complete(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
     )
 
 
-def _faults(tensors: dict[str, Stored], expected: dict[str, tuple[int, ...]], folder: Path) -> Iterable[str]:
+def _faults(tensors: dict[str, Stored], expected: dict[str, tuple[int, ...]], weights: Path) -> Iterable[str]:
     for name, shape in expected.items():
         if name not in tensors:
-            yield f"tensor {name} is missing from {folder}; config.json asks for one of shape {list(shape)}"
+            yield f"tensor {name} is missing from {weights}; config.json asks for one of shape {list(shape)}"
         elif tensors[name].shape != shape:
             found = list(tensors[name].shape)
             yield f"tensor {name} of {tensors[name].origin} has shape {found}; config.json asks for {list(shape)}"

@@ -12,9 +12,10 @@ from typing import Literal, get_args
 
 import torch
 from huggingface_hub import ModelCard
+from safetensors import SafetensorError
 
-from gated_attention.models.card import CARD_NAME, model_card
-from gated_attention.models.convert.canonical import Checkpoint
+from gated_attention.models.card import CARD_NAME, measured_sections, model_card
+from gated_attention.models.convert.canonical import Config, one_line
 from gated_attention.models.convert.read import model_dtype, read_model
 from gated_attention.models.convert.retrofit import WARNING, retrofit
 from gated_attention.models.convert.source import find_source
@@ -69,7 +70,7 @@ class Conversion:
 
 def convert(
     source: str | Path,
-    target_folder: Path,
+    target_folder: str | Path,
     to: Target = "gated",
     add_gate: Gates = None,
     init: Init = "zeros",
@@ -97,10 +98,13 @@ def convert(
         raise ValueError(f"max_shard_bytes is {max_shard_bytes}; it must be at least 1")
     if init not in get_args(Init):
         raise ValueError(f"init is {init!r}; choose from {', '.join(get_args(Init))}")
+    if init != "zeros" and not add_gate:
+        raise ValueError(f"init {init!r} starts gates that are added; name them with add_gate")
     if self_contained and to != "gated":
         raise ValueError(f"self_contained is for to='gated'; transformers itself has the code of {to}")
+    target_folder = Path(target_folder)
     if target_folder.exists() and (not target_folder.is_dir() or any(target_folder.iterdir())):
-        raise ValueError(f"{target_folder} is not empty; give a folder that is absent or empty")
+        raise ValueError(f"{target_folder} is not an empty folder; give one that is absent or empty")
     folder = find_source(source)
     checkpoint = read_model(folder)
     gates = as_gates(add_gate)
@@ -113,12 +117,14 @@ def convert(
         config, tensors = export(checkpoint, to)
     dtype = model_dtype(tensors)
     config.dtype = str(dtype).removeprefix("torch.")
+    num_parameters = _count(tensors)
     with _all_or_nothing(target_folder) as partial:
         _copy_other_files(folder, partial)
         config.save_pretrained(partial)
         write_checkpoint(partial, tensors, max_shard_bytes)
-        if to == "gated":
-            _write_card(folder, str(source), partial, target_folder.name, checkpoint)
+        name = target_folder.resolve().name
+        own, became = checkpoint.config, config.model_type
+        _write_card(folder, str(source), partial, name, own, num_parameters, became, is_same=not gates)
         if self_contained:
             write_self_contained(partial)
         files = tuple(sorted(path.name for path in partial.iterdir()))
@@ -127,7 +133,7 @@ def convert(
         origin=checkpoint.origin,
         became=config.model_type,
         gates=checkpoint.config.gates,
-        num_parameters=_count(tensors),
+        num_parameters=num_parameters,
         num_bytes=sum(tensor.num_bytes for tensor in tensors.values()),
         files=files,
         left_out=checkpoint.left_out,
@@ -142,31 +148,40 @@ _CLASSES = {"gated_qwen3": "GatedQwen3ForCausalLM", "gated_qwen3_moe": "GatedQwe
 
 @contextmanager
 def _all_or_nothing(folder: Path) -> Iterator[Path]:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
+    place = folder.resolve()
     try:
-        partial.chmod(0o755)
-        yield partial
-        os.replace(partial, folder)
-    except BaseException:
-        shutil.rmtree(partial)
-        raise
+        place.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{place.name}.partial-", dir=place.parent))
+        try:
+            partial.chmod(0o755)
+            yield partial
+            os.replace(partial, place)
+        except BaseException:
+            shutil.rmtree(partial)
+            raise
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{folder} cannot be written ({one_line(error)}); nothing was left there") from error
 
 
 def _count(tensors: Mapping[str, Stored]) -> int:
     return sum(torch.Size(tensor.shape).numel() for tensor in tensors.values())
 
 
-def _write_card(folder: Path, source: str, target: Path, name: str, checkpoint: Checkpoint) -> None:
+def _write_card(
+    folder: Path, source: str, target: Path, name: str, config: Config, num_parameters: int, became: str, is_same: bool
+) -> None:
     from_hub = not Path(source).exists()
-    old = folder / CARD_NAME
-    data = ModelCard.load(old, ignore_metadata_errors=True).data if old.is_file() else None
+    path = folder / CARD_NAME
+    old = ModelCard.load(path, ignore_metadata_errors=True) if path.is_file() else None
+    data = old.data if old else None
     card = model_card(
-        checkpoint.config,
+        config,
         name,
-        _count(checkpoint.tensors),
+        num_parameters,
         base_model="/".join(source.split("/")[:2]) if from_hub else getattr(data, "base_model", None),
         license=getattr(data, "license", None),
+        stored_as=became,
+        sections=measured_sections(old.content) if old and is_same else "",
     )
     (target / CARD_NAME).write_text(card, encoding="utf-8")
 

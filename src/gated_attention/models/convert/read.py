@@ -6,25 +6,31 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import AutoConfig
 
 from gated_attention.models.configuration import GatedQwen3Config, GatedQwen3MoeConfig
-from gated_attention.models.convert.canonical import Checkpoint, Config, check_complete, split_experts
+from gated_attention.models.convert.canonical import Checkpoint, Config, check_complete, one_line, split_experts
 from gated_attention.models.convert.layouts import merge_rows, shift_exactly, split_per_group, split_per_head
-from gated_attention.models.convert.storage import Stored, open_checkpoint, read_json
-from gated_attention.spec import GateSpec, Granularity
+from gated_attention.models.convert.storage import Stored, find_weights, open_checkpoint, read_json
+from gated_attention.spec import GateSpec, Granularity, ScoreDtype
 
 Tensors = dict[str, Stored]
 
 HINT = "gated_attention"
 """Key of an exported configuration that says what the gate was: a headwise one, repeated, looks elementwise."""
 
-_NAMES_OF_A_GATE = ("g_proj", "gate_proj", "w_g")  # Step; AFMoE; OLMo-core
+HINTS = ("granularity", "dtype", "init")
+"""Its fields: what of a gate the stock architecture does not say."""
+
+_NAMES_OF_A_GATE: dict[str, ScoreDtype] = {"g_proj": "model", "gate_proj": "model", "w_g": "float32"}
+"""Step; AFMoE; OLMo-core, which forms scores in float32."""
 _RELEASE_FLAGS: dict[str, Granularity] = {
     "headwise_attn_output_gate": "headwise",
     "elementwise_attn_output_gate": "elementwise",
 }
+_RELEASE_HEAD_DIM = 128  # of its configuration class, where config.json names none
 _LEGACY_KEYS = {"rope_theta", "rope_scaling", "dtype", "torch_dtype", "num_experts", "num_local_experts"}
 _NOT_CARRIED = {"architectures", "auto_map", "model_type", "transformers_version", "gates"}
 
@@ -35,13 +41,16 @@ def read_model(folder: Path) -> Checkpoint:
     Raises:
         ValueError: if the architecture is not one of those above, or the folder is damaged; names tensor and file.
     """
-    content = read_json(folder / "config.json")
+    path = folder / "config.json"
+    content = read_json(path)
     if content.get("vision_config") is not None:
         raise ValueError(f"{folder} holds a vision model, which has no place here; give a text-only checkpoint")
+    if content.get("quantization_config") is not None:
+        raise ValueError(f"{path} has a quantization_config; give the checkpoint that was quantised")
     nested = content.get("text_config")
     if isinstance(nested, dict):
         content = {**{key: content[key] for key in ("tie_word_embeddings", "dtype", HINT) if key in content}, **nested}
-    model_type = content.get("model_type")
+    model_type = str(content.get("model_type"))
     if model_type not in _READERS:
         raise ValueError(f"model_type {model_type!r} of {folder} is not readable; choose from {', '.join(_READERS)}")
     tensors = {
@@ -52,8 +61,15 @@ def read_model(folder: Path) -> Checkpoint:
             raise ValueError(f"tensor {name} of {tensor.origin} is of a vision model; give a text-only checkpoint")
     left_out = tuple(name for name in tensors if name.startswith("mtp.") or name.endswith("rotary_emb.inv_freq"))
     kept = {name: tensor for name, tensor in tensors.items() if name not in left_out}
-    config, kept, origin = _READERS[model_type](content, _split_fused_experts(kept))
-    return check_complete(Checkpoint(config, kept, origin, left_out), folder)
+    try:
+        config, kept, origin = _READERS[model_type](content, _split_fused_experts(kept))
+        return check_complete(Checkpoint(config, kept, origin, left_out), find_weights(folder))
+    except (KeyError, TypeError, ZeroDivisionError, StrictDataclassError) as error:
+        raise ValueError(f"{path} is no configuration of a {model_type} ({one_line(error)}); fetch it again") from error
+    except ValueError as error:
+        if str(folder) in str(error):  # of a tensor, whose file it names
+            raise
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _read_own(content: dict[str, Any], tensors: Tensors) -> tuple[Config, Tensors, str]:
@@ -71,7 +87,8 @@ def _read_qwen3(content: dict[str, Any], tensors: Tensors) -> tuple[Config, Tens
         return config, tensors, origin
     named = found[0]
     rows = tensors[f"model.layers.0.self_attn.{named}.weight"].shape[0]
-    config.gates = (_stock_gate("headwise" if rows == config.num_attention_heads else "elementwise"),)
+    granularity: Granularity = "headwise" if rows == config.num_attention_heads else "elementwise"
+    config.gates = (GateSpec(granularity=granularity, dtype=_NAMES_OF_A_GATE[named]),)
     renamed = {name.replace(f".self_attn.{named}.", ".self_attn.g_proj."): tensor for name, tensor in tensors.items()}
     return config, renamed, f"{origin} with a separate gate, {named}"
 
@@ -79,15 +96,13 @@ def _read_qwen3(content: dict[str, Any], tensors: Tensors) -> tuple[Config, Tens
 def _read_release(content: dict[str, Any], tensors: Tensors) -> tuple[Config, Tensors, str]:
     for flag in _RELEASE_FLAGS:
         if flag not in content:
-            raise ValueError(
-                f"config.json has model_type 'qwen2' and no {flag}: not the paper's release; give that, or a Qwen3"
-            )
-    if not content.get("use_qk_norm", False) or content.get("qkv_bias", False):
+            raise ValueError(f"model_type is 'qwen2' without {flag}, so not the paper's release; give that, or a Qwen3")
+    if not content.get("use_qk_norm", True) or content.get("qkv_bias", False):
         raise ValueError("use_qk_norm must be true and qkv_bias false; Qwen3 has QK-norm and no such bias")
     granularities = [granularity for flag, granularity in _RELEASE_FLAGS.items() if content[flag]]
     if len(granularities) > 1:
         raise ValueError(f"{' and '.join(_RELEASE_FLAGS)} are both true; one at the most")
-    head_dim = content.get("head_dim") or content["hidden_size"] // content["num_attention_heads"]
+    head_dim = content.get("head_dim", _RELEASE_HEAD_DIM)
     gates = tuple(_stock_gate(granularity) for granularity in granularities)
     config = _own_config({**content, "head_dim": head_dim, "attention_bias": False}, False, gates)
     if not gates:
@@ -109,12 +124,13 @@ def _read_next(content: dict[str, Any], tensors: Tensors) -> tuple[Config, Tenso
     if rope.pop("partial_rotary_factor", 1.0) != 1.0:
         raise ValueError("partial_rotary_factor is not 1.0; Qwen3 rotates every channel of a head")
     rope = {key: value for key, value in rope.items() if not key.startswith("mrope_")}
-    granularity: Granularity = (content.get(HINT) or {}).get("granularity", "elementwise")
+    hint = content.get(HINT) or {}
+    gate = GateSpec(**{"dtype": "model", **{name: hint[name] for name in HINTS if name in hint}})
     values = {**stock.to_dict(), "rope_parameters": rope}
     moe = _has_experts(stock)
     if stock.model_type == "qwen3_5_moe_text":
         values["norm_topk_prob"] = True  # that class always normalises
-    config = _own_config(values, moe, (_stock_gate(granularity),))
+    config = _own_config(values, moe, (gate,))
     tensors = _drop_zero_shared_experts(tensors)
     dtype = model_dtype(tensors)
     tensors = {
@@ -124,10 +140,11 @@ def _read_next(content: dict[str, Any], tensors: Tensors) -> tuple[Config, Tenso
 
     def split(packed: Tensor) -> tuple[Tensor, Tensor]:
         q, g = split_per_head(packed, config.geometry)
-        return q, merge_rows(g, config.geometry) if granularity == "headwise" else g
+        return q, merge_rows(g, config.geometry) if gate.granularity == "headwise" else g
 
-    unpacked = _unpack(tensors, config, config.head_dim, split, 1 if granularity == "headwise" else config.head_dim)
-    return config, unpacked, f"{stock.model_type} ({granularity} gate)"
+    _, gate_rows = gate.score_shape(config.geometry)
+    unpacked = _unpack(tensors, config, config.head_dim, split, gate_rows)
+    return config, unpacked, f"{stock.model_type} ({gate.granularity} gate)"
 
 
 _READERS: dict[str, Callable[[dict[str, Any], Tensors], tuple[Config, Tensors, str]]] = {

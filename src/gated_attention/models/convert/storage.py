@@ -17,7 +17,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 _SINGLE = ("model.safetensors", "pytorch_model.bin")
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".index.json")
+_LFS_POINTER = b"version https://git-lfs"
+_REFUSED = re.compile(r"Unsupported global: GLOBAL (\S+)")
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".index.json", ".gguf", ".h5", ".msgpack", ".onnx")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +68,8 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is missing; give the folder of a model")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not JSON ({error}); fetch it again") from error
+    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+        raise ValueError(f"{path} is not readable JSON ({error}); fetch it again") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds no JSON object; fetch it again")
     return content
@@ -81,19 +83,27 @@ def open_checkpoint(folder: Path) -> dict[str, Stored]:
     Raises:
         ValueError: if weights are missing, damaged or refused; the message names the file.
     """
+    path = find_weights(folder)
+    return _open_sharded(folder, path) if path.suffix == ".json" else _open_file(path)
+
+
+def find_weights(folder: Path) -> Path:
+    """The single file of weights in a model folder, or the index of several.
+
+    Raises:
+        ValueError: if there is none.
+    """
     for single in _SINGLE:
-        index = folder / f"{single}.index.json"
-        if index.is_file():
-            return _open_sharded(folder, index)
-        if (folder / single).is_file():
-            return _open_file(folder / single)
+        for name in (f"{single}.index.json", single):
+            if (folder / name).is_file():
+                return folder / name
     raise ValueError(f"{folder} holds no weights; expected {' or '.join(_SINGLE)}, or their index")
 
 
 def _open_sharded(folder: Path, index: Path) -> dict[str, Stored]:
     weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict):
-        raise ValueError(f"{index} has no weight_map; fetch it again")
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise ValueError(f"{index} has no weight_map from tensors to files; fetch it again")
     tensors: dict[str, Stored] = {}
     for name in sorted(set(weight_map.values())):
         if not (folder / name).is_file():
@@ -106,6 +116,12 @@ def _open_sharded(folder: Path, index: Path) -> dict[str, Stored]:
 
 
 def _open_file(path: Path) -> dict[str, Stored]:
+    with path.open("rb") as file:
+        start = file.read(len(_LFS_POINTER))
+    if start == _LFS_POINTER:
+        raise ValueError(f"{path} is a pointer of Git LFS and holds no weights; run git lfs pull")
+    if start.startswith(b"PK") and not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} is damaged (cut short); fetch it again")
     return _open_safetensors(path) if path.suffix == ".safetensors" else _open_pickle(path)
 
 
@@ -119,9 +135,13 @@ def _open_safetensors(path: Path) -> dict[str, Stored]:
         lazy = file.get_slice(name)
         dtype = _DTYPES.get(lazy.get_dtype())
         if dtype is None:
-            raise ValueError(f"tensor {name} of {path} has dtype {lazy.get_dtype()}; choose from {', '.join(_DTYPES)}")
+            raise _wrong_dtype(name, path, lazy.get_dtype())
         tensors[name] = Stored(tuple(lazy.get_shape()), dtype, _loader(path, name), str(path))
     return tensors
+
+
+def _wrong_dtype(name: str, path: Path, dtype: object) -> ValueError:
+    return ValueError(f"tensor {name} of {path} has dtype {dtype}; choose from {', '.join(_DTYPES)}, not quantised")
 
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -130,8 +150,11 @@ _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF
 def _loader(path: Path, name: str) -> Callable[[], Tensor]:
     # Opened anew for each tensor, so that the pages of earlier ones do not stay mapped.
     def load() -> Tensor:
-        with safe_open(path, "pt") as file:
-            tensor: Tensor = file.get_tensor(name)
+        try:
+            with safe_open(path, "pt") as file:
+                tensor: Tensor = file.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"tensor {name} of {path} cannot be read ({error}); fetch it again") from error
         return tensor
 
     return load
@@ -141,15 +164,24 @@ def _open_pickle(path: Path) -> dict[str, Stored]:
     content = _read_pickle(path, "meta")
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ValueError(f"{path} is no mapping of names to tensors; give a state dict")
-    # Opened anew for each tensor, as above; files older than PyTorch 1.6 cannot be mapped and stay in memory whole.
-    read = _read_pickle if zipfile.is_zipfile(path) else lru_cache(maxsize=1)(_read_pickle)
+    for name, tensor in content.items():
+        if tensor.dtype not in _DTYPES.values():
+            raise _wrong_dtype(name, path, tensor.dtype)
+    load = _map_tensor if zipfile.is_zipfile(path) else partial(_copy_tensor, lru_cache(maxsize=1)(_read_pickle))
     return {
-        name: Stored(tuple(tensor.shape), tensor.dtype, partial(_load_pickled, read, path, name), str(path))
+        name: Stored(tuple(tensor.shape), tensor.dtype, partial(load, path, name), str(path))
         for name, tensor in content.items()
     }
 
 
-def _load_pickled(read: Callable[[Path, str], Any], path: Path, name: str) -> Tensor:
+def _map_tensor(path: Path, name: str) -> Tensor:
+    # Opened anew for each tensor, as above.
+    tensor: Tensor = _read_pickle(path, "cpu")[name]
+    return tensor
+
+
+def _copy_tensor(read: Callable[[Path, str], Any], path: Path, name: str) -> Tensor:
+    # Files older than PyTorch 1.6 cannot be mapped: they stay in memory whole, where tensors may share it.
     tensor: Tensor = read(path, "cpu")[name]
     return tensor.clone()
 
@@ -161,12 +193,12 @@ def _read_pickle(path: Path, device: str) -> Any:
             warnings.filterwarnings("ignore", "Detected pickle protocol")
             return torch.load(path, map_location=device, weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"{path} asks for more than tensors and is refused ({reason}); convert it to safetensors"
-        ) from error
+        refused = _REFUSED.search(str(error))
+        asked = f"asks for {refused[1]}, which is no tensor," if refused else "is damaged or asks for more than tensors"
+        raise ValueError(f"{path} {asked} and is refused; ask its maker for safetensors") from error
     except (RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"{path} is damaged ({str(error).splitlines()[0]}); fetch it again") from error
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"{path} is damaged ({reason}); fetch it again") from error
 
 
 def write_checkpoint(folder: Path, tensors: Mapping[str, Stored], max_shard_bytes: int) -> None:

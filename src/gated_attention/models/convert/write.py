@@ -17,7 +17,7 @@ from transformers import (
 from gated_attention.models.configuration import GatedQwen3MoeConfig
 from gated_attention.models.convert.canonical import Checkpoint, Config
 from gated_attention.models.convert.layouts import join_per_head
-from gated_attention.models.convert.read import HINT, model_dtype, shifted
+from gated_attention.models.convert.read import HINT, HINTS, model_dtype, shifted
 from gated_attention.models.convert.storage import Stored
 from gated_attention.spec import BlockSpec
 
@@ -105,7 +105,7 @@ def _shared_values(config: Config) -> dict[str, Any]:
         "layer_types": ["full_attention"] * config.num_hidden_layers,
         "rope_parameters": {**config.rope_parameters, "partial_rotary_factor": 1.0},
         "attn_output_gate": True,  # read by vLLM and SGLang
-        HINT: {"granularity": config.gates[0].granularity},
+        HINT: {name: getattr(config.gates[0], name) for name in HINTS},
     }
 
 
