@@ -14,8 +14,8 @@ from gated_attention.ops import lse_shift
 from gated_attention.ops.attention import choose_backend
 
 FusedBackend = Literal["shifted", "triton", "hopper"]
-"""`shifted`: PyTorch's kernels, see `lse_shift`. `triton`: `triton_forward`, `triton_backward`. `hopper`: our kernels for
-Hopper, but `shifted`'s backward where that is faster."""
+"""`shifted`: PyTorch's kernels, see `lse_shift`. `triton`: `triton_forward`, `triton_backward`. `hopper`: our kernels
+for Hopper, but `shifted`'s backward where that is faster."""
 
 
 _Forward = Callable[[Tensor, Tensor, Tensor, Tensor, bool, float], tuple[Tensor, Tensor]]
