@@ -20,10 +20,12 @@ UNFIT |= {("experts-x1.03", size.name) for size in [DENSE, *SIZES.values()] if n
 """Variants that dense sizes cannot have: maps that cost more than the FFN, experts where there are none."""
 
 
-def every(*sizes):
-    """Every variant at every of these sizes that can have it."""
+def every(*sizes, models_once=False):
+    """Every variant at every of these sizes that can have it; those that only train otherwise are one model."""
     pairs = [(variant, size) for size in sizes for variant in VARIANTS.values()]
     fit = [pair for pair in pairs if (pair[0].name, pair[1].name) not in UNFIT]
+    if models_once:
+        fit = list({(variant.block, variant.resize(size)): (variant, size) for variant, size in reversed(fit)}.values())
     return pytest.mark.parametrize(
         ("variant", "size"), fit, ids=[f"{variant.name}-{size.name}" for variant, size in fit]
     )
@@ -77,7 +79,7 @@ def test_it_saves_loads_and_generates(variant, size, tmp_path):
         assert found[0, end] == model(found[:, :end]).logits[0, -1].argmax()
 
 
-@every(DENSE, MOE)
+@every(DENSE, MOE, models_once=True)
 def test_it_compiles_into_one_graph(variant, size, compile_whole):
     model = model_of(variant, size, num_hidden_layers=1)
     ids = torch.arange(12)[None] % size.vocab_size
