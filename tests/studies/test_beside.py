@@ -1,7 +1,7 @@
 """A study beside the paper: baselines of one learning rate, and parameters called matched only where they are."""
 
 import pytest
-from test_report import report_of, write_arm
+from finished_arms import report_of, write_arm
 
 from gated_attention.studies.beside import rows_table
 from gated_attention.studies.comparison import compare_variants
