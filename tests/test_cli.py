@@ -47,6 +47,8 @@ def fails(arguments, capsys):
         (["--data", "/no/such/path"], "/no/such/path"),
         (["--tokenizer", "bpe-10"], "bpe-10"),
         (["--learning-rate", "0"], "learning_rate is 0"),
+        (["--table", "1", "--variants", "baseline"], "table 1 and variants baseline were both asked for"),
+        (["--table", "5"], "no variant is a row of table 5; choose from 1, 2, 3, 4, 6"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments, message, tmp_path, capsys):

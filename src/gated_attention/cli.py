@@ -55,8 +55,13 @@ Name = Annotated[str | None, typer.Option(help="Name of the study.", show_defaul
 @app.command()
 def compare(
     variants: Annotated[
-        str, typer.Option(help="Variants to train, separated by commas; `gated-attention variants` lists them.")
-    ] = "baseline,sdpa-headwise,sdpa-elementwise",
+        str | None,
+        typer.Option(
+            help="Variants to train, separated by commas; `gated-attention variants` lists them. "
+            "Default: baseline,sdpa-headwise,sdpa-elementwise.",
+            show_default=False,
+        ),
+    ] = None,
     table: Annotated[
         int | None,
         typer.Option(help="Train all rows of this table of the paper instead: 1, 2, 3, 4 or 6.", show_default=False),
@@ -100,7 +105,7 @@ def compare(
     chosen = pick_device(device)
     plan = make_plan(
         name=name,
-        variants=[part.strip() for part in variants.split(",") if part.strip()],
+        variants=None if variants is None else [part.strip() for part in variants.split(",") if part.strip()],
         table=table,
         size=size,
         seeds=seeds,
@@ -155,7 +160,10 @@ def report(
 @app.command()
 def variants(
     name: Annotated[str | None, typer.Argument(help="One variant to look at closely.", show_default=False)] = None,
-    size: Annotated[str, typer.Option(help="With NAME: the size to resolve it at.")] = "tiny",
+    size: Annotated[
+        str | None,
+        typer.Option(help="With NAME: the size to resolve it at, as in `compare`; default: tiny.", show_default=False),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List the registry, or show one variant at a size.
@@ -168,9 +176,11 @@ def variants(
     from gated_attention.studies.variants import get_variant
 
     if name is None:
+        if size is not None:
+            raise ValueError(f"--size {size} is for one variant; name it, e.g. variants baseline --size {size}")
         _echo_json(catalogue.registry()) if as_json else print_registry()
     else:
-        chosen, shape = get_variant(name), get_size(size)
+        chosen, shape = get_variant(name), get_size(size or "tiny")
         _echo_json(catalogue.resolve(chosen, shape)) if as_json else print_variant(chosen, shape)
 
 

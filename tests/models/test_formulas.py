@@ -11,9 +11,11 @@ from torch.nn import functional as F
 
 from gated_attention.models.build import build_model
 from gated_attention.models.configuration import make_config
+from gated_attention.penalty import TARGET_BAND
 from gated_attention.sizes import ModelSize
 from gated_attention.spec import BlockSpec, GateSpec, SwitchSpec
 from gated_attention.studies.variants import VARIANTS
+from gated_attention.train.auxiliary import AuxiliaryLosses, AuxiliaryWeights
 
 DENSE = ModelSize("dense", 2, 24, 4, 2, 8, 96, 31, 16)
 MOE = replace(DENSE, name="moe", intermediate_size=8, num_experts=4, num_experts_per_tok=2, tie_word_embeddings=False)
@@ -41,10 +43,11 @@ def rope(x, theta=10_000.0):
 
 
 class Decoder:
-    """Qwen3 with a block as the paper changes it, read from a state dict."""
+    """Qwen3 with a block as the paper changes it, read from a state dict; keeps what auxiliary losses are made of."""
 
     def __init__(self, weights, size, block):
         self.weights, self.size, self.block = weights, size, block
+        self.router_logits, self.hard_scores, self.clipped_shares = [], [], []
 
     def __call__(self, ids):
         x = F.embedding(ids, self.weights["model.embed_tokens.weight"])
@@ -65,14 +68,19 @@ class Decoder:
 
     def clip(self, y):
         bound = self.block.output_clip
-        return y if bound is None else torch.maximum(torch.minimum(y, torch.tensor(bound)), torch.tensor(-bound))
+        if bound is None:
+            return y
+        self.clipped_shares.append((y.abs() > bound).double().mean().item())
+        return torch.maximum(torch.minimum(y, torch.tensor(bound)), torch.tensor(-bound))
 
     def ffn(self, x, at):
         w = self.weights
         if not self.size.num_experts:
             gate, up, down = (w[f"{at}{name}_proj.weight"].T for name in ("gate", "up", "down"))
             return (F.silu(x @ gate) * (x @ up)) @ down
-        shares = (x @ w[at + "gate.weight"].T).softmax(-1)
+        logits = x @ w[at + "gate.weight"].T
+        self.router_logits.append(logits.flatten(0, 1))
+        shares = logits.softmax(-1)
         best = shares.topk(self.size.num_experts_per_tok, -1)
         out = torch.zeros_like(x)
         for expert in range(self.size.num_experts):
@@ -126,9 +134,25 @@ class Decoder:
                 logits = logits + self.weights[name + "bias"]
             logits = logits.unflatten(-1, (-1, 1 if spec.granularity == "headwise" else y.shape[-1]))
             scores = ACTIVATIONS[spec.activation](logits)
+            if spec.activation == "hard_sigmoid":
+                self.hard_scores.append(scores)
             scores = spec.scale * (scores.mean(2, keepdim=True) if spec.head_shared else scores)
             y = y * scores if spec.combine == "multiply" else y + scores
         return y
+
+    def auxiliary_losses(self, weights):
+        total = torch.zeros((), dtype=torch.float64)
+        for logits in self.router_logits:
+            num_experts, k = self.size.num_experts, self.size.num_experts_per_tok
+            sent = F.one_hot(logits.topk(k, -1).indices, num_experts).sum((0, 1)) / (k * len(logits))
+            balance = num_experts * (sent * logits.softmax(-1).mean(0)).sum()
+            z = logits.exp().sum(-1).log().square().mean()
+            total = total + (weights.load_balance * balance + weights.router_z * z) / len(self.router_logits)
+        if weights.gate_penalty:
+            scores, target = torch.stack(self.hard_scores), weights.gate_penalty.target
+            excess = 1.0 if target is None else float((scores > 0).double().mean() - target) / TARGET_BAND
+            total = total + weights.gate_penalty.weight * min(max(excess, 0.0), 1.0) * scores.mean()
+        return total
 
 
 def randomised(size, block):
@@ -138,8 +162,10 @@ def randomised(size, block):
         model.set_experts_implementation("eager")  # the grouped product has no float64
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+            if block.output_clip and ("o_proj" in name or "down_proj" in name):
+                parameter.mul_(block.output_clip)  # outputs around the bound
     return model
 
 
@@ -147,21 +173,40 @@ def assert_close(name, found, expected):
     assert (found - expected).abs().max() <= 2e-5 * expected.abs().max(), name
 
 
-def check(size, block):
+def check(size, block, penalty=None):
     model = randomised(size, block)
     ids = torch.randint(size.vocab_size, (2, 11), generator=torch.Generator().manual_seed(2))
     weights = {name: value.detach().clone().requires_grad_() for name, value in model.state_dict().items()}
     if size.tie_word_embeddings:
         weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
-    expected = Decoder(weights, size, block)(ids)
-    found = model(input_ids=ids).logits
+    factors = AuxiliaryWeights(0.5, 0.1, penalty)
+    decoder, auxiliary = Decoder(weights, size, block), AuxiliaryLosses(model, factors)
+    expected = decoder(ids)
+    with auxiliary.gather():
+        found = model(input_ids=ids).logits
     assert_close("logits", found, expected)
+    assert all(0.1 < share < 0.9 for share in decoder.clipped_shares)
     direction = torch.randn(found.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    (found * direction).sum().backward()
-    (expected * direction).sum().backward()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None, f"{name} has no gradient"
-        assert_close(name, parameter.grad, weights[name].grad)
+    reached = assert_same_gradients(model, weights, (found * direction).sum(), (expected * direction).sum())
+    assert reached == {name for name, _ in model.named_parameters()}
+    if size.num_experts or penalty:
+        found, expected = auxiliary.loss(), decoder.auxiliary_losses(factors)
+        assert_close("auxiliary losses", found, expected)
+        reached = assert_same_gradients(model, weights, found, expected)
+        assert not size.num_experts or "model.layers.1.mlp.gate.weight" in reached
+        assert not penalty or "model.layers.1.self_attn.g_proj.weight" in reached
+
+
+def assert_same_gradients(model, weights, found, expected):
+    """Compares the gradients of every parameter; returns the names of those that have one."""
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    ours = torch.autograd.grad(found, parameters, retain_graph=True, allow_unused=True)
+    theirs = torch.autograd.grad(expected, [weights[name] for name in names], retain_graph=True, allow_unused=True)
+    for name, gradient, exact in zip(names, ours, theirs, strict=True):
+        assert (gradient is None) == (exact is None), f"{name} has a gradient on one side only"
+        if exact is not None:
+            assert_close(name, gradient, exact)
+    return {name for name, gradient in zip(names, ours, strict=True) if gradient is not None}
 
 
 @pytest.mark.parametrize("size", [DENSE, MOE], ids=lambda size: size.name)
@@ -171,7 +216,7 @@ def test_every_variant_is_its_formula(variant, size):
         with pytest.raises(ValueError, match="size 'dense' has none"):
             variant.resize(size)
         return
-    check(replace(variant.resize(replace(size, ffn_multiple=1)), ffn_multiple=1), variant.block)
+    check(variant.resize(replace(size, ffn_multiple=1)), variant.block, variant.gate_penalty)
 
 
 BLOCKS = {

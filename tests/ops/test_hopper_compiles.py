@@ -53,7 +53,7 @@ def assert_fast(compiled, said):
     assert "C7512" not in said
     assert "serializ" not in said
     assert compiled.metadata.shared <= SHARED_MEMORY
-    assert {"240", "160"} & set(re.findall(r"setmaxnreg\.inc\S*\s+(\d+)", compiled.asm["ptx"]))
+    assert "240" in set(re.findall(r"setmaxnreg\.inc\S*\s+(\d+)", compiled.asm["ptx"]))
 
 
 @pytest.mark.parametrize(("head_dim", "causal", "channels"), CASES)
@@ -67,7 +67,6 @@ def test_forward_neither_spills_nor_serialises(head_dim, causal, channels):
     signature |= dict.fromkeys(("B", "H", "T", "S", "group", "section", "num_tiles", "ss_b", "ss_t", "ss_h"), "i32")
     constants = {"BN": blocks.num_keys, "D": head_dim, "STAGES": blocks.num_stages}
     constants |= {"QUERY_STAGES": blocks.num_query_stages, "OUTPUT_IN_QUERIES": blocks.output_in_queries}
-    constants["CONSUMERS"] = blocks.num_consumers if causal else 2
     constants |= {"CAUSAL": causal, "ELEMENTWISE": channels}
     assert_fast(*assemble(hopper_forward.forward_kernel, signature, constants))
 

@@ -54,13 +54,29 @@ def test_rows_are_paired_by_cite_and_signs_by_the_papers_baseline():
     assert (table_1.num_agree, table_1.num_signs) == (1, 2)  # the headwise gate came out worse here
     assert table_1.correlation == pytest.approx(0.5)
     assert found[4, "F-Attn"].correlation == pytest.approx(1.0)
-    assert "rank correlation +0.50" in table_1.describe()
+    assert table_1.describe().startswith("Table 1, Perplexity over 3 rows: rank correlation +0.50")
+
+
+def test_table_2_is_compared_within_one_setting():
+    names = {
+        "baseline": ("T2.1", "T2.5"),
+        "sdpa-elementwise": ("T2.2", "T2.8"),
+        "sdpa-headwise": ("T2.9",),
+        "baseline-lr-4.5": ("T2.3",),
+    }
+    rows = [row(name, cites, 20.0 - place, 0.1) for place, (name, cites) in enumerate(names.items())]
+    found = {order.setting: order for order in orders(Comparison("baseline", tuple(rows)))}
+    assert [list(order.pairs) for order in found.values()] == [["T2.1", "T2.2"], ["T2.5", "T2.8", "T2.9"]]
+    order = found["1.7B dense, 48 layers, 400B tokens, batch 1024"]
+    assert order.correlation == pytest.approx(0.5)  # headwise is second in the paper and first here
+    assert order.name == "Table 2, 1.7B dense, 48 layers, 400B tokens, batch 1024, Perplexity"
 
 
 def test_runs_that_diverged_do_not_count():
     lost = row("baseline-lr-8", ("T2.6",), 9.0, 0.1)
     lost.measures["val_perplexity"] = Spread(float("nan"), None, 0, 1)
-    comparison = Comparison(None, (row("baseline", ("T2.1", "T2.5"), 7.0, 0.1), lost))
+    kept = row("baseline", ("T2.5",), 7.0, 0.1), row("sdpa-elementwise", ("T2.8",), 6.0, 0.1)
+    comparison = Comparison(None, (*kept, lost))
     (order,) = orders(comparison)
-    assert order.pairs.keys() == {"T2.1", "T2.5"}
+    assert order.pairs.keys() == {"T2.5", "T2.8"}
     assert order.correlation is None

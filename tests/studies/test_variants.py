@@ -71,6 +71,8 @@ def test_the_list_names_every_variant_and_marks_what_disagrees(capsys):
     assert all(name in out for name in VARIANTS)
     assert "400 *" in out
     assert "453M if calculated from Table 7" in out
+    assert "T1.5 is Table 1, row 5 of arXiv 2505.06708" in out
+    assert "T1.12: not stated whether heads are averaged before or after the sigmoid" in out
 
 
 def test_the_list_as_json(capsys):
@@ -88,15 +90,41 @@ def test_one_variant_at_a_size(capsys):
     out = capsys.readouterr().out
     assert "FFN 5504" in out
     assert "1,728,177,152" in out
-    assert "FFN narrowed from 6144; residue +0.427 %" in out
+    assert "FFN narrowed from 6144, to a multiple of 128; residue +0.427 %" in out
+    assert "G1: 16 x 128 scores a token, 4,194,304 parameters a layer" in out
     with pytest.raises(SystemExit):
         main(["variants", "sdpa-elementwise", "--json"])
     assert json.loads(capsys.readouterr().out)["residue"] == 0.0
 
 
 @pytest.mark.parametrize(
+    ("name", "size", "said"),
+    [
+        ("baseline", "tiny", "FFN as the baseline's, in multiples of 1; residue +0.000 %"),
+        ("sdpa-elementwise-lr-8", "tiny", "peak learning rate 0.008"),
+        ("kv-heads-x2", "moe-s", "parameters are added; residue +1.830 %"),
+        ("experts-x1.03", "moe-tiny", "FFN 48 in each of 17 experts, of which a token passes 4"),
+    ],
+)
+def test_a_size_resolves_to_what_is_trained(name, size, said, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit):
+        main(["variants", name, "--size", size])
+    assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("parameters", "text"),
+    [(0, "0"), (768, "0.0008"), (9_216, "0.009"), (98_304, "0.10"), (1_572_864, "1.57"), (201_326_592, "201")],
+)
+def test_small_costs_are_not_rounded_to_nothing(parameters, text):
+    assert catalogue.millions(parameters) == text
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--size", "s"], "--size s is for one variant; name it, e.g. variants baseline --size s"),
         (["nothing"], "unknown variant 'nothing'"),
         (["baseline", "--size", "huge"], "unknown size 'huge'"),
         (["experts-x1.03"], "adds experts, and size 'tiny' has none; choose a mixture of experts, such as moe-tiny"),

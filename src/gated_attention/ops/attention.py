@@ -233,6 +233,8 @@ def run_sdpa_backward(
         # Without dropout the kernels never read the random state that their signatures ask for.
         unread = torch.zeros((), dtype=torch.int64, device=q.device)
         if _is_cudnn(q, k):
+            if grad.stride() != out.stride():  # PyTorch keeps cuDNN's plans by the strides of q, k and v alone
+                grad = torch.empty_like(out).copy_(grad)
             grads = _aten._scaled_dot_product_cudnn_attention_backward(
                 grad, q, k, v, out, lse[..., None], unread, unread, bias, None, None,
                 q.shape[2], k.shape[2], 0.0, causal, scale=scale,

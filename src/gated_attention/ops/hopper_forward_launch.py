@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gated_attention.ops.hopper_forward import ROWS, forward_kernel
+from gated_attention.ops.hopper_forward import CONSUMERS, ROWS, forward_kernel
 from gated_attention.ops.hopper_pipeline import describe
 
 _SECTION_BYTES = 24 * 2**20
@@ -14,21 +14,19 @@ _SECTION_BYTES = 24 * 2**20
 
 
 class Blocks(NamedTuple):
-    """How a head size is cut: keys a tile, tiles in flight, warpgroups that own queries."""
+    """How a head size is cut: keys a tile, and tiles in flight."""
 
     num_keys: int
     num_stages: int
     num_query_stages: int
     output_in_queries: bool
     """Whether the output leaves through the queries' shared memory, for want of any other."""
-    num_consumers: int
-    """Where attention is causal; else two, since three leave too few registers."""
 
 
 BLOCKS = {
-    64: Blocks(num_keys=128, num_stages=4, num_query_stages=2, output_in_queries=False, num_consumers=3),
-    128: Blocks(num_keys=128, num_stages=2, num_query_stages=2, output_in_queries=False, num_consumers=2),
-    256: Blocks(num_keys=64, num_stages=2, num_query_stages=1, output_in_queries=True, num_consumers=2),
+    64: Blocks(num_keys=128, num_stages=4, num_query_stages=2, output_in_queries=False),
+    128: Blocks(num_keys=128, num_stages=2, num_query_stages=2, output_in_queries=False),
+    256: Blocks(num_keys=64, num_stages=2, num_query_stages=1, output_in_queries=True),
 }
 
 
@@ -53,8 +51,7 @@ def attention_forward(
     lse = torch.empty(B, H, T, dtype=torch.float32, device=q.device)
     counter = torch.zeros(1, dtype=torch.int32, device=q.device)
     rows, group = ROWS.value, H // K
-    consumers = blocks.num_consumers if causal else 2
-    num_tiles = -(-T // (rows * consumers))
+    num_tiles = -(-T // (rows * CONSUMERS.value))
     section = max(1, min(B * H, group * _SECTION_BYTES // (2 * S * D * q.element_size())))
     num_programs = min(num_tiles * B * H, torch.cuda.get_device_properties(q.device).multi_processor_count)
     q_desc = describe(q, rows)
@@ -63,6 +60,6 @@ def attention_forward(
         describe(gate_logits.transpose(1, 2), rows) if elementwise else q_desc, gate_logits, lse, counter,
         B, H, T, S, group, section, num_tiles, scale, *gate_logits.stride()[:3],
         BN=blocks.num_keys, D=D, STAGES=blocks.num_stages, QUERY_STAGES=blocks.num_query_stages, CAUSAL=causal,
-        ELEMENTWISE=elementwise, OUTPUT_IN_QUERIES=blocks.output_in_queries, CONSUMERS=consumers, num_warps=4,
+        ELEMENTWISE=elementwise, OUTPUT_IN_QUERIES=blocks.output_in_queries, num_warps=4,
     )  # fmt: skip
     return out, lse

@@ -1,26 +1,14 @@
-"""The second half of a report: beside the paper, every run, definitions, limits, how to run it again."""
+"""The end of a report: every run, definitions, limits, how to run it again."""
 
 import shlex
 from collections.abc import Sequence
-from math import log
 
-from gated_attention.studies.comparison import LOSS, Comparison, VariantRow
-from gated_attention.studies.ordering import orders
-from gated_attention.studies.page import Block, Bullets, CodeBlock, Heading, Paragraph, TableBlock
-from gated_attention.studies.published import ROWS, PublishedRow, cite
+from gated_attention.studies.comparison import LOSS, Comparison
+from gated_attention.studies.page import Block, Bullets, CodeBlock, Heading, TableBlock
 from gated_attention.studies.record import Result
-from gated_attention.studies.sections import count_text, source_name
+from gated_attention.studies.sections import count_text, parameters_text, source_name
 from gated_attention.studies.statistics import CONFIDENCE, spread
-from gated_attention.studies.table import (
-    ABSENT,
-    Cell,
-    Column,
-    difference_text,
-    fixed,
-    significant,
-    spread_text,
-    table_of,
-)
+from gated_attention.studies.table import Cell, Column, fixed, significant, spread_text, table_of
 
 DEFINITIONS = {
     LOSS: (
@@ -82,120 +70,6 @@ _OPTIONS = {
 }
 
 
-def beside_paper(results: Sequence[Result], comparison: Comparison) -> list[Block]:
-    """The paper's own numbers for the variants that it has, its baseline beside them; empty where it has none."""
-    entries = [(row, group) for row in comparison.rows for group in _published(row)]
-    if not entries:
-        return []
-    rows, groups = zip(*entries, strict=True)
-    baselines = [tuple(cite(row.baseline) for row in group if row.baseline) for group in groups]
-    table = table_of(
-        {
-            Column("Variant", numeric=False): [Cell(row.variant) for row in rows],
-            Column("Row of the paper", beneath=True, numeric=False): [Cell(_names(group)) for group in groups],
-            Column("PPL"): [_first(group, "perplexity", 3) for group in groups],
-            Column("baseline's PPL", beneath=True): [_first(group, "perplexity", 3) for group in baselines],
-            Column("ln PPL ratio", "nats"): [_log_ratio(*pair) for pair in zip(groups, baselines, strict=True)],
-            Column("here", "nats", beneath=True): [_difference(row) for row in rows],
-            Column("F-Attn"): [_first(group, "f_attn", 3) for group in groups],
-            Column("baseline's F-Attn", beneath=True): [_first(group, "f_attn", 3) for group in baselines],
-            Column("M-Act"): [_first(group, "m_act", 0) for group in groups],
-            Column("baseline's M-Act", beneath=True): [_first(group, "m_act", 0) for group in baselines],
-            Column("Gate mean"): [_first(group, "gate_score", 3) for group in groups],
-            Column("here", beneath=True): [_gate_mean(row) for row in rows],
-        }
-    )
-    settings = " and ".join(dict.fromkeys(row.setting for group in groups for row in group))
-    tokens = max(result.tokens_seen for result in results)
-    scale = (
-        f"The paper's numbers are of {settings}; this study's models have {_parameters_text(comparison)}and saw "
-        f"{count_text(tokens)} tokens. The scales differ by orders of magnitude: compare signs and ratios, not values."
-    )
-    notes = [
-        "T1.5 is Table 1, row 5 of Qiu et al., arXiv 2505.06708; the paper has one run of each.",
-        *(f"{row.cite}: {row.note}." for group in groups for row in group if row.note),
-    ]
-    return [
-        Heading("Beside the paper"),
-        Paragraph(scale),
-        TableBlock(table),
-        Paragraph(" ".join(notes), "note"),
-        *_order_of_rows(comparison),
-    ]
-
-
-def _order_of_rows(comparison: Comparison) -> list[Block]:
-    """Rank correlations with the paper's tables and the agreement of signs; empty where no table has two rows here."""
-    found = orders(comparison)
-    if not found:
-        return []
-    known = [order.correlation is not None for order in found]
-    table = table_of(
-        {
-            Column("Table", numeric=False): [Cell(f"Table {order.table}, {order.title}") for order in found],
-            Column("Rows"): [Cell(str(len(order.pairs))) for order in found],
-            Column("Rank correlation"): [
-                Cell(f"{order.correlation:+.2f}" if ok else ABSENT) for order, ok in zip(found, known, strict=True)
-            ],
-            Column("p", beneath=True): [
-                Cell(f"{order.p_value:.2g}" if ok else ABSENT) for order, ok in zip(found, known, strict=True)
-            ],
-            Column("Same sign as in the paper"): [
-                Cell(f"{order.num_agree} of {order.num_signs}" if order.num_signs else ABSENT) for order in found
-            ],
-        }
-    )
-    text = (
-        "Do the rows come out in the paper's order? Spearman's rank correlation over the rows that both have, with the "
-        "two-sided share of all orders that lie as far from 0; and the sign of each row's difference to its baseline. "
-        "A correlation over few rows or within noise says little."
-    )
-    return [Heading("The order of the rows", level=3), Paragraph(text), TableBlock(table)]
-
-
-def _published(row: VariantRow) -> list[tuple[PublishedRow, ...]]:
-    """The variant's rows in the paper, those that print one model in several tables together; no baselines."""
-    groups: dict[tuple[str, float | None], list[PublishedRow]] = {}
-    for key in row.cites:
-        if key in ROWS and (found := cite(key)).baseline:
-            groups.setdefault((found.setting, found.perplexity), []).append(found)
-    return [tuple(group) for group in groups.values()]
-
-
-def _names(group: Sequence[PublishedRow]) -> str:
-    first = group[0]
-    method = f"{first.method}, {first.activation}" if first.activation else first.method
-    return f"{', '.join(row.cite for row in group)}: {method}"
-
-
-def _first(group: Sequence[PublishedRow], column: str, decimals: int) -> Cell:
-    """The column's number from the first of the rows that has it."""
-    value = _number(group, column)
-    return Cell(ABSENT if value is None else f"{value:,.{decimals}f}")
-
-
-def _number(group: Sequence[PublishedRow], column: str) -> float | None:
-    return next((value for row in group if (value := getattr(row, column)) is not None), None)
-
-
-def _log_ratio(group: Sequence[PublishedRow], baselines: Sequence[PublishedRow]) -> Cell:
-    ours, theirs = _number(group, "perplexity"), _number(baselines, "perplexity")
-    return Cell(f"{log(ours / theirs):+.4f}" if ours and theirs else ABSENT)
-
-
-def _difference(row: VariantRow) -> Cell:
-    return Cell(difference_text(row.difference) if row.difference else ABSENT)
-
-
-def _gate_mean(row: VariantRow) -> Cell:
-    return Cell(spread_text(row.measures.get("gate_score_mean"), fixed(3)))
-
-
-def _parameters_text(comparison: Comparison) -> str:
-    largest = max((row.parameters or 0 for row in comparison.rows), default=0)
-    return f"{count_text(largest)} parameters " if largest else ""
-
-
 def every_run(results: Sequence[Result]) -> list[Block]:
     """The raw numbers, a row for each run; empty where each variant has one, which the comparison shows."""
     if len({run.variant for run in results}) == len(results):
@@ -239,6 +113,9 @@ def limits(results: Sequence[Result], comparison: Comparison) -> list[Block]:
     """What a reader must not take from the study."""
     seeds = [len(row.seeds) for row in comparison.rows]
     compared = len([row for row in comparison.rows if row.difference and row.difference.n > 1])
+    rates = {run.config.get("train", {}).get("learning_rate") for run in results}
+    one_rate = "One learning rate and one schedule for all variants"
+    own_rate = "One learning rate for each variant, a given multiple of the study's, and one schedule"
     other_text = any(run.config.get("data", {}).get("validation") for run in results)
     held_out = "" if other_text else " of the same source as the training text"
     items = []
@@ -253,9 +130,9 @@ def limits(results: Sequence[Result], comparison: Comparison) -> list[Block]:
             f"{(1 - CONFIDENCE) * compared:.2f} false findings are expected if no gate did anything."
         )
     items += [
-        f"Scale: {_parameters_text(comparison)}and {count_text(max(run.tokens_seen for run in results))} tokens. "
+        f"Scale: {parameters_text(comparison)}and {count_text(max(run.tokens_seen for run in results))} tokens. "
         "Others found that a gate's effect changes with scale, and below 2M parameters even its sign.",
-        "One learning rate and one schedule for all variants; none was tuned for its own best.",
+        f"{one_rate if len(rates) == 1 else own_rate}; none was tuned for its own best.",
         f"Loss on held-out text{held_out}; no benchmark, no long context.",
     ]
     return [Heading("What this does not show"), Bullets(items)]
@@ -285,6 +162,7 @@ def _command(results: Sequence[Result], comparison: Comparison) -> str:
         "seeds": max(len(row.seeds) for row in comparison.rows),
         **{option: run.config.get(part, {}).get(key) for option, (part, key) in _OPTIONS.items()},
     }
+    options["learning-rate"] = run.config.get("study_learning_rate", options["learning-rate"])
     words = ["gated-attention compare"]
     for option, value in options.items():
         if value is True:

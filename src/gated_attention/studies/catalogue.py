@@ -1,6 +1,7 @@
 """The registry as a reader sees it: what every variant is, costs and cites. Imports neither torch nor transformers."""
 
 from dataclasses import asdict
+from math import floor, log10
 from typing import Any
 
 from gated_attention.sizes import ModelSize, count_parameters, get_size
@@ -101,8 +102,10 @@ def account_table(variant: Variant, size: ModelSize) -> Table:
 
 
 def millions(parameters: int) -> str:
-    """A number of parameters in millions: 201, 25.2, 1.57, 0.20, 0."""
+    """A number of parameters in millions: 201, 25.2, 1.57, 0.20, 0.0008, 0."""
     value = parameters / 1e6
+    if 0 < value < 0.1:
+        return f"{value:.{-floor(log10(value))}f}"
     return f"{value:,.{0 if value == 0 or value >= 100 else 1 if value >= 10 else 2}f}"
 
 

@@ -1,7 +1,7 @@
 """A study's variants as data: each over its seeds, and against the baseline."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isfinite, nan
 
 from gated_attention.studies.published import ROWS
@@ -24,6 +24,7 @@ class VariantRow:
         residue: Share of the baseline's parameters by which this variant's exceed them.
         measures: Every measure over seeds; a run whose validation loss is not finite counts as diverged in all.
         difference: Validation loss against the baseline; None for the baseline and where there is none.
+        losses: Seed to validation loss, NaN for a run that diverged.
     """
 
     variant: str
@@ -34,6 +35,7 @@ class VariantRow:
     residue: float | None
     measures: Mapping[str, Spread]
     difference: PairedDifference | None
+    losses: Mapping[int, float] = field(default_factory=dict)
 
     def mean(self, measure: str) -> float | None:
         """Mean of a measure over the runs that did not diverge; None if there is none."""
@@ -51,6 +53,19 @@ class Comparison:
 
     reference: str | None
     rows: tuple[VariantRow, ...]
+
+    @property
+    def cited(self) -> dict[str, VariantRow]:
+        """The variants by the rows of the paper's tables that they are."""
+        return {key: row for row in self.rows for key in row.cites if key in ROWS}
+
+    def own_difference(self, key: str) -> PairedDifference | None:
+        """Validation loss of the paper's row against the baseline that the paper has for it; None if one is not here.
+
+        Where the learning rate differs, that baseline is another variant than the study's reference.
+        """
+        ours, baseline = self.cited.get(key), self.cited.get(ROWS[key].baseline or "")
+        return paired_difference(ours.losses, baseline.losses) if ours and baseline else None
 
 
 def diverged(result: Result) -> bool:
@@ -105,6 +120,7 @@ def _row(runs: Mapping[int, Result], reference: Mapping[int, Result] | None) -> 
         residue=parameters / others - 1.0 if parameters and others else None,
         measures={name: spread(_values(runs, name).values()) for name in names},
         difference=paired_difference(_values(runs, LOSS), _values(reference, LOSS)) if reference else None,
+        losses=_values(runs, LOSS),
     )
 
 

@@ -9,12 +9,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
 
 from gated_attention.sizes import count_parameters
-from gated_attention.studies.comparison import compare_variants
+from gated_attention.studies.beside import rows_table
+from gated_attention.studies.comparison import LOSS, compare_variants, diverged
 from gated_attention.studies.device import device_name
 from gated_attention.studies.ordering import orders
 from gated_attention.studies.record import Result
 from gated_attention.studies.study import Arm, StudyPlan
-from gated_attention.studies.table import terminal_table
+from gated_attention.studies.table import rich_table, terminal_table
 from gated_attention.train.callbacks import Progress as TrainingProgress
 
 
@@ -72,19 +73,26 @@ class Display:
 
     def finish(self, arm: Arm, result: Result, kept: bool) -> None:
         """Fill the arm's bar, or say that it was there already."""
-        loss = result.measures["val_loss_nats"].value
+        status = "diverged" if diverged(result) else f"validation loss {result.measures[LOSS].value:.4f}"
         if kept:
-            self.say(f"{arm.variant.name} seed {arm.seed}: kept from an earlier run, validation loss {loss:.4f}")
+            self.say(f"{arm.variant.name} seed {arm.seed}: kept from an earlier run, {status}")
             return
         self.bars.update(
             self.tasks[arm.variant.name, arm.seed],
             completed=self.plan.train.steps,
-            status=f"validation loss {loss:.4f}",
+            status=status,
         )
 
     def summary(self, results: Sequence[Result], report: Path) -> None:
-        """Print the table, and where the report lies."""
+        """Print the table, the paper's table beside it if that was asked for, and where the report lies."""
+        comparison, table = compare_variants(results), self.plan.table
         self.console.print(terminal_table(results))
-        for order in orders(compare_variants(results)):
-            self.console.print(f"Table {order.table}, {order.describe()}", highlight=False)
+        if table is not None:
+            self.console.print(
+                f"[bold]Table {table} of the paper above this study[/], differences in nats to the baseline"
+            )
+            self.console.print(rich_table(rows_table(comparison, table)))
+        for order in orders(comparison):
+            if table in (None, order.table):
+                self.console.print(order.describe(), highlight=False)
         self.console.print(f"report: {report / 'report.html'}")

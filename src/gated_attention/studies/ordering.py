@@ -25,9 +25,11 @@ SAMPLES = 20_000
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """One column of one of the paper's tables beside ours, over the rows that have both.
+    """One column of one of the paper's tables beside ours, over the rows of one setting that have both.
 
     Attributes:
+        setting: The paper's model and training tokens where a table has several, else empty: their numbers are not
+            of one order (Table 2).
         pairs: Cite to the paper's number and ours.
         correlation: Spearman's; None for fewer than three rows or where one side is constant.
         p_value: Share of all orders whose correlation is at least as far from 0.
@@ -36,6 +38,7 @@ class Order:
     """
 
     table: int
+    setting: str
     title: str
     pairs: Mapping[str, tuple[float, float]]
     correlation: float | None
@@ -43,9 +46,14 @@ class Order:
     num_signs: int
     num_agree: int
 
+    @property
+    def name(self) -> str:
+        """What is compared, e.g. `Table 1, Perplexity`."""
+        return ", ".join(filter(None, (f"Table {self.table}", self.setting, self.title)))
+
     def describe(self) -> str:
         """The comparison in one sentence."""
-        rows = f"{self.title} over {len(self.pairs)} rows"
+        rows = f"{self.name} over {len(self.pairs)} rows"
         if self.correlation is None:
             order = f"{rows}: too few for a rank correlation"
         else:
@@ -58,21 +66,26 @@ class Order:
 
 
 def orders(comparison: Comparison) -> list[Order]:
-    """Every table and column of the paper of which the study has at least two rows."""
-    cited = {key: row for row in comparison.rows for key in row.cites if key in ROWS}
+    """Every table, setting and column of the paper of which the study has at least two rows."""
+    cited = comparison.cited
     found = []
     for table in sorted({ROWS[key].table for key in cited}):
         # Table 6 prints no baseline; its model is Table 1's.
         rows = [row for key, row in ROWS.items() if key in cited and row.table == table]
-        for column, (title, measure) in COLUMNS.items():
-            ours = {key: value for key, row in cited.items() if (value := row.mean(measure)) is not None}
-            order = _order(table, title, column, rows, ours)
-            if len(order.pairs) > 1:
-                found.append(order)
+        settings = list(dict.fromkeys(row.setting for row in rows))
+        for setting in settings:
+            alike = [row for row in rows if row.setting == setting]
+            for column, (title, measure) in COLUMNS.items():
+                ours = {key: value for key, row in cited.items() if (value := row.mean(measure)) is not None}
+                order = _order(table, setting if len(settings) > 1 else "", title, column, alike, ours)
+                if len(order.pairs) > 1:
+                    found.append(order)
     return found
 
 
-def _order(table: int, title: str, column: str, rows: Sequence[PublishedRow], ours: Mapping[str, float]) -> Order:
+def _order(
+    table: int, setting: str, title: str, column: str, rows: Sequence[PublishedRow], ours: Mapping[str, float]
+) -> Order:
     pairs = {
         row.cite: (theirs, ours[row.cite])
         for row in rows
@@ -81,15 +94,8 @@ def _order(table: int, title: str, column: str, rows: Sequence[PublishedRow], ou
     signs = list(_signs(column, rows, ours))
     theirs, mine = zip(*pairs.values(), strict=True) if pairs else ((), ())
     correlation = spearman(theirs, mine)
-    return Order(
-        table,
-        title,
-        pairs,
-        correlation,
-        None if correlation is None else permutation_p(theirs, mine),
-        len(signs),
-        sum(signs),
-    )
+    p_value = None if correlation is None else permutation_p(theirs, mine)
+    return Order(table, setting, title, pairs, correlation, p_value, len(signs), sum(signs))
 
 
 def _signs(column: str, rows: Sequence[PublishedRow], ours: Mapping[str, float]) -> Iterator[bool]:

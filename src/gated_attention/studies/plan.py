@@ -14,10 +14,13 @@ from gated_attention.studies.variants import Variant, get_variant, variants_of
 from gated_attention.train.data import DataConfig
 from gated_attention.train.trainer import TrainConfig, last_checkpoint
 
+DEFAULT = ("baseline", "sdpa-headwise", "sdpa-elementwise")
+"""The variants of a study that names none."""
+
 
 def make_plan(
     *,
-    variants: Sequence[str] = (),
+    variants: Sequence[str] | None = None,
     table: int | None = None,
     size: str,
     seeds: int,
@@ -33,12 +36,14 @@ def make_plan(
     """A study plan; fields of `data` and `train` that are missing or None take the size's defaults.
 
     Args:
+        variants: Names; without them and without a table the baseline and its two gates, `DEFAULT`.
         table: All rows of that table of the paper in the place of `variants`; rows that the size cannot have are
             left out and named in the plan.
         start, rope_theta: As `StudyPlan`; with a start, the tokenizer is by default the one of its first arm.
 
     Raises:
-        ValueError: if the start has no such arm, or a variant, a size or a setting is unknown or out of range.
+        ValueError: if the start has no such arm, variants and a table are both given, or a variant, a size or a
+            setting is unknown or out of range.
     """
     shape, defaults = get_size(size), SETTINGS[size]
     on_gpu = device.type == "cuda"
@@ -73,6 +78,7 @@ def make_plan(
     return StudyPlan(
         name=name or _name(size, table, start, data_values["block_size"]),
         variants=tuple(chosen),
+        table=table,
         left_out=tuple(left_out),
         size=shape,
         seeds=seeds,
@@ -91,10 +97,12 @@ def _name(size: str, table: int | None, start: Path | None, context: int) -> str
     return f"compare-{size}" if table is None else f"table-{table}-{size}"
 
 
-def _choose(variants: Sequence[str], table: int | None, size: ModelSize) -> tuple[list[Variant], list[str]]:
+def _choose(variants: Sequence[str] | None, table: int | None, size: ModelSize) -> tuple[list[Variant], list[str]]:
     """The variants to train, and why rows of a table are left out."""
+    if table is not None and variants is not None:
+        raise ValueError(f"table {table} and variants {', '.join(variants)} were both asked for; choose one of them")
     if table is None:
-        chosen = [get_variant(name) for name in variants]
+        chosen = [get_variant(name) for name in (DEFAULT if variants is None else variants)]
         for variant in chosen:
             variant.resize(size)
         return chosen, []

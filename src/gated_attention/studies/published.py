@@ -28,7 +28,7 @@ class PublishedRow:
         m_act: Largest absolute hidden state, mean over layers.
         f_attn: Share of attention on the first token, 0 to 1.
         scores: Benchmark name, or context length for RULER, to its score in percent.
-        note: Where tables disagree, or why values are missing.
+        note: Where tables disagree, what the paper leaves open, or why values are missing.
     """
 
     table: int
@@ -158,6 +158,7 @@ _48L_400B = "1.7B dense, 48 layers, 400B tokens, batch 1024"
 _48L_1000B = "1.7B dense, 48 layers, 1T tokens, batch 4096"
 
 _T6_ADDED = "the added parameters do not follow from Table 7"
+_HEAD_SHARED = "not stated whether heads are averaged before or after the sigmoid; this package does it after"
 
 ROWS: dict[str, PublishedRow] = {
     row.cite: row
@@ -176,8 +177,10 @@ ROWS: dict[str, PublishedRow] = {
         _t1(10, "SDPA headwise G1", "sigmoid", "n q", 1.6, 5.792, 74.50, 60.05, 54.44, 62.61),
         _t1(11, "v headwise G2", "sigmoid", "n k", 0.2, 5.808, 74.38, 59.32, 53.53, 62.61,
             note="added parameters: T6.5 prints 3M for this model"),
-        _t1(12, "SDPA head-shared G1", "sigmoid", "n d_k", 201, 5.801, 74.34, 60.06, 53.15, 61.01),
-        _t1(13, "v head-shared G2", "sigmoid", "n d_k", 25, 5.867, 74.10, 59.02, 53.03, 60.61),
+        _t1(12, "SDPA head-shared G1", "sigmoid", "n d_k", 201, 5.801, 74.34, 60.06, 53.15, 61.01,
+            note=_HEAD_SHARED),
+        _t1(13, "v head-shared G2", "sigmoid", "n d_k", 25, 5.867, 74.10, 59.02, 53.03, 60.61,
+            note=_HEAD_SHARED),
         _t1(14, "SDPA additive G1", "SiLU", "n q d_k", 201, 5.821, 74.81, 60.06, 53.30, 60.98),
         _t1(15, "SDPA elementwise G1", "SiLU", "n q d_k", 201, 5.822, 74.22, 60.49, 54.59, 62.34),
         _t2(1, None, _28L_400B, "baseline", 4.0e-3, 7.499, 28.66, 50.21, 27.82, 64.94, 49.15, 49.52),
@@ -206,7 +209,8 @@ ROWS: dict[str, PublishedRow] = {
         _t4(1, "baseline", None, None, 1053, 0.467, 6.026, 73.07, 58.79, 52.92),
         _t4(2, "SDPA elementwise", "sigmoid", 0.116, 94, 0.048, 5.761, 74.64, 60.82, 55.27),
         _t4(3, "SDPA headwise", "sigmoid", 0.172, 98, 0.073, 5.792, 74.50, 60.05, 54.44),
-        _t4(4, "SDPA elementwise head-shared", "sigmoid", 0.271, 286, 0.301, 5.801, 74.34, 60.06, 53.15),
+        _t4(4, "SDPA elementwise head-shared", "sigmoid", 0.271, 286, 0.301, 5.801, 74.34, 60.06, 53.15,
+            note=_HEAD_SHARED),
         _t4(5, "v elementwise", "sigmoid", 0.221, 125, 0.297, 5.820, 74.38, 59.17, 51.33,
             note="GSM8k: T1.6 prints 53.97 for this model"),
         _t4(6, "SDPA input-independent", "sigmoid", 0.335, 471, 0.364, 5.917, 73.64, 59.02, 52.40),

@@ -6,7 +6,7 @@ Neither clock nor machine enters: the same runs give the same bytes.
 from pathlib import Path
 
 from gated_attention.analysis.plots import strokes_for
-from gated_attention.studies import appendix, sections
+from gated_attention.studies import appendix, beside, sections
 from gated_attention.studies.comparison import compare_variants
 from gated_attention.studies.figures import FOLDER, NAMES, Run, study_figures
 from gated_attention.studies.page import Block, Heading, TableBlock, html, markdown
@@ -57,7 +57,7 @@ def write_report(study_folder: Path, report_folder: Path) -> list[Path]:
         *sections.table_notes(ordered, comparison, _unfinished(study_folder)),
         Heading("Figures"),
         *figures,
-        *appendix.beside_paper(ordered, comparison),
+        *beside.beside_paper(ordered, comparison),
         *appendix.every_run(ordered),
         *appendix.definitions(comparison),
         *appendix.limits(ordered, comparison),

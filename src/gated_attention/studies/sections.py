@@ -46,18 +46,23 @@ def setting(results: Sequence[Result], comparison: Comparison) -> Paragraph:
         f"{_data(config.get('data', {}))}{_length(results)}{_place(results)}."
     )
     if comparison.reference:
-        text += f" They differ as the table says{_residue(rows)}; equal seeds see equal data in equal order."
+        text += f" They differ as the table says{_residue(results, rows)}; equal seeds see equal data in equal order."
     return Paragraph(text, "lead")
 
 
-def _residue(rows: Sequence[VariantRow]) -> str:
+def _residue(results: Sequence[Result], rows: Sequence[VariantRow]) -> str:
     largest = max((abs(row.residue) for row in rows if row.residue is not None), default=None)
     if largest is None:
         return ""
-    if largest > EQUAL_PARAMETERS:
-        return f" and by up to {100 * largest:.1f} % in parameters"
-    agree = "are equal" if largest == 0.0 else f"agree within {max(100 * largest, 0.01):.2f} %"
-    return f", the FFN narrowed so that parameter counts {agree}"
+    narrowed = len({run.config.get("size", {}).get("intermediate_size") for run in results}) > 1
+    if largest > EQUAL_PARAMETERS or (largest and not narrowed):
+        return f" and by up to {_percent(largest)} in parameters"
+    agree = "are equal" if largest == 0.0 else f"agree within {_percent(largest)}"
+    return f", the FFN narrowed so that parameter counts {agree}" if narrowed else f"; parameter counts {agree}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %" if share > EQUAL_PARAMETERS else f"{max(100 * share, 0.01):.2f} %"
 
 
 def _shape(row: VariantRow, model: Mapping[str, Any]) -> str:
@@ -271,6 +276,12 @@ def count_text(count: int) -> str:
     scaled = ((float(f"{count / size:.3g}"), unit) for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")))
     value, unit = next((value, unit) for value, unit in scaled if value >= 1.0)
     return f"{value:.{significant(3)(value)}f}{unit}"
+
+
+def parameters_text(comparison: Comparison) -> str:
+    """The largest variant's parameters in words, with a space behind; empty where no run records them."""
+    largest = max((row.parameters or 0 for row in comparison.rows), default=0)
+    return f"{count_text(largest)} parameters " if largest else ""
 
 
 def source_name(source: str) -> str:

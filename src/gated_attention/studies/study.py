@@ -41,7 +41,8 @@ class StudyPlan:
     """What a study trains and where it leaves its records: `<output>/runs/<name>/<variant>/seed<k>/`.
 
     Attributes:
-        left_out: Why rows of a table are not among the variants, one sentence each.
+        table: Table of the paper whose rows the variants are; None if they were named.
+        left_out: Why rows of that table are not among the variants, one sentence each.
         start: A study's folder, `runs/<name>`, from whose arms of the same name and seed the weights are taken.
         rope_theta: RoPE's base; None is that of `start`, or the configuration's.
     """
@@ -54,6 +55,7 @@ class StudyPlan:
     train: TrainConfig
     output: Path
     tensorboard: bool = False
+    table: int | None = None
     left_out: tuple[str, ...] = ()
     start: Path | None = None
     rope_theta: float | None = None
@@ -270,7 +272,11 @@ def run_arm(arm: Arm, data: PackedData, device: torch.device, observer: Observer
         study=plan.name,
         variant=arm.variant.name,
         seed=arm.seed,
-        config={**resolved["config"], "model": _model_record(model)},
+        config={
+            **resolved["config"],
+            "model": _model_record(model),
+            "study_learning_rate": plan.train.learning_rate,  # of which a variant's may be a multiple
+        },
         measures=measures,
         tokens_seen=settings.steps * tokens_per_step,
         device=device_name(device),
