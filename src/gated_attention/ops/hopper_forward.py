@@ -82,11 +82,12 @@ def _num_key_tiles(shape, tile, options):
 @gluon.jit
 def _tell(draws, t, index, shape, NUM_WARPS: gl.constexpr):
     """Let the consumers know the `t`-th draw: row tile, batch, head, and whether there is one."""
-    tile, head = shape.tile(index)
+    total = shape.num_tiles * shape.B * shape.H
+    tile, head = shape.tile(gl.minimum(index, total - 1))
     layout: gl.constexpr = gl.BlockedLayout([4], [32], [NUM_WARPS], [0])
     field = gl.arange(0, 4, layout=layout)
     message = gl.where(field == 0, tile, gl.where(field == 1, head // shape.H, head % shape.H))
-    message = gl.where(field == 3, (index < shape.num_tiles * shape.B * shape.H).to(gl.int32), message)
+    message = gl.where(field == 3, (index < total).to(gl.int32), message)
     draws.await_free(t)
     draws.places.index(t % draws.SIZE).store(message)
     mbarrier.arrive(draws.ready.index(t % draws.SIZE), count=1)
