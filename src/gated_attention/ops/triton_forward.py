@@ -1,7 +1,7 @@
 """Gated attention, forward, in portable Triton: one program a tile of queries, the gate in its epilogue.
 
-Tiles of keys that every query of the tile sees are walked first, without masks; the rest, on the diagonal or at the
-end, in a second loop. Scores, sums and the gate are float32; weights are rounded to the dtype of the values.
+Tiles of keys on the diagonal or at the end, which not every query of the tile sees, are walked first, under masks; the
+rest, in a second loop, without. Scores, sums and the gate are float32; weights are rounded to the dtype of the values.
 
 Source: FlashAttention-2 (Dao, 2023, algorithm 1).
 """
