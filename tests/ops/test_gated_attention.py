@@ -1,5 +1,7 @@
 """Gated attention as one op against the float64 definition, and the LSE shift's identities."""
 
+import re
+
 import pytest
 import torch
 
@@ -159,3 +161,17 @@ def test_what_cannot_run_says_why():
         ops.gated_attention(q, k, v, s, backend="hopper")
     assert ops.choose_gated_backend(q, k, s) == "composed"
     assert ops.choose_gated_backend(q, k, s, backend="shifted") == "shifted"
+
+
+class OnAGPU(torch.Tensor):
+    device = torch.device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("version", "why"), [(None, "Triton is not installed"), ("3.9.1", r"Triton 3\.6, not 3\.9\.1")]
+)
+def test_hopper_wants_the_triton_that_it_is_written_for(version, why, monkeypatch):
+    monkeypatch.setattr(fused, "_TRITON", version)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    q = torch.empty(1, 1, 8, 64, dtype=torch.bfloat16).as_subclass(OnAGPU)
+    assert re.search(why, fused._why_not_hopper(q, q, q, True))

@@ -3,8 +3,9 @@
 All keep the gated output, which the projection after it keeps anyway, and the log-sum-exp, and nothing else.
 """
 
-import importlib.util
 from collections.abc import Callable
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
 import torch
@@ -17,6 +18,17 @@ FusedBackend = Literal["shifted", "triton", "hopper"]
 """`shifted`: PyTorch's kernels, see `lse_shift`. `triton`: `triton_forward`, `triton_backward`. `hopper`: our kernels
 for Hopper, but `shifted`'s backward where that is faster."""
 
+
+def _triton_version() -> str | None:
+    for name in ("triton", "pytorch-triton"):
+        with suppress(PackageNotFoundError):
+            return version(name)
+    return None
+
+
+_TRITON = _triton_version()  # once, since torch.compile traces what chooses a backend
+_GLUON = "3.6"
+"""The Triton whose Gluon our kernels are written in; it is experimental and changes."""
 
 _Forward = Callable[[Tensor, Tensor, Tensor, Tensor, bool, float], tuple[Tensor, Tensor]]
 _Backward = Callable[
@@ -130,11 +142,13 @@ def _why_not_hopper(q: Tensor, k: Tensor, gate_logits: Tensor, causal: bool) -> 
         return f"it is made for compute capability 9.0 (H100, H200), not for device {str(q.device)!r}"
     if q.shape[-1] == 256 and gate_logits.shape[-1] > 1 and not causal:
         return "with head_dim 256 and a gate per channel it must be causal"
+    if _TRITON is not None and not _TRITON.startswith(_GLUON):
+        return f"it is written for Triton {_GLUON}, not {_TRITON}"
     return _why_not_kernel(q, (64, 128, 256))
 
 
 def _why_not_kernel(q: Tensor, head_dims: tuple[int, ...]) -> str | None:
-    if importlib.util.find_spec("triton") is None:
+    if _TRITON is None:
         return "Triton is not installed"
     if q.dtype not in (torch.float16, torch.bfloat16):
         return f"it takes float16 and bfloat16, not {q.dtype}"
