@@ -62,15 +62,14 @@ def compare(case, channels, logits, dtype, device, backend):
     names = ("out", "q", "k", "v", "gate_logits")
     # Alone, a token has no gradient of q and k: plain PyTorch gives exactly 0, a rounded output over g does not.
     # A shut gate makes the log-sum-exp large, so that its weights lose as many units in float32's last place.
-    # A closed gate in float16 leaves multiples of the smallest number, of which a sum may be off by one.
-    limits = torch.finfo(dtype)
-    rounding, smallest = limits.eps if CASES[case][0] == 1 else 1e-5, limits.smallest_normal * limits.eps
+    rounding = torch.finfo(dtype).eps if CASES[case][0] == 1 else 1e-5
+    # In float16 a gate of e^-20 leaves nothing of the output that fused backwards could start from.
+    lost = logits == "closed" and dtype == torch.float16
     for name, ours, theirs, exact in zip(names, found, plain, expected, strict=True):
         assert ours.isfinite().all(), name
-        allowed = (
-            2 * (theirs - exact).abs().max() + rounding * max(exact.abs().max(), expected[3].abs().max()) + smallest
-        )
-        assert (ours - exact).abs().max() <= allowed, (name, (ours - exact).abs().max(), allowed)
+        allowed = 2 * (theirs - exact).abs().max() + rounding * max(exact.abs().max(), expected[3].abs().max())
+        if name == "out" or not lost:
+            assert (ours - exact).abs().max() <= allowed, (name, (ours - exact).abs().max(), allowed)
 
 
 @pytest.mark.parametrize("backend", ["composed", "shifted"])
@@ -88,8 +87,8 @@ def test_output_and_gradients_are_the_definition(case, channels, logits, backend
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("backend", ["shifted", "triton", "hopper"])
 def test_the_gpu_is_no_worse_than_twice_plain_pytorch(case, channels, logits, dtype, backend):
-    if logits in ("closed", "shut") and dtype == torch.float16:
-        pytest.skip("e^-20 is below float16's smallest number")
+    if logits == "shut" and dtype == torch.float16:
+        pytest.skip("e^-60 is 0 in float16")
     if backend == "hopper" and CASES[case][4] < 64:
         pytest.skip("not its head_dim")
     compare(case, channels, logits, dtype, "cuda", backend)

@@ -181,7 +181,7 @@ _cached_causal_block_mask = functools.lru_cache(maxsize=32)(_causal_block_mask)
 def run_sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
     """PyTorch's fused forward kernel: new tensors, the output laid out as (B, T, H, D), and the log-sum-exp."""
     bias = _bias(mask, q, k)
-    q, k, v = _adjacent(q), _adjacent(k), _adjacent(v)
+    q, k, v = adjacent(q), adjacent(k), adjacent(v)
     if not _is_cudnn(q, k):
         k, v = _repeat_heads(k, q), _repeat_heads(v, q)
     if q.device.type == "cpu":
@@ -222,7 +222,7 @@ def run_sdpa_backward(
         # The CPU kernel adds up the gradients of keys and values in the dtype of its inputs.
         grad, q, k, v, out = (_widen(x) for x in (grad, q, k, v, out))
     bias = _bias(mask, q, k)
-    grad, q, k, v = _adjacent(grad), _adjacent(q), _adjacent(k), _adjacent(v)
+    grad, q, k, v = adjacent(grad), adjacent(q), adjacent(k), adjacent(v)
     if not _is_cudnn(q, k):
         k, v = _repeat_heads(k, q), _repeat_heads(v, q)
     if q.device.type == "cpu":
@@ -267,7 +267,7 @@ def _bias(mask: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
     return bias.expand(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
 
 
-def _adjacent(x: Tensor) -> Tensor:
+def adjacent(x: Tensor) -> Tensor:
     """The same tensor with its channels side by side in memory, which the kernels take for granted unasked."""
     return x if x.stride(-1) == 1 else x.contiguous()
 

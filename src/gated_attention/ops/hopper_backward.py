@@ -8,7 +8,7 @@ memory, one adds tiles of dQ to a float32 tensor. For a tile of queries and the 
 
 P^T and dS^T stay in registers, as left operands of dV and dK; dS goes through shared memory to dQ, of which each
 warpgroup forms a half. Query heads that share a key head are walked by one program, so only dQ is added up in memory.
-What a gate changes is in LSE and Delta, or in dO: see `hopper_backward_launch`.
+What a gate changes is in LSE and Delta, or in dO: see `triton_prepare`.
 
 Source: the backward pass of FlashAttention-3 (Shah et al., 2024, appendix B.1).
 """

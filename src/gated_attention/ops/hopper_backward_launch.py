@@ -1,9 +1,7 @@
 """Backward of gated attention on Hopper: what goes before, into and after `hopper_backward`'s kernel.
 
-With `lse_shift`'s notation, a gate per head enters the kernel as LSE + softplus(-s) and Delta = rowsum(dO * gated) / g,
-a gate per channel as the gradient g * dO. One pass over dO and the gated output writes these and the gradient of the
-logits; the ungated output is never formed. dQ is summed in float32, in an order that differs from run to run, and
-scaled and cast at the end.
+`triton_prepare` writes what the kernel starts from. dQ is summed in float32, in an order that differs from run to run,
+and scaled and cast at the end.
 
 A call costs the CPU some 250 us, hidden while the GPU is behind.
 """
@@ -18,6 +16,7 @@ from torch import Tensor
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from gated_attention.ops.attention import adjacent
 from gated_attention.ops.hopper_backward import COMPUTE_WARPS, backward_kernel
 from gated_attention.ops.hopper_pipeline import describe
 from gated_attention.ops.triton_prepare import prepare
@@ -85,11 +84,11 @@ def attention_backward(
     T = q.shape[2]
     blocks = BLOCKS[q.shape[3]]
     T_padded = triton.cdiv(T, blocks.num_queries) * blocks.num_queries
-    scaled, stats, ds = prepare(_by_row(grad), _by_row(out), gate_logits, lse, T_padded)
+    scaled, stats, ds = prepare(grad, out, gate_logits, lse, T_padded)
     total = torch.zeros(q.shape, dtype=torch.float32, device=q.device)
-    dk, dv = torch.empty_like(_by_row(k)), torch.empty_like(_by_row(v))
+    dk, dv = torch.empty_like(adjacent(k)), torch.empty_like(adjacent(v))
     _launch(blocks, q, k, v, scaled, stats, total, dk, dv, causal, scale)
-    return _finish(total, torch.empty_like(_by_row(q)), scale), dk, dv, ds
+    return _finish(total, torch.empty_like(adjacent(q)), scale), dk, dv, ds
 
 
 def _launch(
@@ -120,7 +119,3 @@ def _finish(total: Tensor, dq: Tensor, scale: float) -> Tensor:
     B, H, T, D = dq.shape
     _finish_kernel[triton.cdiv(T, _ROWS), B * H](total, dq, scale, T, H, *dq.stride()[:3], D=D, ROWS=_ROWS)
     return dq
-
-
-def _by_row(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()

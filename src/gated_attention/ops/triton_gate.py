@@ -9,6 +9,8 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
+from gated_attention.ops.attention import adjacent
+
 _ROWS = 16
 
 
@@ -83,7 +85,7 @@ def prepare_backward(
     """As `lse_shift.prepare_backward`; `out` is laid out as (B, T, H, D)."""
     B, H, T, D = out.shape
     elementwise = gate_logits.shape[-1] > 1
-    grad = grad if grad.stride(-1) == 1 else grad.contiguous()
+    grad = adjacent(grad)
     ds = torch.empty_like(gate_logits, memory_format=torch.contiguous_format)
     o = torch.empty_like(out)
     shifted = lse if elementwise else torch.empty_like(lse)
