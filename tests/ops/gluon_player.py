@@ -16,6 +16,8 @@ from pathlib import Path
 
 import torch
 
+from gated_attention.ops.launch import is_aligned, launch
+
 PATIENCE_S = 20.0
 GIVE_WAY_S = 1e-4
 _local = threading.local()
@@ -63,10 +65,8 @@ class Pointer:
 class Descriptor:
     """A tensor to copy tiles of; `layout` is what the kernel passes on."""
 
-    layout = None
-
-    def __init__(self, tensor, block):
-        self.tensor, self.block, self.dtype = tensor, block, tensor.dtype
+    def __init__(self, tensor, shape=None, strides=None, block=None, layout=None):
+        self.tensor, self.block, self.layout, self.dtype = tensor, block, None, tensor.dtype
 
 
 class Shared:
@@ -363,11 +363,8 @@ def play(path: Path, *known: types.SimpleNamespace, **replaced: object) -> types
     """
     tree = ast.parse(path.read_text(), str(path))
     names = {"__name__": f"played.{path.stem}", "gl": gl, "gluon": gluon, "triton": triton, "tl": tl, "ir": None}
-    names |= {
-        "aggregate": _jit,
-        "builtin": _jit,
-        "TensorDescriptor": lambda x, shape, strides, block, layout: Descriptor(x, block),
-    }
+    names |= {"aggregate": _jit, "builtin": _jit, "TensorDescriptor": Descriptor}
+    names |= {"launch": launch, "is_aligned": is_aligned}
     names |= vars(hopper)
     for module in known:
         names |= {name: thing for name, thing in vars(module).items() if not name.startswith("_")}

@@ -4,9 +4,11 @@ The kernel's part is done from what it would be given, tile of keys by tile of k
 """
 
 import torch
+from functorch.compile import make_boxed_func
+from torch._dynamo.backends.common import aot_autograd
 
+from gated_attention.ops import fused, lse_shift, reference
 from gated_attention.ops import hopper_backward_launch as launch
-from gated_attention.ops import reference
 from gated_attention.spec import GateSpec
 
 
@@ -34,6 +36,7 @@ def play(blocks, q, k, v, grad, stats, total, dk, dv, causal, scale):
 
 GROUP = 2
 launch._launch = play
+fused._forward_of = lambda backend: lse_shift.attention_forward
 
 
 def check(channels, shift, causal, t, s, d=64):
@@ -47,10 +50,33 @@ def check(channels, shift, causal, t, s, d=64):
     gated = reference.gate(o.transpose(1, 2), leaves[3], GateSpec()).transpose(1, 2)
     expected = torch.autograd.grad(gated, leaves, grad.double())
     out = gated.detach().float()
-    found = launch.attention_backward(grad, q, k, v, logits, out, lse.detach().float(), causal, d**-0.5)
-    for name, ours, exact in zip(("dq", "dk", "dv", "dgate_logits"), found, expected, strict=True):
-        error = ((ours - exact).abs().max() / exact.abs().max()).item()
-        assert error < 1e-4, f"{name}, {channels=}, {shift=}, {causal=}: {error:.1e}"
+    given = (grad, q, k, v, logits, out, lse.detach().float(), causal, d**-0.5)
+    found = {"eager": launch.attention_backward(*given), "traced": fused._traced_hopper_backward(*given)}
+    found["compiled"] = compiled_gradients(*given)
+    for way, gradients in found.items():
+        for name, ours, exact in zip(("dq", "dk", "dv", "dgate_logits"), gradients, expected, strict=True):
+            error = ((ours - exact).abs().max() / exact.abs().max()).item()
+            assert error < 1e-4, f"{name}, {way}, {channels=}, {shift=}, {causal=}: {error:.1e}"
+
+
+def compiled_gradients(grad, q, k, v, logits, out, lse, causal, scale):
+    """Of the whole op as a compiler sees it, which finds the kernel alone."""
+    seen = []
+
+    def backend(graph, _):
+        seen.extend(str(node.target) for node in graph.graph.nodes)
+        return make_boxed_func(graph)
+
+    leaves = [x.detach().requires_grad_() for x in (q, k, v, logits)]
+    torch.compiler.reset()
+    compiler = aot_autograd(fw_compiler=backend, bw_compiler=backend)
+    run = torch.compile(lambda *x: fused.fused_attention(*x, causal, scale, "hopper")[0], backend=compiler)
+    y = run(*leaves)
+    torch.testing.assert_close(y, out, rtol=1e-4, atol=1e-5)
+    gradients = torch.autograd.grad(y, leaves, grad)
+    assert "gated_attention.hopper_backward_kernel.default" in seen
+    assert "gated_attention.fused_backward.default" not in seen
+    return gradients
 
 
 for channels in (False, True):

@@ -94,6 +94,18 @@ def test_the_gpu_is_no_worse_than_twice_plain_pytorch(case, channels, logits, dt
     compare(case, channels, logits, dtype, "cuda", backend)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("logits", LOGITS)
+@pytest.mark.parametrize("channels", [False, True], ids=["headwise", "elementwise"])
+@pytest.mark.parametrize("case", ["odd, groups of 2", "several tiles"])
+def test_hopper_is_no_worse_where_it_cuts_for_long_sequences(case, channels, logits, monkeypatch):
+    from gated_attention.ops.hopper_forward_launch import CUTS
+
+    d = CASES[case][4]
+    monkeypatch.setitem(CUTS, d, CUTS[d]._replace(longest_short=0))
+    compare(case, channels, logits, torch.bfloat16, "cuda", "hopper")
+
+
 @pytest.mark.parametrize("channels", [False, True], ids=["headwise", "elementwise"])
 def test_shift_alone_gives_the_gated_gradients(channels):
     """The stock kernel is given the raw gradient, the ungated output and the shifted log-sum-exp, and nothing else."""

@@ -3,11 +3,13 @@
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
+from gated_attention import ops
 from gated_attention.ops import lse_shift, reference
 from gated_attention.spec import GateSpec
 
@@ -121,3 +123,28 @@ def test_memory_layout_does_not_matter(hopper):
         found = attention_backward(*tensors, out, lse, True, 0.125)
         for ours, theirs in zip(found, expected, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-3)  # sums of dQ in another order
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("logits", ["ordinary", "closed", "open"])
+@pytest.mark.parametrize("channels", [False, True], ids=["headwise", "elementwise"])
+def test_compiled_it_gives_what_it_gives_eagerly(channels, logits, hopper, compile_whole):
+    grad, *tensors = inputs(300, 300, 4, 2, 128, channels, logits, torch.bfloat16)
+    leaves = [x.detach().requires_grad_() for x in tensors]
+    compiled = compile_whole(lambda *x: ops.gated_attention(*x, backend="hopper"))
+    eagerly, found = (
+        torch.autograd.grad(run(*leaves), leaves, grad.transpose(1, 2))
+        for run in (partial(ops.gated_attention, backend="hopper"), compiled)
+    )
+    for name, ours, theirs in zip("qkvs", found, eagerly, strict=True):
+        assert (ours - theirs).float().norm() <= 1e-2 * theirs.float().norm(), name
+
+
+@pytest.mark.gpu
+def test_a_kernel_is_launched_again_on_other_tensors(hopper):
+    first, second = (inputs(300, 300, 4, 2, 128, False, name, torch.bfloat16)[1:] for name in ("ordinary", "open"))
+    alone = [ops.gated_attention(*x, backend="hopper") for x in (first, second)]
+    for _ in range(2):
+        for tensors, expected in zip((first, second), alone, strict=True):
+            assert torch.equal(ops.gated_attention(*tensors, backend="hopper"), expected)
+    assert not torch.equal(*alone)

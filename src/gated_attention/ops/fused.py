@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gated_attention.ops import lse_shift
-from gated_attention.ops.attention import choose_backend
+from gated_attention.ops.attention import adjacent, choose_backend
 
 FusedBackend = Literal["shifted", "triton", "hopper"]
 """`shifted`: PyTorch's kernels, see `lse_shift`. `triton`: `triton_forward`, `triton_backward`. `hopper`: our kernels
@@ -108,7 +108,56 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 
 def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    return *_backward_op(grad, *ctx.saved_tensors, ctx.causal, ctx.scale, ctx.backend), None, None, None
+    given = (grad, *ctx.saved_tensors, ctx.causal, ctx.scale)
+    traced = None if type(grad) is Tensor else _traced_backward_of(ctx.backend, *ctx.saved_tensors[:2])
+    grads = _backward_op(*given, ctx.backend) if traced is None else traced(*given)
+    return *grads, None, None, None
+
+
+def _traced_backward_of(backend: str, q: Tensor, k: Tensor) -> _Backward | None:
+    """For a compiler, a backward of which only the kernel is opaque."""
+    if backend == "hopper":
+        from gated_attention.ops import hopper_backward_launch
+
+        if hopper_backward_launch.pays(q, k):
+            return _traced_hopper_backward
+    return None
+
+
+def _traced_hopper_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gate_logits: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    causal: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What goes before and after the kernel as plain PyTorch: whatever is compiled around it does that on the way."""
+    from gated_attention.ops.hopper_backward_launch import padded_length
+
+    scaled, stats, ds = lse_shift.prepare_kernels(grad, out, gate_logits, lse, padded_length(q))
+    total, dk, dv = _hopper_kernel_op(scaled, q, k, v, stats, causal, scale)
+    return (total * scale).to(q.dtype), dk, dv, ds
+
+
+# Here, since a compiled graph that was kept on disk asks for it by name as soon as `ops` is imported.
+@torch.library.custom_op("gated_attention::hopper_backward_kernel", mutates_args=())
+def _hopper_kernel_op(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, stats: Tensor, causal: bool, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    from gated_attention.ops import hopper_backward_launch
+
+    return hopper_backward_launch.run_kernel(grad, q, k, v, stats, causal, scale)
+
+
+@_hopper_kernel_op.register_fake
+def _(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, stats: Tensor, causal: bool, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape, dtype=torch.float32), torch.empty_like(adjacent(k)), torch.empty_like(adjacent(v))
 
 
 fused_attention.register_autograd(_backward, setup_context=_save)

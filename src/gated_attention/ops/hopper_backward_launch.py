@@ -2,8 +2,6 @@
 
 `triton_prepare` writes what the kernel starts from. dQ is summed in float32, in an order that differs from run to run,
 and scaled and cast at the end.
-
-A call costs the CPU some 250 us, hidden while the GPU is behind.
 """
 
 from typing import NamedTuple
@@ -14,11 +12,11 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from gated_attention.ops.attention import adjacent
 from gated_attention.ops.hopper_backward import COMPUTE_WARPS, backward_kernel
-from gated_attention.ops.hopper_pipeline import describe
+from gated_attention.ops.hopper_pipeline import Descriptor, describe, num_multiprocessors
+from gated_attention.ops.launch import launch
 from gated_attention.ops.triton_prepare import prepare
 
 _ROWS = 16  # of a program of the kernel after
@@ -81,14 +79,31 @@ def attention_backward(
         lse: Natural logarithm, of the ungated attention; float32.
         scale: Positive.
     """
-    T = q.shape[2]
-    blocks = BLOCKS[q.shape[3]]
-    T_padded = triton.cdiv(T, blocks.num_queries) * blocks.num_queries
-    scaled, stats, ds = prepare(grad, out, gate_logits, lse, T_padded)
+    scaled, stats, ds = prepare(grad, out, gate_logits, lse, padded_length(q))
+    total, dk, dv = run_kernel(scaled, q, k, v, stats, causal, scale)
+    return _finish(total, torch.empty_like(adjacent(q)), scale), dk, dv, ds
+
+
+def padded_length(q: Float[Tensor, "b h t d"]) -> int:
+    """Queries as the kernel reads them, in whole tiles."""
+    num_queries = BLOCKS[q.shape[3]].num_queries
+    return -(-q.shape[2] // num_queries) * num_queries
+
+
+def run_kernel(
+    grad: Float[Tensor, "b h t d"],
+    q: Float[Tensor, "b h t d"],
+    k: Float[Tensor, "b k s d"],
+    v: Float[Tensor, "b k s d"],
+    stats: Float[Tensor, "2 b h p"],
+    causal: bool,
+    scale: float,
+) -> tuple[Float[Tensor, "b h t d"], Float[Tensor, "b k s d"], Float[Tensor, "b k s d"]]:
+    """The sum for dQ in float32, yet to be scaled, dK and dV, from what `lse_shift.prepare_kernels` gives."""
     total = torch.zeros(q.shape, dtype=torch.float32, device=q.device)
     dk, dv = torch.empty_like(adjacent(k)), torch.empty_like(adjacent(v))
-    _launch(blocks, q, k, v, scaled, stats, total, dk, dv, causal, scale)
-    return _finish(total, torch.empty_like(adjacent(q)), scale), dk, dv, ds
+    _launch(BLOCKS[q.shape[3]], q, k, v, grad, stats.contiguous(), total, dk, dv, causal, scale)
+    return total, dk, dv
 
 
 def _launch(
@@ -103,12 +118,11 @@ def _launch(
     num_blocks = triton.cdiv(S, by_key)
     head_bytes = group * T * D * (2 * q.element_size() + total.element_size())
     # Half of a head's blocks are drawn together: the heads of a section should occupy the whole GPU with them.
-    num_heads = max(
-        _SECTION_BYTES // head_bytes, 2 * torch.cuda.get_device_properties(q.device).multi_processor_count // num_blocks
-    )
-    backward_kernel[(B * K * num_blocks,)](
+    num_heads = max(_SECTION_BYTES // head_bytes, 2 * num_multiprocessors(q.device) // num_blocks)
+    launch(
+        backward_kernel, (B * K * num_blocks, 1, 1), (q.dtype, q.device, k.shape, q.shape, dk.stride(), dv.stride()),
         describe(q, by_query), describe(k, by_key), describe(v, by_key), describe(grad, by_query),
-        TensorDescriptor(flat, list(flat.shape), [1], [by_query], _FLAT), describe(total, by_query),
+        Descriptor(flat, list(flat.shape), [1], [by_query], _FLAT), describe(total, by_query),
         dk, *dk.stride()[:3], dv, *dv.stride()[:3],
         B, K, T, S, stats.shape[-1], group, max(1, min(B * K, num_heads)), scale,
         BM=by_query, BN=by_key, D=D, STAGES=blocks.num_stages, CAUSAL=causal, num_warps=COMPUTE_WARPS,
@@ -117,5 +131,8 @@ def _launch(
 
 def _finish(total: Tensor, dq: Tensor, scale: float) -> Tensor:
     B, H, T, D = dq.shape
-    _finish_kernel[triton.cdiv(T, _ROWS), B * H](total, dq, scale, T, H, *dq.stride()[:3], D=D, ROWS=_ROWS)
+    launch(
+        _finish_kernel, (triton.cdiv(T, _ROWS), B * H, 1), (dq.dtype, dq.device, dq.shape, dq.stride()),
+        total, dq, scale, T, H, *dq.stride()[:3], D=D, ROWS=_ROWS,
+    )  # fmt: skip
     return dq

@@ -1,9 +1,9 @@
 """Gated attention, forward, for Hopper: asynchronous copies, warpgroups that specialise, the gate in the epilogue.
 
 One producer warp draws tiles of query rows, longest first, from a counter that all programs share, and copies queries,
-keys and values (and gate logits, where there is one per channel) to shared memory. Two consumer warpgroups own 64 rows
-each and score the next keys while the last ones meet their values. Scores and sums are float32; weights are rounded to
-the dtype of the values.
+keys and values (and gate logits, where there is one per channel) to shared memory. Two or three consumer warpgroups own
+64 rows each and score the next keys while the last ones meet their values. Scores and sums are float32; weights are
+rounded to the dtype of the values.
 """
 
 from triton.experimental import gluon
@@ -23,8 +23,6 @@ _LOG2E = gl.constexpr(1.4426950408889634)
 _LN2 = gl.constexpr(0.6931471805599453)
 _NO_MAXIMUM = gl.constexpr(-1e30)  # finite: a row whose first tile is all masked must not form -inf - -inf
 ROWS = gl.constexpr(64)  # of a consumer
-CONSUMERS = gl.constexpr(2)
-_CONSUMER_REGISTERS = gl.constexpr(240)
 _PRODUCER_REGISTERS = gl.constexpr(24)
 
 
@@ -39,9 +37,10 @@ class _Options:
     CAUSAL: gl.constexpr
     ELEMENTWISE: gl.constexpr
     OUTPUT_IN_QUERIES: gl.constexpr
+    CONSUMERS: gl.constexpr
 
     @gluon.constexpr_function
-    def __init__(self, BN, D, STAGES, QUERY_STAGES, CAUSAL, ELEMENTWISE, OUTPUT_IN_QUERIES):
+    def __init__(self, BN, D, STAGES, QUERY_STAGES, CAUSAL, ELEMENTWISE, OUTPUT_IN_QUERIES, CONSUMERS):
         self.BN = gl.constexpr(BN)
         self.D = gl.constexpr(D)
         self.STAGES = gl.constexpr(STAGES)
@@ -49,6 +48,7 @@ class _Options:
         self.CAUSAL = gl.constexpr(CAUSAL)
         self.ELEMENTWISE = gl.constexpr(ELEMENTWISE)
         self.OUTPUT_IN_QUERIES = gl.constexpr(OUTPUT_IN_QUERIES)
+        self.CONSUMERS = gl.constexpr(CONSUMERS)
 
 
 @aggregate
@@ -71,11 +71,17 @@ class _Shared:
 
 
 @gluon.jit
-def _num_key_tiles(shape, tile, options):
-    """How many tiles of keys some row of the tile sees."""
+def _first_row(shape, tile, options):
+    """Tiles end where the rows do; the first, which sees fewest keys, begins before them where they don't fill it."""
+    return gl.cdiv(shape.T, ROWS) * ROWS - (shape.num_tiles - tile) * ROWS * options.CONSUMERS
+
+
+@gluon.jit
+def _num_key_tiles(shape, end, options):
+    """How many tiles of keys some row before `end` sees."""
     last = shape.S
     if options.CAUSAL:
-        last = gl.minimum(last, (tile + 1) * ROWS * CONSUMERS)
+        last = gl.minimum(last, end)
     return gl.cdiv(last, options.BN)
 
 
@@ -109,7 +115,7 @@ def _hear(draws, t, NUM_WARPS: gl.constexpr):
 
 @gluon.jit
 def _produce(counter_ptr, q_desc, k_desc, v_desc, s_desc, mem, shape, options):
-    TILE_BYTES: gl.constexpr = CONSUMERS * ROWS * options.D * 2
+    TILE_BYTES: gl.constexpr = options.CONSUMERS * ROWS * options.D * 2
     KEY_BYTES: gl.constexpr = options.BN * options.D * 2
     index = gl.program_id(0)
     i = 0  # tiles of keys so far
@@ -119,14 +125,14 @@ def _produce(counter_ptr, q_desc, k_desc, v_desc, s_desc, mem, shape, options):
         tile, head = shape.tile(index)
         b = head // shape.H
         h = head % shape.H
-        row = tile * CONSUMERS * ROWS
+        row = _first_row(shape, tile, options)
         mem.q.await_free(t)
         q_ready = mem.q.ready.index(t % options.QUERY_STAGES)
         mbarrier.expect(q_ready, TILE_BYTES)
-        for c in gl.static_range(CONSUMERS):
-            q = mem.q.places.index((t % options.QUERY_STAGES) * CONSUMERS + c)
+        for c in gl.static_range(options.CONSUMERS):
+            q = mem.q.places.index((t % options.QUERY_STAGES) * options.CONSUMERS + c)
             tma.async_copy_global_to_shared(q_desc, [b, h, row + c * ROWS, 0], q_ready, q)
-        n = _num_key_tiles(shape, tile, options)
+        n = _num_key_tiles(shape, row + options.CONSUMERS * ROWS, options)
         kv_head = h // shape.group
         for j in range(n):
             at = (n - 1 - j) * options.BN
@@ -146,7 +152,7 @@ def _produce(counter_ptr, q_desc, k_desc, v_desc, s_desc, mem, shape, options):
             # Where the output leaves through the queries' memory, it is free once their last product is formed.
             mem.o.await_free(t + 1 if options.OUTPUT_IN_QUERIES else t)
             mbarrier.expect(mem.o.ready.index(0), TILE_BYTES)
-            for c in gl.static_range(CONSUMERS):
+            for c in gl.static_range(options.CONSUMERS):
                 tma.async_copy_global_to_shared(
                     s_desc, [b, h, row + c * ROWS, 0], mem.o.ready.index(0), mem.o.places.index(c)
                 )
@@ -239,22 +245,33 @@ def _consume(o_desc, s_ptr, lse_ptr, scale, ss_b, ss_t, ss_h, mem, shape, option
     t = 0
     tile, b, h, found = _hear(mem.draws, t, 4)
     while found != 0:
-        row = (tile * CONSUMERS + CONSUMER) * ROWS
+        first = _first_row(shape, tile, options)
+        row = first + CONSUMER * ROWS
         rows = row + gl.arange(0, ROWS, layout=by_row)
-        n = _num_key_tiles(shape, tile, options)
+        there = (rows >= 0) & (rows < shape.T)
+        n = _num_key_tiles(shape, first + options.CONSUMERS * ROWS, options)
+        seen = n  # tiles of keys that some row here sees
         whole = shape.S // BN  # tiles of keys that every row here sees all of
         if options.CAUSAL:
-            whole = gl.minimum((row + 1) // BN, whole)
-        whole = gl.minimum(whole, n - 1)
+            seen = gl.maximum(_num_key_tiles(shape, row + ROWS, options), 1)
+            whole = gl.minimum(gl.maximum(row + 1, 0) // BN, whole)
+        whole = gl.minimum(whole, seen - 1)
         if not options.ELEMENTWISE:
             s_at = s_ptr + b.to(gl.int64) * ss_b + h * ss_h
-            logits = gl.load(s_at + rows.to(gl.int64) * ss_t, rows < shape.T, 0.0).to(gl.float32)
+            logits = gl.load(s_at + rows.to(gl.int64) * ss_t, there, 0.0).to(gl.float32)
 
         m = gl.full([ROWS], _NO_MAXIMUM, gl.float32, by_row)
         l = gl.full([ROWS], 0.0, gl.float32, by_row)
         acc = gl.zeros([ROWS, D], gl.float32, output)
-        at = (n - 1) * BN
-        q = mem.q.places.index((t % options.QUERY_STAGES) * CONSUMERS + CONSUMER).reshape([ROWS, D])
+        if options.CAUSAL:
+            for _ in range(n - seen):  # what only other consumers see
+                mem.k.await_ready(i)
+                mem.k.release(i)
+                mem.v.await_ready(i)
+                mem.v.release(i)
+                i += 1
+        at = (seen - 1) * BN
+        q = mem.q.places.index((t % options.QUERY_STAGES) * options.CONSUMERS + CONSUMER).reshape([ROWS, D])
         mem.q.await_ready(t)
         mem.k.await_ready(i)
         s = warpgroup_mma_wait(0, deps=(_score(q, mem.k.places.index(i % options.STAGES).reshape([BN, D])),))
@@ -262,8 +279,11 @@ def _consume(o_desc, s_ptr, lse_ptr, scale, ss_b, ss_t, ss_h, mem, shape, option
         weights, m, l, _ = _softmax(s, m, l, qk_scale, rows, at, shape.S, True, options.CAUSAL, mem.v.places.dtype)
         i += 1
         at -= BN
-        for _ in range(n - 1 - whole):
-            acc, weights, m, l, i, at = _step(acc, weights, m, l, i, at, q, rows, qk_scale, mem, shape, options, True)
+        if options.CAUSAL:
+            for _ in range(seen - 1 - whole):
+                acc, weights, m, l, i, at = _step(
+                    acc, weights, m, l, i, at, q, rows, qk_scale, mem, shape, options, True
+                )
         for _ in range(whole):
             acc, weights, m, l, i, at = _step(acc, weights, m, l, i, at, q, rows, qk_scale, mem, shape, options, False)
         if not options.OUTPUT_IN_QUERIES:
@@ -272,7 +292,7 @@ def _consume(o_desc, s_ptr, lse_ptr, scale, ss_b, ss_t, ss_h, mem, shape, option
             mem.o.release(t)
         adding = _add(acc, weights, i - 1, mem, options)
         lse_at = lse_ptr + (b * shape.H + h).to(gl.int64) * shape.T
-        gl.store(lse_at + rows, (m + gl.log2(l)) * _LN2, rows < shape.T)
+        gl.store(lse_at + rows, (m + gl.log2(l)) * _LN2, there)
         acc = warpgroup_mma_wait(0, deps=(adding,))
         mem.v.release(i - 1)
 
@@ -286,7 +306,8 @@ def _consume(o_desc, s_ptr, lse_ptr, scale, ss_b, ss_t, ss_h, mem, shape, option
             gl.thread_barrier()  # of this warpgroup, whose last output has left
         o_tile.store(acc.to(o.dtype))
         fence_async_shared()
-        tma.async_copy_shared_to_global(o_desc, [b, h, row, 0], o)
+        # What is read may lie before a tensor; what is written may not, but behind it.
+        tma.async_copy_shared_to_global(o_desc, [b, h, gl.where(row < 0, shape.T, row), 0], o)
         if options.OUTPUT_IN_QUERIES:
             tma.store_wait(0)
             mem.q.release(t)
@@ -303,10 +324,10 @@ def forward_kernel(
     q_desc, k_desc, v_desc, o_desc, s_desc, s_ptr, lse_ptr, counter_ptr,
     B, H, T, S, group, section, num_tiles, scale, ss_b, ss_t, ss_h,
     BN: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr, QUERY_STAGES: gl.constexpr, CAUSAL: gl.constexpr,
-    ELEMENTWISE: gl.constexpr, OUTPUT_IN_QUERIES: gl.constexpr,
+    ELEMENTWISE: gl.constexpr, OUTPUT_IN_QUERIES: gl.constexpr, CONSUMERS: gl.constexpr,
 ):  # fmt: skip
     dtype: gl.constexpr = q_desc.dtype
-    options = _Options(BN, D, STAGES, QUERY_STAGES, CAUSAL, ELEMENTWISE, OUTPUT_IN_QUERIES)
+    options = _Options(BN, D, STAGES, QUERY_STAGES, CAUSAL, ELEMENTWISE, OUTPUT_IN_QUERIES, CONSUMERS)
     shape = Shape(B, H, T, S, group, section, num_tiles)
     q = gl.allocate_shared_memory(dtype, [QUERY_STAGES * CONSUMERS, 1, 1, ROWS, D], q_desc.layout)
     k = gl.allocate_shared_memory(dtype, [STAGES, 1, 1, BN, D], k_desc.layout)
@@ -320,12 +341,24 @@ def forward_kernel(
         ring(o, 1, CONSUMERS), ring(draws, 2, CONSUMERS),
     )  # fmt: skip
     fence_async_shared()
-    gl.warp_specialize(
-        [
-            (_consume, (o_desc, s_ptr, lse_ptr, scale, ss_b, ss_t, ss_h, mem, shape, options, 0)),
-            (_consume, (o_desc, s_ptr, lse_ptr, scale, ss_b, ss_t, ss_h, mem, shape, options, 1)),
-            (_produce, (counter_ptr, q_desc, k_desc, v_desc, s_desc, mem, shape, options)),
-        ],
-        [4, 1],
-        [_CONSUMER_REGISTERS, _PRODUCER_REGISTERS],
-    )
+    if CONSUMERS == 3:
+        gl.warp_specialize(
+            [
+                (_consume, (o_desc, s_ptr, lse_ptr, scale, ss_b, ss_t, ss_h, mem, shape, options, 0)),
+                (_consume, (o_desc, s_ptr, lse_ptr, scale, ss_b, ss_t, ss_h, mem, shape, options, 1)),
+                (_consume, (o_desc, s_ptr, lse_ptr, scale, ss_b, ss_t, ss_h, mem, shape, options, 2)),
+                (_produce, (counter_ptr, q_desc, k_desc, v_desc, s_desc, mem, shape, options)),
+            ],
+            [4, 4, 1],
+            [160, 160, _PRODUCER_REGISTERS],
+        )
+    else:
+        gl.warp_specialize(
+            [
+                (_consume, (o_desc, s_ptr, lse_ptr, scale, ss_b, ss_t, ss_h, mem, shape, options, 0)),
+                (_consume, (o_desc, s_ptr, lse_ptr, scale, ss_b, ss_t, ss_h, mem, shape, options, 1)),
+                (_produce, (counter_ptr, q_desc, k_desc, v_desc, s_desc, mem, shape, options)),
+            ],
+            [4, 1],
+            [240, _PRODUCER_REGISTERS],
+        )

@@ -6,28 +6,47 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gated_attention.ops.hopper_forward import CONSUMERS, ROWS, forward_kernel
-from gated_attention.ops.hopper_pipeline import describe
+from gated_attention.ops.hopper_forward import ROWS, forward_kernel
+from gated_attention.ops.hopper_pipeline import describe, num_multiprocessors
+from gated_attention.ops.launch import is_aligned, launch
 
 _SECTION_BYTES = 24 * 2**20
 """Keys and values that programs work on at a time; they should stay in the L2 cache, of 50 MB."""
 
 
 class Blocks(NamedTuple):
-    """How a head size is cut: keys a tile, and tiles in flight."""
+    """How heads are cut: keys a tile, tiles in flight, warpgroups that own queries."""
 
     num_keys: int
     num_stages: int
     num_query_stages: int
     output_in_queries: bool
     """Whether the output leaves through the queries' shared memory, for want of any other."""
+    num_consumers: int
 
 
-BLOCKS = {
-    64: Blocks(num_keys=128, num_stages=4, num_query_stages=2, output_in_queries=False),
-    128: Blocks(num_keys=128, num_stages=2, num_query_stages=2, output_in_queries=False),
-    256: Blocks(num_keys=64, num_stages=2, num_query_stages=1, output_in_queries=True),
+class Cut(NamedTuple):
+    """Three warpgroups on narrow tiles waste least of the diagonal, which counts while sequences are short."""
+
+    short: Blocks
+    long: Blocks
+    longest_short: int
+    """Keys; measured, see docs/kernels.md."""
+
+    def blocks(self, num_keys: int, causal: bool) -> Blocks:
+        """Those for so many keys."""
+        if not causal:
+            return self.long._replace(num_consumers=2)  # three leave too few registers
+        return self.short if num_keys <= self.longest_short else self.long
+
+
+_WIDE_HEADS = Blocks(num_keys=64, num_stages=2, num_query_stages=1, output_in_queries=True, num_consumers=2)
+CUTS = {
+    64: Cut(Blocks(64, 6, 2, False, 3), Blocks(128, 4, 2, False, 3), 4096),
+    128: Cut(Blocks(64, 3, 1, False, 3), Blocks(128, 2, 2, False, 2), 2048),
+    256: Cut(_WIDE_HEADS, _WIDE_HEADS, 0),
 }
+"""By head size."""
 
 
 def attention_forward(
@@ -45,21 +64,23 @@ def attention_forward(
     """
     B, H, T, D = q.shape
     K, S = k.shape[1:3]
-    blocks = BLOCKS[D]
+    blocks = CUTS[D].blocks(S, causal)
     elementwise = gate_logits.shape[-1] > 1
     out = torch.empty(B, T, H, D, dtype=q.dtype, device=q.device).transpose(1, 2)
     lse = torch.empty(B, H, T, dtype=torch.float32, device=q.device)
     counter = torch.zeros(1, dtype=torch.int32, device=q.device)
     rows, group = ROWS.value, H // K
-    num_tiles = -(-T // (rows * CONSUMERS.value))
+    num_tiles = -(-T // (rows * blocks.num_consumers))
     section = max(1, min(B * H, group * _SECTION_BYTES // (2 * S * D * q.element_size())))
-    num_programs = min(num_tiles * B * H, torch.cuda.get_device_properties(q.device).multi_processor_count)
+    num_programs = min(num_tiles * B * H, num_multiprocessors(q.device))
     q_desc = describe(q, rows)
-    forward_kernel[(num_programs,)](
+    launch(
+        forward_kernel, (num_programs, 1, 1),
+        (q.dtype, q.device, gate_logits.stride(), is_aligned(gate_logits)),
         q_desc, describe(k, blocks.num_keys), describe(v, blocks.num_keys), describe(out, rows),
         describe(gate_logits.transpose(1, 2), rows) if elementwise else q_desc, gate_logits, lse, counter,
         B, H, T, S, group, section, num_tiles, scale, *gate_logits.stride()[:3],
         BN=blocks.num_keys, D=D, STAGES=blocks.num_stages, QUERY_STAGES=blocks.num_query_stages, CAUSAL=causal,
-        ELEMENTWISE=elementwise, OUTPUT_IN_QUERIES=blocks.output_in_queries, num_warps=4,
+        ELEMENTWISE=elementwise, OUTPUT_IN_QUERIES=blocks.output_in_queries, CONSUMERS=blocks.num_consumers,
     )  # fmt: skip
     return out, lse

@@ -110,16 +110,42 @@ def ring(places, SIZE: gl.constexpr, READERS: gl.constexpr):
     return Ring(places, barriers(SIZE, 1), barriers(SIZE, READERS), SIZE)
 
 
-def describe(x: Float[Tensor, "b h t d"], rows: int) -> TensorDescriptor:
+class Descriptor(TensorDescriptor):  # type: ignore[misc]  # Triton has no types
+    """How the copy engine finds tiles of a tensor; `describe` has checked that it can."""
+
+    def __post_init__(self) -> None:
+        pass
+
+
+def describe(x: Float[Tensor, "b h t d"], rows: int) -> Descriptor:
     """How the copy engine finds tiles of `rows` rows; what it cannot address is copied first."""
-    aligned, width = 16 // x.element_size(), x.shape[-1]
-    strides = [stride if size > 1 else width for size, stride in zip(x.shape, x.stride(), strict=True)]
-    if x.stride(-1) != 1 or x.data_ptr() % 16 or any(stride <= 0 or stride % aligned for stride in strides[:-1]):
+    strides = _strides(x.shape, x.stride(), 16 // x.element_size())
+    if strides is None or x.data_ptr() % 16:
         x = x.clone(memory_format=torch.contiguous_format)
         strides = list(x.stride())
-    return TensorDescriptor(x, list(x.shape), [*strides[:-1], 1], [1, 1, rows, width], _layout(rows, width, x.dtype))
+    width = x.shape[-1]
+    return Descriptor(x, list(x.shape), strides, [1, 1, rows, width], _layout(rows, width, x.dtype))
 
 
-@functools.cache  # slow to make, and wanted at every launch
+# What follows is slow to make, and wanted at every launch.
+
+
+@functools.lru_cache(maxsize=1024)
+def _strides(shape: torch.Size, strides: tuple[int, ...], aligned: int) -> list[int] | None:
+    """As the copy engine takes them, those of single places made up; None if rows do not begin at 16 bytes."""
+    width = shape[-1]
+    found = [stride if size > 1 else width for size, stride in zip(shape[:-1], strides[:-1], strict=True)]
+    if strides[-1] != 1 or any(stride <= 0 or stride % aligned for stride in found):
+        return None
+    return [*found, 1]
+
+
+@functools.cache
+def num_multiprocessors(device: torch.device) -> int:
+    """Of a GPU."""
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@functools.cache
 def _layout(rows: int, width: int, dtype: torch.dtype) -> gl.NVMMASharedLayout:
     return gl.NVMMASharedLayout.get_default_for([1, 1, rows, width], _DTYPES[dtype])

@@ -11,6 +11,7 @@ the gated gradients. A gate per channel has no shift; there dO is multiplied by 
 where g underflows the weights g P vanish, and O with them.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -51,6 +52,34 @@ def prepare_backward(
         shifted, scaled = lse, (g * _widen(grad)).to(grad.dtype)
     grad_logits = (product * torch.sigmoid(-s)).transpose(1, 2)
     return scaled, o, shifted, grad_logits.to(gate_logits.dtype).contiguous()
+
+
+def prepare_kernels(
+    grad: Float[Tensor, "b h t d"],
+    out: Float[Tensor, "b h t d"],
+    gate_logits: Float[Tensor, "b t h #d"],
+    lse: Float[Tensor, "b h t"],
+    T_padded: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What backward kernels of our own are given, and the gradient of the logits; see `triton_prepare.prepare`.
+
+    That is its slow truth, and what a compiler makes part of the kernels around it.
+    """
+    s = _widen(gate_logits).transpose(1, 2)  # (B, H, T, D or 1)
+    g = torch.sigmoid(s)
+    product = _widen(grad) * _widen(out)
+    if gate_logits.shape[-1] == 1:
+        product = product.sum(-1, keepdim=True)
+        scaled, delta = grad, (product / g.clamp_min(_SMALLEST_GATE))[..., 0]
+        lse = lse + F.softplus(-s)[..., 0]
+    else:
+        scaled = (_widen(grad) * g).to(grad.dtype)
+        # Formed from what the kernels will read: a query of one key has dP = Delta but for rounding.
+        delta = (_widen(scaled) * (_widen(out) / g.clamp_min(_SMALLEST_GATE))).sum(-1)
+    grad_logits = (product * torch.sigmoid(-s)).transpose(1, 2)
+    padding = (0, T_padded - lse.shape[-1])
+    stats = torch.stack((F.pad(lse * math.log2(math.e), padding, value=math.inf), F.pad(delta, padding)))
+    return scaled, stats, grad_logits.to(gate_logits.dtype).contiguous()
 
 
 def _widen(x: Tensor) -> Tensor:

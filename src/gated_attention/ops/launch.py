@@ -1,0 +1,38 @@
+"""Launching the kernel that Triton compiled for arguments like these, without asking it which one that was.
+
+Triton works that out from every argument at every launch, which for kernels of 30 arguments is most of what a launch
+costs the CPU.
+"""
+
+from collections.abc import Hashable
+from typing import Any
+
+from torch import Tensor
+
+_compiled: dict[Hashable, Any] = {}
+
+
+def launch(
+    kernel: Any, grid: tuple[int, int, int], like: Hashable, *args: Any, num_warps: int = 4, **constants: Any
+) -> None:
+    """`kernel[grid](*args, num_warps=num_warps, **constants)`.
+
+    Args:
+        like: What, beside the constants, decides which kernel Triton compiles: dtypes, the device, alignment of
+            pointers, and sizes and strides unless the kernel does not specialise on them.
+        constants: Compile-time constants, in the order of the kernel's parameters, of which they are the last.
+    """
+    key = (id(kernel), num_warps, like, *constants.values())
+    compiled = _compiled.get(key)
+    if compiled is not None:
+        compiled[grid](*args, *constants.values())
+        return
+    compiled = kernel[grid](*args, num_warps=num_warps, **constants)
+    if compiled is not None:  # as an interpreter gives
+        assert kernel.arg_names[-len(constants) :] == list(constants), "constants are not the last parameters, in order"
+        _compiled[key] = compiled
+
+
+def is_aligned(*tensors: Tensor) -> bool:
+    """Whether all of them begin at multiples of 16 bytes, which Triton makes use of."""
+    return all(x.data_ptr() % 16 == 0 for x in tensors)
