@@ -49,8 +49,9 @@ def test_adapters_train_alone_save_load_and_merge(targets, granularity, tmp_path
     model = get_peft_model(make_model(granularity), LoraConfig(target_modules=targets, **LORA))
     adapted = {name.split(".lora_")[0].rsplit(".", 1)[-1] for name, _ in model.named_parameters() if ".lora_" in name}
     assert adapted == set(targets)  # g_proj is not the MLP's gate_proj
-    with torch.no_grad():
-        assert torch.equal(model(tokens).logits, make_model(granularity)(tokens).logits)  # an adapter starts at zero
+    with torch.no_grad():  # an adapter starts at zero
+        assert torch.equal(model.eval()(tokens).logits, make_model(granularity).eval()(tokens).logits)
+    model.train()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
 
     losses = train(model, tokens)
@@ -59,10 +60,11 @@ def test_adapters_train_alone_save_load_and_merge(targets, granularity, tmp_path
     moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert moved == {name for name in before if ".lora_" in name}
 
+    model.eval()
     with torch.no_grad():
         logits = model(tokens).logits
         model.save_pretrained(tmp_path / "adapter")
-        again = PeftModel.from_pretrained(make_model(granularity), tmp_path / "adapter")
+        again = PeftModel.from_pretrained(make_model(granularity), tmp_path / "adapter").eval()
         assert torch.equal(again(tokens).logits, logits)
         merged = model.merge_and_unload()
         assert type(merged) is GatedQwen3ForCausalLM

@@ -56,7 +56,7 @@ class GatedSelfAttention(GatedBlock):
         x = hidden_states
         heads = (*x.shape[:-1], -1, self.head_dim)
         q = self.gate("query", self.q_proj(x).view(heads), x)  # G4, (B, T, H, D)
-        k, v = self.keys_and_values(x, self.head_dim)  # (B, T, K, D)
+        k, v, logits = self.keys_and_values(x, self.head_dim)  # (B, T, K, D), (B, T, H, 1) or None
         k = self.gate("key", k, x)  # G3
         v = self.gate("value", v, x)  # G2
         q, k, v = self.q_norm(q).transpose(1, 2), self.k_norm(k).transpose(1, 2), v.transpose(1, 2)  # (B, H, T, D)
@@ -68,7 +68,8 @@ class GatedSelfAttention(GatedBlock):
             attention_mask = None
         fused = self._fused_gate(implementation)
         if fused is not None:
-            kwargs["gate_logits"] = self.gate_logits(fused, x, self.head_dim)  # (B, T, H, D or 1)
+            logits = self.gate_logits(fused, x, self.head_dim) if logits is None else logits
+            kwargs["gate_logits"] = logits  # (B, T, H, D or 1)
         if self.reads_lse:
             attend = lse_attention(implementation)
         else:
@@ -86,7 +87,7 @@ class GatedSelfAttention(GatedBlock):
         )  # (B, T, H, D)
         if fused is None:
             y = self.transform_heads(y)
-            y = self.gate("sdpa", y, x, lse=weights_or_lse)  # G1
+            y = self.gate("sdpa", y, x, lse=weights_or_lse, logits=logits)  # G1
         y = self.o_proj(y.reshape(*x.shape[:-1], -1))
         return self.gate("output", y, x), None if self.reads_lse else weights_or_lse  # G5
 

@@ -83,7 +83,7 @@ class GatedAttention(GatedBlock):
         x = hidden_states
         q = torch.unflatten(self.q_proj(x), -1, (-1, self.head_dim))  # (B, T, H, D)
         q = self.gate("query", q, x)  # G4
-        k, v = self.keys_and_values(x, self.head_dim)  # (B, T, K, D)
+        k, v, logits = self.keys_and_values(x, self.head_dim)  # (B, T, K, D), (B, T, H, 1) or None
         k = self.gate("key", k, x)  # G3
         v = self.gate("value", v, x)  # G2
         q, k = self.q_norm(q), self.k_norm(k)
@@ -91,14 +91,15 @@ class GatedAttention(GatedBlock):
             q, k = apply_rope(q, self.rope_theta), apply_rope(k, self.rope_theta)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, T, D)
         if self.fused_gate is not None and self.backend in get_args(GatedBackend):
-            gate_logits = self.gate_logits(self.fused_gate, x, self.head_dim)  # (B, T, H, D or 1)
+            if logits is None:
+                logits = self.gate_logits(self.fused_gate, x, self.head_dim)  # (B, T, H, D or 1)
             backend = cast(GatedBackend, self.backend)
-            y = ops.gated_attention(q, k, v, gate_logits, causal=self.causal, mask=mask, backend=backend)  # G1
+            y = ops.gated_attention(q, k, v, logits, causal=self.causal, mask=mask, backend=backend)  # G1
         else:
             plain = cast(AttentionBackend, self.backend)
             y, lse = ops.attention(q, k, v, causal=self.causal, mask=mask, backend=plain)
             y = self.transform_heads(y.transpose(1, 2))  # (B, T, H, D)
-            y = self.gate("sdpa", y, x, lse)  # G1
+            y = self.gate("sdpa", y, x, lse, logits)  # G1
         y = self.o_proj(y.flatten(-2))
         return self.gate("output", y, x)  # G5
 

@@ -7,7 +7,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gated_attention.nn.gate import GATE_MODULES, AttentionGate, LseGate, apply_gate, gate_logits
+from gated_attention import ops
+from gated_attention.nn.gate import (
+    GATE_MODULES,
+    AttentionGate,
+    LseGate,
+    apply_gate,
+    can_join,
+    gate_logits,
+    joint_projection,
+)
 from gated_attention.nn.switch import SwitchProjection, SwitchRouter
 from gated_attention.spec import AttentionGeometry, BlockSpec, GateSpec, SdpaTransform, Site, SwitchSpec
 
@@ -81,11 +90,21 @@ class GatedBlock(nn.Module):
 
     def keys_and_values(
         self, x: Float[Tensor, "b t c"], head_dim: int
-    ) -> tuple[Float[Tensor, "b t k d"], Float[Tensor, "b t k d"]]:
-        """Projected keys and values by head, from one map each or mixed from several."""
+    ) -> tuple[Float[Tensor, "b t k d"], Float[Tensor, "b t k d"], Float[Tensor, "b t h 1"] | None]:
+        """Projected keys and values by head, from one map each or mixed from several; and logits that came along.
+
+        They do in training, of one gate per head on the output of attention, unless its projection or the values' is
+        more than a linear layer.
+        """
         scores = None if self.switch is None else self.switch_router(x)
-        k, v = (self._project(name, x, scores, head_dim) for name in ("k_proj", "v_proj"))
-        return k, v
+        k = self._project("k_proj", x, scores, head_dim)
+        spec = self.fused_gate
+        if self.training and spec is not None and spec.granularity == "headwise":
+            values, gate = (self.get_submodule(name) for name in ("v_proj", GATE_MODULES["sdpa"]))
+            if can_join(values, gate):
+                v, logits = joint_projection(cast(nn.Linear, values), cast(nn.Linear, gate), x)
+                return k, torch.unflatten(v, -1, (-1, head_dim)), logits[..., None]
+        return k, self._project("v_proj", x, scores, head_dim), None
 
     def _project(self, name: str, x: Tensor, scores: Tensor | None, head_dim: int) -> Tensor:
         projection = self.get_submodule(name)
@@ -99,15 +118,25 @@ class GatedBlock(nn.Module):
             return F.silu(y)
         return y if self.sdpa_transform is None else self.sdpa_norm(y)
 
-    def gate(self, site: Site, y: Tensor, hidden_states: Tensor, lse: Tensor | None = None) -> Tensor:
+    def gate(
+        self,
+        site: Site,
+        y: Tensor,
+        hidden_states: Tensor,
+        lse: Tensor | None = None,
+        logits: Tensor | None = None,
+    ) -> Tensor:
         """The tensor at this site, gated if the block has a gate there.
 
         Args:
             y: (B, T, H, D), or (B, T, C) at the output site.
             lse: (B, H, T), for a gate that reads it.
+            logits: (B, T, H, D or 1), of the gate at this site, if they are there already.
         """
         for spec in self.gates:
             if spec.site == site:
+                if logits is not None:
+                    return ops.gate(y, logits, spec)
                 projection = self.get_submodule(GATE_MODULES[site])
                 if spec.input == "lse":
                     return apply_gate(projection, spec, y, cast(Tensor, lse).transpose(1, 2))

@@ -5,6 +5,7 @@ from typing import cast
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from gated_attention import ops
 from gated_attention.spec import AttentionGeometry, GateSpec, Site
@@ -17,6 +18,9 @@ GATE_MODULES: dict[Site, str] = {
     "output": "o_g_proj",
 }
 """The attribute under which an attention block keeps the gate of each site."""
+
+_ALIGNED = 16
+"""Columns that matrix products, and kernels that read parts of their rows, want in multiples to be fast."""
 
 
 class AttentionGate(nn.Linear):
@@ -111,3 +115,33 @@ def gate_logits(
     gate_input = hidden_states.new_ones(1, 1, 1) if reads_nothing else hidden_states[..., : spec.input_dim]
     logits: Tensor = projection(gate_input)
     return torch.unflatten(logits, -1, (-1, 1 if spec.granularity == "headwise" else head_dim))
+
+
+def can_join(projection: nn.Module, gate: nn.Module) -> bool:
+    """Whether `joint_projection` forms what both modules would, and nobody would miss that they were not called."""
+    if not (type(projection) is nn.Linear and type(gate) is AttentionGate):  # PEFT and quantisation put others there
+        return False
+    if projection.in_features != gate.in_features or projection.weight.requires_grad != gate.weight.requires_grad:
+        return False
+    return _is_plain(projection) and _is_plain(gate)
+
+
+def _is_plain(linear: nn.Linear) -> bool:
+    # Who gathers, offloads or watches does so by hooks or another `forward`; sharded weights are of another class.
+    hooks = (linear._forward_pre_hooks, linear._forward_hooks, linear._backward_pre_hooks, linear._backward_hooks)
+    is_called_as_written = not any(hooks) and "forward" not in vars(linear)
+    return is_called_as_written and type(linear.weight) is nn.Parameter and linear.bias is None
+
+
+def joint_projection(projection: nn.Linear, gate: nn.Linear, x: Float[Tensor, "b t c"]) -> tuple[Tensor, Tensor]:
+    """`projection(x)` and `gate(x)` by one product: one of few columns takes a GPU as long as one of hundreds.
+
+    Best beside values: the gradient of theirs comes from attention's kernel as it is and is joined by one copy, that of
+    queries or keys from a norm and RoPE, which a compiler then writes out twice.
+    """
+    widths = [projection.out_features, gate.out_features]
+    widths.append(-sum(widths) % _ALIGNED)
+    padding = gate.weight.new_zeros(widths[-1], gate.in_features)
+    joint = F.linear(x, torch.cat((projection.weight, gate.weight, padding)))
+    projected, logits, _ = torch.split(joint, widths, dim=-1)
+    return projected, logits
