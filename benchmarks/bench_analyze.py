@@ -2,11 +2,10 @@
 
 Rounds of both alternate in one process. A round reads `--batches` batches; its time ends when the device is idle.
 Peak memory is that of the allocator over a round. Prints the medians and the ratio, and appends a JSON line to
-`--output`. `--profile` prints, instead, the kernels that take most of a round's time, of the plain forward and of the
-summary.
+`--output`. `--profile` prints, instead, the kernels that take most of a round's time.
 
     python benchmarks/bench_analyze.py                                                    # the 1.7B shape on a GPU
-    python benchmarks/bench_analyze.py --gate headwise --batch-size 4
+    python benchmarks/bench_analyze.py --gate headwise --batch-size 1 --levels summary
     python benchmarks/bench_analyze.py --layers 4 --hidden-size 256 --heads 4 --context 1024 --batches 8   # CPU
 """
 
@@ -14,8 +13,10 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import get_args
 
 import torch
 from torch.autograd import DeviceType
@@ -24,6 +25,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import PreTrainedModel
 
 from gated_attention.analysis import inspect_model
+from gated_attention.analysis.inspect import Level
 from gated_attention.models import GatedQwen3Config, GatedQwen3ForCausalLM
 from gated_attention.spec import GateSpec
 from gated_attention.studies.device import device_name, pick_device
@@ -103,7 +105,8 @@ def main() -> None:
     parser.add_argument("--heads", type=int, default=16)
     parser.add_argument("--gate", choices=sorted(GATES), default="elementwise")
     parser.add_argument("--context", type=int, default=4096)
-    parser.add_argument("--batch-size", type=int, default=1)
+    parser.add_argument("--batch-size", type=int, default=4, help="4 x 4096 tokens are what `analyze` reads at once")
+    parser.add_argument("--levels", nargs="+", choices=get_args(Level), default=list(get_args(Level)))
     parser.add_argument("--batches", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="auto")
@@ -117,14 +120,13 @@ def main() -> None:
     batches = list(torch.randint(0, model.config.vocab_size, shape, generator=generator))
     runs: dict[str, Callable[[], object]] = {
         "plain forward": lambda: plain_forward(model, batches),
-        "summary": lambda: inspect_model(model, batches, level="summary"),
-        "full": lambda: inspect_model(model, batches, level="full"),
+        **{level: partial(inspect_model, model, batches, level=level) for level in args.levels},
     }
     for run in runs.values():
         run()  # kernels are chosen, memory is taken
     if args.profile:
-        for name in ("plain forward", "summary"):
-            print_kernels(name, runs[name], device)
+        for name, run in runs.items():
+            print_kernels(name, run, device)
         return
     rounds = [{name: measure(run, device) for name, run in runs.items()} for _ in range(args.rounds)]
     tokens = args.batches * args.batch_size * args.context
@@ -138,7 +140,7 @@ def main() -> None:
         "benchmark": "analyze",
         "device": device_name(device),
         "dtype": str(next(model.parameters()).dtype),
-        **{name: value for name, value in vars(args).items() if name not in ("output", "device", "profile")},
+        **{name: value for name, value in vars(args).items() if name not in ("output", "device", "profile", "levels")},
         "versions": library_versions(),
     }
     for name in runs:

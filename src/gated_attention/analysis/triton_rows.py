@@ -4,6 +4,7 @@ The truth is the plain PyTorch code of `measures`, which calls these where they 
 give parts, by row or by block of tokens, which `measures` puts together for all layers at once.
 """
 
+from collections.abc import Hashable
 from contextlib import AbstractContextManager
 from math import prod
 from typing import no_type_check
@@ -13,6 +14,8 @@ import triton
 import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from gated_attention.ops.launch import is_aligned, launch
 
 _BLOCK_TOKENS = 64
 _TILE = 4096  # numbers that one program holds; twice as many spill
@@ -193,7 +196,10 @@ def moments(x: Float[Tensor, "b t c"]) -> Float[Tensor, "b 5 t"]:
     out = x.new_empty((b, 5, t), dtype=torch.float32)
     block = triton.next_power_of_2(width)
     with _device_of(x):
-        _moments_kernel[(b * t,)](x, out, t, width, BLOCK=block, num_warps=4 if block <= 4096 else 8)
+        launch(
+            _moments_kernel, (b * t, 1, 1), _like(x),
+            x, out, t, width, BLOCK=block, num_warps=4 if block <= 4096 else 8,
+        )  # fmt: skip
     return out
 
 
@@ -208,7 +214,8 @@ def activation_rows(
     sampled = x.new_empty((b, triton.cdiv(t, step), width))
     block = triton.next_power_of_2(width)
     with _device_of(x):
-        _activations_kernel[(b * t,)](
+        launch(
+            _activations_kernel, (b * t, 1, 1), (_like(x), step),
             x, values, places, sampled, t, width, step, sampled.shape[1],
             TOP=top, BLOCK=block, num_warps=4 if block <= 4096 else 8,
         )  # fmt: skip
@@ -220,7 +227,8 @@ def head_shares(heads: Float[Tensor, "b t h d"], high: float, low: float) -> Flo
     x = heads.contiguous()
     grid, shares, block_t, block_d = _blocks(x)
     with _device_of(x):
-        _head_shares_kernel[grid](
+        launch(
+            _head_shares_kernel, grid, _like(x),
             x, shares, *x.shape[1:], low, high, 1 / prod(x.shape[1::2]),
             BLOCK_T=block_t, BLOCK_D=block_d,
         )  # fmt: skip
@@ -240,7 +248,8 @@ def gate_scores(
     sampled = x.new_empty((b, triton.cdiv(t, step), h, d))
     grid, shares, block_t, block_d = _blocks(x)
     with _device_of(x):
-        _gate_kernel[grid](
+        launch(
+            _gate_kernel, grid, (_like(x), step),
             x, by_token, shares, sampled, t, h, d, float(scale), 1 / (t * d), step, sampled.shape[1],
             ACTIVATION=activation, BLOCK_T=block_t, BLOCK_D=block_d,
         )  # fmt: skip
@@ -255,7 +264,8 @@ def gate_histograms(
     grid, shares, block_t, block_d = _blocks(x)
     counts = torch.empty((*shares.shape[:3], bins), dtype=torch.int32, device=x.device)
     with _device_of(x):
-        _histogram_kernel[grid](
+        launch(
+            _histogram_kernel, grid, (_like(x), bins),
             x, counts, *x.shape[1:], float(scale), *map(float, edges), bins, ACTIVATION=activation,
             BLOCK_T=block_t, BLOCK_D=block_d, BLOCK_BINS=triton.next_power_of_2(bins + 1),
         )  # fmt: skip
@@ -286,7 +296,8 @@ def attention_rows(
     norms = lse.new_empty((b, num_kv_heads, t), dtype=torch.float32)
     sizes = lse.new_empty((b, parts, h), dtype=torch.float32)
     with _device_of(q):
-        _attention_kernel[(b * h, parts)](
+        launch(
+            _attention_kernel, (b * h, parts, 1), (_like(q, k, v, out, lse), keys, first_queries),
             q, k, v, out, lse, sums, first_rows, norms, sizes,
             t, h, h // num_kv_heads, d, e, keys, first_rows.shape[2], float(scale), 1 / (t * e),
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *lse.stride(), BLOCK_T=_BLOCK_TOKENS,
@@ -302,10 +313,15 @@ def _device_of(x: Tensor) -> AbstractContextManager[object]:
     return device
 
 
-def _blocks(x: Tensor) -> tuple[tuple[int, int], Tensor, int, int]:
+def _like(*tensors: Tensor) -> Hashable:
+    """What makes Triton compile the same kernel for tensors; sizes and strides are passed as numbers."""
+    return (tensors[0].device, is_aligned(*tensors), *((x.dtype, x.shape, x.stride()) for x in tensors))
+
+
+def _blocks(x: Tensor) -> tuple[tuple[int, int, int], Tensor, int, int]:
     """Programs over sequences and heads and over blocks of tokens, a place for what each finds, and its tile."""
     block_d = triton.next_power_of_2(x.shape[3])
     block_t = max(1, min(_BLOCK_TOKENS, _TILE // block_d))
     parts = triton.cdiv(x.shape[1], block_t)
     shares = x.new_empty((x.shape[0], parts, x.shape[2], 3), dtype=torch.float32)
-    return (x.shape[0] * x.shape[2], parts), shares, block_t, block_d
+    return (x.shape[0] * x.shape[2], parts, 1), shares, block_t, block_d
