@@ -11,6 +11,7 @@ a contender, direction and shape, with median and quartiles in microseconds, and
 import argparse
 import csv
 import itertools
+import random
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -92,6 +93,7 @@ def _gate(y: Tensor, gate_logits: Tensor) -> Tensor:
 
 
 torch._dynamo.config.recompile_limit = 10_000  # one graph a shape; beyond the limit PyTorch would run eagerly
+torch._functorch.config.donated_buffer = False  # backward passes are run again and again
 _compiled_gate = torch.compile(_gate, dynamic=False)
 _compiled_flex = torch.compile(flex_attention, dynamic=False)
 
@@ -171,11 +173,13 @@ def measure(shape: Shape, args: argparse.Namespace, device: torch.device) -> lis
         except (RuntimeError, ValueError) as error:
             print(f"{name} at {shape}: {str(error).splitlines()[0]}", flush=True)
     times: dict[tuple[str, str], list[float]] = {key: [] for key in runs}
+    order, shuffle = list(runs), random.Random(0).shuffle
     for round_index in range(args.rounds + 1):
-        for key, run in runs.items():
-            found = _turn(run, device)
+        for key in order:
+            found = _turn(runs[key], device)
             if round_index:  # the first is for compilation, plans and clocks
                 times[key] += found
+        shuffle(order)  # a long kernel lowers the clock for whoever follows it
     rows = []
     for (name, direction), found in times.items():
         low, _, high = quantiles(found, n=4)
@@ -192,37 +196,46 @@ def measure(shape: Shape, args: argparse.Namespace, device: torch.device) -> lis
     return rows
 
 
+def _panel(row: dict[str, object]) -> str:
+    group = int(row["heads"]) // int(row["kv_heads"])  # type: ignore[call-overload]
+    return f"{row['gate']}, head width {row['head_dim']}" + (f", {group} queries a key" if group > 1 else "")
+
+
 def draw(rows: list[dict[str, object]], path: Path) -> None:
     """Speed relative to cuDNN without a gate, by length: a panel for each direction, gate, head width and group."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    panels = sorted({(str(r["gate"]), int(r["head_dim"]), int(r["heads"]) // int(r["kv_heads"])) for r in rows})  # type: ignore[call-overload]
+    panels = list(dict.fromkeys(map(_panel, rows)))  # in the order of the grid
     directions = ("forward", "backward", "both")
     figure = Figure(figsize=(11, 2.6 * len(panels) + 0.6), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(panels), len(directions), squeeze=False, sharey=True)
     names = [name for name in dict.fromkeys(str(r["contender"]) for r in rows) if name != PLAIN]
-    for (gate, head_dim, group), line in zip(panels, axes, strict=True):
+    for panel, line in zip(panels, axes, strict=True):
         for direction, axis in zip(directions, line, strict=True):
             axis.axhline(1.0, color="0.6", linewidth=0.8)
             for index, name in enumerate(names):
                 points = [
                     (r["length"], r["plain_over_this"])
                     for r in rows
-                    if (r["contender"], r["direction"], r["gate"], r["head_dim"]) == (name, direction, gate, head_dim)
-                    and int(r["heads"]) // int(r["kv_heads"]) == group  # type: ignore[call-overload]
+                    if (r["contender"], r["direction"], _panel(r)) == (name, direction, panel)
                 ]
                 if points:
                     axis.plot(
                         *zip(*sorted(points), strict=True), marker="o", markersize=3, color=f"C{index}", label=name
                     )
             axis.set_xscale("log", base=2)
-            axis.set_title(f"{direction}, {gate}, head width {head_dim}, {group} query heads a key", fontsize=8)
-            axis.set_xlabel("tokens", fontsize=8)
+            axis.set_xticks(
+                *zip(*((n, f"{n:,}") for n in sorted({r["length"] for r in rows})), strict=True), minor=False
+            )
+            axis.set_title(f"{direction}, {panel}", fontsize=8)
+            axis.set_xlabel("tokens a sequence", fontsize=8)
             axis.tick_params(labelsize=7)
         line[0].set_ylabel("speed; 1 = cuDNN without a gate", fontsize=8)
-    axes[0][0].legend(fontsize=7, frameon=False)
+    figure.legend(
+        *axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=8, frameon=False
+    )
     figure.savefig(path)
 
 
