@@ -61,9 +61,13 @@ def prepare_kernels(
     lse: Float[Tensor, "b h t"],
     T_padded: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What backward kernels of our own are given, and the gradient of the logits; see `triton_prepare.prepare`.
+    """What backward kernels of our own are given, and the gradient of the logits.
 
-    That is its slow truth, and what a compiler makes part of the kernels around it.
+    The slow truth of `triton_prepare.prepare`, and what takes its place under `torch.compile`, which makes it part of
+    the kernels around.
+
+    Returns:
+        The kernels' dO; their LSE (base 2) and Delta, (2, B, H, T_padded); the gradient of the logits.
     """
     s = _widen(gate_logits).transpose(1, 2)  # (B, H, T, D or 1)
     g = torch.sigmoid(s)
