@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from gated_attention.ops.launch import is_aligned, launch
+from gated_attention.ops.launch import alike, launch
 
 PATIENCE_S = 20.0
 GIVE_WAY_S = 1e-4
@@ -364,7 +364,7 @@ def play(path: Path, *known: types.SimpleNamespace, **replaced: object) -> types
     tree = ast.parse(path.read_text(), str(path))
     names = {"__name__": f"played.{path.stem}", "gl": gl, "gluon": gluon, "triton": triton, "tl": tl, "ir": None}
     names |= {"aggregate": _jit, "builtin": _jit, "TensorDescriptor": Descriptor}
-    names |= {"launch": launch, "is_aligned": is_aligned}
+    names |= {"launch": launch, "alike": alike}
     names |= vars(hopper)
     for module in known:
         names |= {name: thing for name, thing in vars(module).items() if not name.startswith("_")}

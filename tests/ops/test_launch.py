@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gated_attention.ops import launch as launching
-from gated_attention.ops.launch import is_aligned, launch
+from gated_attention.ops.launch import alike, launch
 
 
 class Compiled:
@@ -60,8 +60,17 @@ def test_constants_out_of_order_are_refused(kernel):
         launch(kernel, (1, 1, 1), "float16", 10, 2, B=True, A=16)
 
 
-def test_alignment_is_that_of_the_first_number():
+def test_alignment_of_each_first_number_tells_tensors_apart():
     x = torch.zeros(64, dtype=torch.bfloat16)
     offset = -x.data_ptr() % 16 // 2
-    assert is_aligned(x[offset:], x[offset + 8 :])
-    assert not is_aligned(x[offset:], x[offset + 1 :])
+    aligned, also_aligned, unaligned = (x[offset + at :][:8] for at in (0, 8, 1))
+    assert alike(aligned) == alike(also_aligned)
+    assert alike(aligned) != alike(unaligned)
+    assert alike(aligned, unaligned) != alike(unaligned, aligned)
+
+
+@pytest.mark.parametrize("other", [torch.zeros(4, 8, dtype=torch.float16), torch.zeros(4, 9), torch.zeros(8, 4).T])
+def test_dtype_size_and_strides_of_each_tell_tensors_apart(other):
+    x = torch.zeros(4, 8)
+    assert alike(x, x) == alike(x, x.clone())
+    assert alike(x, x) != alike(x, other)

@@ -4,7 +4,6 @@ The truth is the plain PyTorch code of `measures`, which calls these where they 
 give parts, by row or by block of tokens, which `measures` puts together for all layers at once.
 """
 
-from collections.abc import Hashable
 from contextlib import AbstractContextManager
 from math import prod
 from typing import no_type_check
@@ -15,7 +14,8 @@ import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gated_attention.ops.launch import is_aligned, launch
+from gated_attention.ops.attention import adjacent
+from gated_attention.ops.launch import alike, launch
 
 _BLOCK_TOKENS = 64
 _TILE = 4096  # numbers that one program holds; twice as many spill
@@ -197,7 +197,7 @@ def moments(x: Float[Tensor, "b t c"]) -> Float[Tensor, "b 5 t"]:
     block = triton.next_power_of_2(width)
     with _device_of(x):
         launch(
-            _moments_kernel, (b * t, 1, 1), _like(x),
+            _moments_kernel, (b * t, 1, 1), alike(x),
             x, out, t, width, BLOCK=block, num_warps=4 if block <= 4096 else 8,
         )  # fmt: skip
     return out
@@ -215,7 +215,7 @@ def activation_rows(
     block = triton.next_power_of_2(width)
     with _device_of(x):
         launch(
-            _activations_kernel, (b * t, 1, 1), (_like(x), step),
+            _activations_kernel, (b * t, 1, 1), (alike(x), step),
             x, values, places, sampled, t, width, step, sampled.shape[1],
             TOP=top, BLOCK=block, num_warps=4 if block <= 4096 else 8,
         )  # fmt: skip
@@ -228,7 +228,7 @@ def head_shares(heads: Float[Tensor, "b t h d"], high: float, low: float) -> Flo
     grid, shares, block_t, block_d = _blocks(x)
     with _device_of(x):
         launch(
-            _head_shares_kernel, grid, _like(x),
+            _head_shares_kernel, grid, alike(x),
             x, shares, *x.shape[1:], low, high, 1 / prod(x.shape[1::2]),
             BLOCK_T=block_t, BLOCK_D=block_d,
         )  # fmt: skip
@@ -249,7 +249,7 @@ def gate_scores(
     grid, shares, block_t, block_d = _blocks(x)
     with _device_of(x):
         launch(
-            _gate_kernel, grid, (_like(x), step),
+            _gate_kernel, grid, (alike(x), step),
             x, by_token, shares, sampled, t, h, d, float(scale), 1 / (t * d), step, sampled.shape[1],
             ACTIVATION=activation, BLOCK_T=block_t, BLOCK_D=block_d,
         )  # fmt: skip
@@ -265,7 +265,7 @@ def gate_histograms(
     counts = torch.empty((*shares.shape[:3], bins), dtype=torch.int32, device=x.device)
     with _device_of(x):
         launch(
-            _histogram_kernel, grid, (_like(x), bins),
+            _histogram_kernel, grid, (alike(x), bins),
             x, counts, *x.shape[1:], float(scale), *map(float, edges), bins, ACTIVATION=activation,
             BLOCK_T=block_t, BLOCK_D=block_d, BLOCK_BINS=triton.next_power_of_2(bins + 1),
         )  # fmt: skip
@@ -287,7 +287,7 @@ def attention_rows(
 
     Then the norm of every value, and each block's part in the mean absolute output.
     """
-    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+    q, k, v = adjacent(q), adjacent(k), adjacent(v)
     out = out.contiguous()
     (b, h, t, d), (num_kv_heads, e) = q.shape, v.shape[1::2]
     parts = triton.cdiv(t, _BLOCK_TOKENS)
@@ -297,7 +297,7 @@ def attention_rows(
     sizes = lse.new_empty((b, parts, h), dtype=torch.float32)
     with _device_of(q):
         launch(
-            _attention_kernel, (b * h, parts, 1), (_like(q, k, v, out, lse), keys, first_queries),
+            _attention_kernel, (b * h, parts, 1), (alike(q, k, v, out, lse), keys, first_queries),
             q, k, v, out, lse, sums, first_rows, norms, sizes,
             t, h, h // num_kv_heads, d, e, keys, first_rows.shape[2], float(scale), 1 / (t * e),
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *lse.stride(), BLOCK_T=_BLOCK_TOKENS,
@@ -311,11 +311,6 @@ def _device_of(x: Tensor) -> AbstractContextManager[object]:
     """Makes the tensor's device current, where Triton launches."""
     device: AbstractContextManager[object] = torch.cuda.device_of(x)  # type: ignore[no-untyped-call]
     return device
-
-
-def _like(*tensors: Tensor) -> Hashable:
-    """What makes Triton compile the same kernel for tensors; sizes and strides are passed as numbers."""
-    return (tensors[0].device, is_aligned(*tensors), *((x.dtype, x.shape, x.stride()) for x in tensors))
 
 
 def _blocks(x: Tensor) -> tuple[tuple[int, int, int], Tensor, int, int]:

@@ -12,11 +12,12 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from gated_attention.ops.attention import adjacent
 from gated_attention.ops.hopper_backward import COMPUTE_WARPS, backward_kernel
-from gated_attention.ops.hopper_pipeline import Descriptor, describe, num_multiprocessors
-from gated_attention.ops.launch import launch
+from gated_attention.ops.hopper_pipeline import describe, num_multiprocessors
+from gated_attention.ops.launch import alike, launch
 from gated_attention.ops.triton_prepare import prepare
 
 _ROWS = 16  # of a program of the kernel after
@@ -120,9 +121,9 @@ def _launch(
     # Half of a head's blocks are drawn together: the heads of a section should occupy the whole GPU with them.
     num_heads = max(_SECTION_BYTES // head_bytes, 2 * num_multiprocessors(q.device) // num_blocks)
     launch(
-        backward_kernel, (B * K * num_blocks, 1, 1), (q.dtype, q.device, k.shape, q.shape, dk.stride(), dv.stride()),
+        backward_kernel, (B * K * num_blocks, 1, 1), alike(q, k, v, grad, dk, dv),
         describe(q, by_query), describe(k, by_key), describe(v, by_key), describe(grad, by_query),
-        Descriptor(flat, list(flat.shape), [1], [by_query], _FLAT), describe(total, by_query),
+        TensorDescriptor(flat, list(flat.shape), [1], [by_query], _FLAT), describe(total, by_query),
         dk, *dk.stride()[:3], dv, *dv.stride()[:3],
         B, K, T, S, stats.shape[-1], group, max(1, min(B * K, num_heads)), scale,
         BM=by_query, BN=by_key, D=D, STAGES=blocks.num_stages, CAUSAL=causal, num_warps=COMPUTE_WARPS,
@@ -132,7 +133,7 @@ def _launch(
 def _finish(total: Tensor, dq: Tensor, scale: float) -> Tensor:
     B, H, T, D = dq.shape
     launch(
-        _finish_kernel, (triton.cdiv(T, _ROWS), B * H, 1), (dq.dtype, dq.device, dq.shape, dq.stride()),
+        _finish_kernel, (triton.cdiv(T, _ROWS), B * H, 1), alike(total, dq),
         total, dq, scale, T, H, *dq.stride()[:3], D=D, ROWS=_ROWS,
     )  # fmt: skip
     return dq

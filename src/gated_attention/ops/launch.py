@@ -18,8 +18,8 @@ def launch(
     """`kernel[grid](*args, num_warps=num_warps, **constants)`.
 
     Args:
-        like: What, beside the constants, decides which kernel Triton compiles: dtypes, the device, alignment of
-            pointers, and sizes and strides unless the kernel does not specialise on them.
+        like: What, beside the constants, decides which kernel Triton compiles: `alike` of the tensors, and numbers
+            that do not follow from them.
         constants: Compile-time constants, in the order of the kernel's parameters, of which they are the last.
     """
     key = (id(kernel), num_warps, like, *constants.values())
@@ -33,6 +33,6 @@ def launch(
         _compiled[key] = compiled
 
 
-def is_aligned(*tensors: Tensor) -> bool:
-    """Whether all of them begin at multiples of 16 bytes, which Triton makes use of."""
-    return all(x.data_ptr() % 16 == 0 for x in tensors)
+def alike(*tensors: Tensor) -> Hashable:
+    """Equal for tensors of which Triton knows the same: it makes use of sizes, strides, and multiples of 16 bytes."""
+    return (tensors[0].device, *((x.dtype, x.shape, x.stride(), x.data_ptr() % 16 == 0) for x in tensors))
