@@ -42,16 +42,8 @@ def prepare_backward(
         out: The gated output.
         lse: Natural logarithm.
     """
-    s = _widen(gate_logits).transpose(1, 2)  # (B, H, T, D or 1)
-    g = torch.sigmoid(s)
-    product = _widen(grad) * _widen(out)
-    o = (_widen(out) / g.clamp_min(_SMALLEST_GATE)).to(out.dtype)
-    if gate_logits.shape[-1] == 1:
-        product, shifted, scaled = product.sum(-1, keepdim=True), lse + F.softplus(-s)[..., 0].to(lse.dtype), grad
-    else:
-        shifted, scaled = lse, (g * _widen(grad)).to(grad.dtype)
-    grad_logits = (product * torch.sigmoid(-s)).transpose(1, 2)
-    return scaled, o, shifted, grad_logits.to(gate_logits.dtype).contiguous()
+    scaled, o, shifted, grad_logits = _ungated(grad, out, gate_logits, lse)
+    return scaled, o.to(out.dtype), shifted, grad_logits
 
 
 def prepare_kernels(
@@ -69,21 +61,26 @@ def prepare_kernels(
     Returns:
         The kernels' dO; their LSE (base 2) and Delta, (2, B, H, T_padded); the gradient of the logits.
     """
+    scaled, o, shifted, grad_logits = _ungated(grad, out, gate_logits, lse)
+    # Formed from what the kernels will read: a query of one key has dP = Delta but for rounding.
+    delta = (_widen(scaled) * o).sum(-1)
+    padding = (0, T_padded - lse.shape[-1])
+    stats = torch.stack((F.pad(shifted * math.log2(math.e), padding, value=math.inf), F.pad(delta, padding)))
+    return scaled, stats, grad_logits
+
+
+def _ungated(grad: Tensor, out: Tensor, gate_logits: Tensor, lse: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradient, output (not narrowed) and log-sum-exp as attention without a gate has them; the logits' gradient."""
     s = _widen(gate_logits).transpose(1, 2)  # (B, H, T, D or 1)
     g = torch.sigmoid(s)
     product = _widen(grad) * _widen(out)
+    o = _widen(out) / g.clamp_min(_SMALLEST_GATE)
     if gate_logits.shape[-1] == 1:
-        product = product.sum(-1, keepdim=True)
-        scaled, delta = grad, (product / g.clamp_min(_SMALLEST_GATE))[..., 0]
-        lse = lse + F.softplus(-s)[..., 0]
+        product, shifted, scaled = product.sum(-1, keepdim=True), lse + F.softplus(-s)[..., 0].to(lse.dtype), grad
     else:
-        scaled = (_widen(grad) * g).to(grad.dtype)
-        # Formed from what the kernels will read: a query of one key has dP = Delta but for rounding.
-        delta = (_widen(scaled) * (_widen(out) / g.clamp_min(_SMALLEST_GATE))).sum(-1)
+        shifted, scaled = lse, (g * _widen(grad)).to(grad.dtype)
     grad_logits = (product * torch.sigmoid(-s)).transpose(1, 2)
-    padding = (0, T_padded - lse.shape[-1])
-    stats = torch.stack((F.pad(lse * math.log2(math.e), padding, value=math.inf), F.pad(delta, padding)))
-    return scaled, stats, grad_logits.to(gate_logits.dtype).contiguous()
+    return scaled, o, shifted, grad_logits.to(gate_logits.dtype).contiguous()
 
 
 def _widen(x: Tensor) -> Tensor:
