@@ -19,9 +19,7 @@ from statistics import median
 from typing import get_args
 
 import torch
-from torch.autograd import DeviceType
-from torch.autograd.profiler_util import FunctionEventAvg
-from torch.profiler import ProfilerActivity, profile
+from profiled import print_kernels
 from transformers import PreTrainedModel
 
 from gated_attention.analysis import inspect_model
@@ -31,7 +29,6 @@ from gated_attention.spec import GateSpec
 from gated_attention.studies.device import device_name, pick_device
 from gated_attention.studies.record import library_versions
 
-PROFILED_KERNELS = 25
 GATES = {"none": (), "headwise": (GateSpec(granularity="headwise"),), "elementwise": (GateSpec(),)}
 
 
@@ -74,27 +71,6 @@ def measure(run: Callable[[], object], device: torch.device) -> tuple[float, flo
         return time.perf_counter() - start, None
     torch.cuda.synchronize(device)
     return time.perf_counter() - start, torch.cuda.max_memory_allocated(device) / 2**30
-
-
-def print_kernels(name: str, run: Callable[[], object], device: torch.device) -> None:
-    """The kernels (operators on a CPU) that one round spends most time in."""
-    on_gpu = device.type == "cuda"
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-    with profile(activities=activities) as profiler:
-        run()
-        if on_gpu:
-            torch.cuda.synchronize(device)
-    # On a GPU an operator's own device time is that of its kernels, which are listed themselves.
-    events = [event for event in profiler.key_averages() if not on_gpu or event.device_type == DeviceType.CUDA]
-
-    def microseconds(event: FunctionEventAvg) -> float:
-        return event.self_device_time_total if on_gpu else event.self_cpu_time_total
-
-    events = sorted(events, key=microseconds, reverse=True)
-    total, count = sum(map(microseconds, events)), sum(event.count for event in events)
-    print(f"{name}: {total / 1000:.2f} ms in {count} calls")
-    for event in events[:PROFILED_KERNELS]:
-        print(f"  {microseconds(event) / 1000:9.3f} ms {event.count:6d} x  {event.key[:100]}")
 
 
 def main() -> None:

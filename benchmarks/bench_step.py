@@ -13,14 +13,14 @@ import argparse
 import itertools
 import json
 import time
+from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
 import torch
+from profiled import print_kernels
 from torch import Tensor
-from torch.autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile
 
 from gated_attention.models.build import build_model
 from gated_attention.models.configuration import make_config
@@ -41,7 +41,6 @@ CONTENDERS = [
 """Variant and attention implementation."""
 STEPS = 6
 """Steps a turn; the first is dropped."""
-PROFILED_KERNELS = 40
 
 
 def _mark(cuda: bool) -> Any:
@@ -93,21 +92,6 @@ class Contender:
             self.times_ms += [_milliseconds(*pair) for pair in itertools.pairwise(marks[1:])]
             self.host_ms.append(host_ms)
 
-    def profile(self, name: str, ids: Tensor) -> None:
-        """Print how long a step keeps the GPU busy, and with which kernels."""
-        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
-            self.turn(ids, timed=False)
-        events = [
-            event
-            for event in profiler.key_averages()
-            if event.device_type == DeviceType.CUDA and not event.is_user_annotation
-        ]
-        busy_ms = sum(event.self_device_time_total for event in events) / 1000 / STEPS
-        print(f"{name}: GPU busy for {busy_ms:.2f} ms a step, {sum(event.count for event in events) // STEPS} kernels")
-        for event in sorted(events, key=lambda event: -event.self_device_time_total)[:PROFILED_KERNELS]:
-            per_step = event.self_device_time_total / 1000 / STEPS
-            print(f"  {per_step:8.3f} ms {event.count // STEPS:5d} x  {event.key[:110]}")
-
 
 def main() -> None:
     """Run the contenders."""
@@ -124,7 +108,7 @@ def main() -> None:
     compilation = parser.add_mutually_exclusive_group()
     compilation.add_argument("--no-compile", action="store_true")
     compilation.add_argument("--cuda-graphs", action="store_true", help="the host launches a step as a few graphs")
-    parser.add_argument("--profile", action="store_true", help="print what a step keeps the GPU busy with instead")
+    parser.add_argument("--profile", action="store_true", help="print what a step spends its time in instead")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     device = torch.device(args.device)
@@ -135,12 +119,10 @@ def main() -> None:
         contenders[name] = Contender(get_variant(variant).block, implementation, args, device)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, args.vocab_size, (args.batch_size, args.context), generator=generator).to(device)
-    if args.profile and device.type != "cuda":
-        parser.error("--profile tells what keeps a GPU busy; it needs one")
     if args.profile:
         for name, contender in contenders.items():
             contender.turn(ids, timed=False)  # compiles
-            contender.profile(name, ids)
+            print_kernels(name, partial(contender.turn, ids, timed=False), device, STEPS)
         return
     for round_index in range(args.rounds + 1):
         for contender in contenders.values():
