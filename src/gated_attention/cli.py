@@ -94,13 +94,14 @@ def compare(
 ) -> None:
     """Train variants side by side, measure them, and write a report.
 
-    Run the same command again to go on where an interrupted one stopped; finished arms are kept.
+    Run the same command again to go on where an interrupted one stopped; finished arms are kept. Each GPU trains an arm
+    of its own; CUDA_VISIBLE_DEVICES=0,1 takes two of them.
     """
-    from gated_attention.studies.device import pick_device
+    from gated_attention.studies.device import count_like, pick_device
     from gated_attention.studies.display import Display
     from gated_attention.studies.plan import make_plan
     from gated_attention.studies.report import write_report
-    from gated_attention.studies.study import run_study
+    from gated_attention.studies.run import run_study
 
     chosen = pick_device(device)
     plan = make_plan(
@@ -131,9 +132,10 @@ def compare(
             "compile": compile,
         },
     )
-    display = Display(plan, chosen)
+    num_devices = count_like(chosen)
+    display = Display(plan, chosen, num_devices=num_devices)
     with display:
-        results = run_study(plan, chosen, _cache_folder(), display)
+        results = run_study(plan, chosen, _cache_folder(), display, num_devices)
     folder = plan.output / "reports" / plan.name
     write_report(plan.runs, folder)
     display.summary(results, folder)

@@ -9,7 +9,7 @@ import torch
 from gated_attention.studies.plan import make_plan
 from gated_attention.studies.record import read_arrays
 from gated_attention.studies.report import write_report
-from gated_attention.studies.study import run_study
+from gated_attention.studies.run import run_study
 from gated_attention.train.callbacks import Progress
 
 CPU = torch.device("cpu")

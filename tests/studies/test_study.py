@@ -11,8 +11,8 @@ from gated_attention.sizes import SIZES
 from gated_attention.studies.device import pick_device
 from gated_attention.studies.plan import make_plan
 from gated_attention.studies.record import find_results, read_arrays
+from gated_attention.studies.run import run_study
 from gated_attention.studies.settings import SETTINGS
-from gated_attention.studies.study import run_study
 from gated_attention.studies.variants import VARIANTS
 from gated_attention.train.data import load_data
 from gated_attention.train.trainer import last_checkpoint

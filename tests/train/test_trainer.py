@@ -4,11 +4,13 @@ import os
 import pytest
 import torch
 from transformers import TrainerCallback
+from transformers import TrainingArguments as Arguments
 
 from gated_attention.models.build import build_model
 from gated_attention.models.configuration import make_config
 from gated_attention.sizes import SIZES
 from gated_attention.spec import BlockSpec, GateSpec
+from gated_attention.train import trainer
 from gated_attention.train.callbacks import MetricsCallback, keep_metrics_until, tensorboard_callback
 from gated_attention.train.data import collate
 from gated_attention.train.trainer import TrainConfig, checkpoint_step, last_checkpoint, parameter_groups, train
@@ -112,6 +114,18 @@ def test_variants_of_one_seed_read_the_same_batches(tmp_path):
     _, other = run(tmp_path / "c", gates=(), seed=1)
     assert plain.asked == gated.asked
     assert plain.asked != other.asked
+
+
+def test_a_process_that_sees_several_gpus_trains_on_one(tmp_path, monkeypatch):
+    def two_gpus(**settings):
+        arguments = Arguments(**settings)
+        arguments._n_gpu = 2
+        return arguments
+
+    _, alone = run(tmp_path / "one", steps=2)
+    monkeypatch.setattr(trainer, "Arguments", two_gpus)
+    _, data = run(tmp_path / "two", steps=2)
+    assert data.asked == alone.asked  # left to itself, the Trainer reads a batch for each
 
 
 def test_accumulated_passes_equal_one_large_pass(tmp_path):

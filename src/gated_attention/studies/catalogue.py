@@ -40,7 +40,7 @@ def describe(variant: Variant) -> dict[str, Any]:
         "description": variant.describe(),
         "cites": list(variant.cites),
         "block": {**asdict(variant.block), "gates": [gate.to_dict() for gate in variant.block.gates]},
-        "widen": {name: str(factor) for name, factor in variant.widen.items()},
+        "widen": {name: str(factor) for name, factor in variant.widen},
         "learning_rate_factor": str(variant.learning_rate),
         "match_parameters": variant.match_parameters,
         "gate_penalty": asdict(variant.gate_penalty) if variant.gate_penalty else None,

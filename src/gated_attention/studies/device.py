@@ -22,3 +22,8 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type.upper()}, {torch.get_num_threads()} threads"
+
+
+def count_like(device: torch.device) -> int:
+    """How many devices of that type there are; a CPU is one."""
+    return torch.cuda.device_count() if device.type == "cuda" else 1

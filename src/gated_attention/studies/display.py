@@ -22,7 +22,9 @@ from gated_attention.train.callbacks import Progress as TrainingProgress
 class Display:
     """Watches a study (`studies.study.Observer`) and draws one bar per arm."""
 
-    def __init__(self, plan: StudyPlan, device: torch.device, console: Console | None = None) -> None:
+    def __init__(
+        self, plan: StudyPlan, device: torch.device, console: Console | None = None, num_devices: int = 1
+    ) -> None:
         self.plan, self.console = plan, console or Console()
         self.bars = Progress(
             SpinnerColumn(finished_text="✓"),
@@ -34,7 +36,8 @@ class Display:
             console=self.console,
         )
         self.tasks: dict[tuple[str, int], TaskID] = {}
-        self.device = device
+        count = min(num_devices, len(plan.arms))
+        self.device = f"{count} x {device_name(device)}" if count > 1 else device_name(device)
 
     def __enter__(self) -> "Display":
         plan, train = self.plan, self.plan.train
@@ -42,7 +45,7 @@ class Display:
         self.console.print(
             f"[bold]{plan.name}[/]: {len(plan.variants)} variants x {plan.seeds} seed{'s' * (plan.seeds > 1)}, "
             f"size {plan.size.name} ({count_parameters(plan.size).total / 1e6:.1f}M parameters), "
-            f"{tokens / 1e6:.1f}M tokens each, on {device_name(self.device)}, {train.precision}"
+            f"{tokens / 1e6:.1f}M tokens each, on {self.device}, {train.precision}"
         )
         for reason in plan.left_out:
             self.console.print(f"left out: {reason}", highlight=False)
@@ -60,7 +63,7 @@ class Display:
 
     def start(self, arm: Arm) -> None:
         """Add the arm's bar."""
-        self.tasks[arm.variant.name, arm.seed] = self.bars.add_task(
+        self.tasks[arm.key] = self.bars.add_task(
             f"{arm.variant.name} seed {arm.seed}", total=self.plan.train.steps, status="starting"
         )
 
@@ -69,7 +72,7 @@ class Display:
         status = "" if progress.loss_nats is None else f"loss {progress.loss_nats:.3f}"
         if progress.tokens_per_s is not None:
             status += f"  {progress.tokens_per_s:,.0f} tokens/s"
-        self.bars.update(self.tasks[arm.variant.name, arm.seed], completed=progress.step, status=status)
+        self.bars.update(self.tasks[arm.key], completed=progress.step, status=status)
 
     def finish(self, arm: Arm, result: Result, kept: bool) -> None:
         """Fill the arm's bar, or say that it was there already."""
@@ -78,7 +81,7 @@ class Display:
             self.say(f"{arm.variant.name} seed {arm.seed}: kept from an earlier run, {status}")
             return
         self.bars.update(
-            self.tasks[arm.variant.name, arm.seed],
+            self.tasks[arm.key],
             completed=self.plan.train.steps,
             status=status,
         )

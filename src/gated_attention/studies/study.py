@@ -1,4 +1,4 @@
-"""A study: variants times seeds, each arm trained, measured and recorded; whatever is finished is kept."""
+"""A study as data: variants times seeds, where each arm leaves its records, and which of them are there already."""
 
 import json
 from collections.abc import Mapping
@@ -6,34 +6,22 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig
 
 from gated_attention.models import GatedQwen3Config, GatedQwen3MoeConfig
-from gated_attention.models.build import build_model
 from gated_attention.models.configuration import make_config
 from gated_attention.sizes import ModelSize, count_parameters
-from gated_attention.studies.device import device_name
-from gated_attention.studies.measure import measure_arm
-from gated_attention.studies.model_card import write_model_card
 from gated_attention.studies.record import (
-    ARRAYS_NAME,
     CONFIG_NAME,
-    METRICS_NAME,
     RESULT_NAME,
     SCHEMA,
     Result,
-    git_commit,
-    library_versions,
     read_result,
-    write_arrays,
-    write_json,
-    write_result,
 )
 from gated_attention.studies.variants import Variant
-from gated_attention.train.callbacks import MetricsCallback, Progress, tensorboard_callback
-from gated_attention.train.data import DataConfig, PackedData, collate, load_data
-from gated_attention.train.trainer import TrainConfig, checkpoint_step, last_checkpoint, load_weights, train
+from gated_attention.train.callbacks import Progress
+from gated_attention.train.data import DataConfig, PackedData
+from gated_attention.train.trainer import TrainConfig, last_checkpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +75,11 @@ class Arm:
     plan: StudyPlan
     variant: Variant
     seed: int
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """What tells it from the other arms of its study."""
+        return self.variant.name, self.seed
 
     @property
     def folder(self) -> Path:
@@ -188,8 +181,8 @@ class Arm:
         return result
 
 
-class Observer(Protocol):
-    """Who watches a study run."""
+class ArmObserver(Protocol):
+    """Who watches an arm run."""
 
     def say(self, message: str) -> None:
         """Something that takes a while begins."""
@@ -200,109 +193,12 @@ class Observer(Protocol):
     def progress(self, arm: Arm, progress: Progress) -> None:
         """An arm has gone on."""
 
+
+class Observer(ArmObserver, Protocol):
+    """Who watches a study run."""
+
     def finish(self, arm: Arm, result: Result, kept: bool) -> None:
         """An arm is done, in this run or (`kept`) in an earlier one."""
-
-
-def run_study(plan: StudyPlan, device: torch.device, cache: Path, observer: Observer) -> list[Result]:
-    """Train and measure every arm that is not finished yet; an unfinished one goes on from its last checkpoint.
-
-    Nothing is trained before every arm's folder has been checked.
-
-    Raises:
-        ValueError: if the plan contradicts what the folder holds, the data is unfit, or nothing can be written.
-    """
-    arms = plan.arms
-    finished = {(arm.variant.name, arm.seed): arm.finished() for arm in arms}
-    try:
-        plan.runs.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"cannot write to {plan.runs} ({error.strerror}); choose another --output") from error
-    results = []
-    data: PackedData | None = None
-    for arm in arms:
-        result = finished[arm.variant.name, arm.seed]
-        kept = result is not None
-        if result is None:
-            data = data or load_data(plan.data, cache, observer.say)
-            observer.start(arm)
-            result = run_arm(arm, data, device, observer)
-        observer.finish(arm, result, kept)
-        results.append(result)
-    return results
-
-
-def run_arm(arm: Arm, data: PackedData, device: torch.device, observer: Observer) -> Result:
-    """Train one arm, from its last checkpoint if there is one, measure it and write its record."""
-    plan, settings = arm.plan, arm.training
-    arm.folder.mkdir(parents=True, exist_ok=True)
-    resolved = arm.resolve()
-    write_json(arm.folder / CONFIG_NAME, resolved)
-    torch.compiler.reset()  # each arm compiles its own model; without this, arms share one recompilation limit
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
-    model = build_model(arm.model_config(data), arm.seed)
-    if arm.start:
-        _load_start(model, arm.start)
-    checkpoint = last_checkpoint(arm.folder)
-    tokens_per_step = settings.sequences_per_step * plan.data.block_size
-    metrics = MetricsCallback(
-        arm.folder / METRICS_NAME,
-        tokens_per_step,
-        checkpoint_step(checkpoint) if checkpoint else 0,
-        lambda progress: observer.progress(arm, progress),
-    )
-    train(
-        model,
-        settings,
-        train_data=data.train,
-        validation_data=data.validation_sample,
-        collate=collate,
-        tokenizer=data.tokenizer,
-        output=arm.folder,
-        seed=arm.seed,
-        device=device,
-        callbacks=[metrics, *([tensorboard_callback(arm.folder / "tensorboard")] if plan.tensorboard else [])],
-    )
-    observer.say("measuring")
-    measures, arrays = measure_arm(model, data, settings, arm.folder / METRICS_NAME)
-    write_arrays(arm.folder / ARRAYS_NAME, arrays)
-    result = Result(
-        study=plan.name,
-        variant=arm.variant.name,
-        seed=arm.seed,
-        config={
-            **resolved["config"],
-            "model": _model_record(model),
-            "study_learning_rate": plan.train.learning_rate,  # of which a variant's may be a multiple
-        },
-        measures=measures,
-        tokens_seen=settings.steps * tokens_per_step,
-        device=device_name(device),
-        git_commit=git_commit(),
-        versions=library_versions(),
-    )
-    write_result(arm.folder, result)
-    if saved := last_checkpoint(arm.folder):
-        write_model_card(saved, name=f"{arm.variant.name}-seed{arm.seed}", result=arm.folder / RESULT_NAME)
-    return read_result(arm.folder / RESULT_NAME)
-
-
-def _load_start(model: PreTrainedModel, checkpoint: Path) -> None:
-    try:
-        load_weights(model, checkpoint)
-    except RuntimeError as error:  # PyTorch's, over names and shapes
-        raise ValueError(
-            f"{checkpoint} holds another model than this arm's; use the --size and the --tokenizer it was trained with"
-        ) from error
-
-
-def _model_record(model: PreTrainedModel) -> dict[str, Any]:
-    record: dict[str, Any] = model.config.to_dict()
-    if isinstance(model.config, GatedQwen3MoeConfig):
-        record["experts_implementation"] = model.config._experts_implementation  # transformers writes it nowhere
-    return record
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -7,18 +7,15 @@ Table 2's rows differ in depth, tokens and batch too. A study has one size and o
 in these are one model here. Its learning rates are kept as factors of 4.0e-3, the lowest.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import ceil
-from types import MappingProxyType
 
 from gated_attention.penalty import GatePenalty
 from gated_attention.sizes import ModelSize, match_parameters
 from gated_attention.spec import BlockSpec, GateSpec, SwitchSpec
 
 _PLAIN = BlockSpec()
-_UNCHANGED: Mapping[str, Fraction] = MappingProxyType({})
 
 _WORDS = {
     "num_key_value_heads": "key/value heads",
@@ -34,7 +31,7 @@ class Variant:
     Attributes:
         block: What every decoder block carries.
         cites: Rows of the paper's tables that are this model, e.g. `T1.5`; `A.6` is an appendix without a table.
-        widen: Fields of the size to the factor by which they grow, rounded up.
+        widen: Fields of the size, and the factors by which they grow, rounded up.
         learning_rate: Factor on the study's peak learning rate.
         match_parameters: Whether the FFN of a dense size is narrowed so that the block costs nothing extra.
         gate_penalty: Pressure on the block's hard-sigmoid gates to close, in training.
@@ -43,7 +40,7 @@ class Variant:
     name: str
     block: BlockSpec = _PLAIN
     cites: tuple[str, ...] = ()
-    widen: Mapping[str, Fraction] = field(default_factory=lambda: _UNCHANGED)
+    widen: tuple[tuple[str, Fraction], ...] = ()
     learning_rate: Fraction = Fraction(1)
     match_parameters: bool = True
     gate_penalty: GatePenalty | None = None
@@ -51,7 +48,7 @@ class Variant:
     def describe(self) -> str:
         """The block in words, and what else departs from the baseline."""
         words = [] if self.block == _PLAIN and (self.widen or self.learning_rate != 1) else [self.block.describe()]
-        words += [f"{float(factor):g} times the {_WORDS[name]}" for name, factor in self.widen.items()]
+        words += [f"{float(factor):g} times the {_WORDS[name]}" for name, factor in self.widen]
         if self.learning_rate != 1:
             words.append(f"{float(self.learning_rate):g} times the learning rate")
         if self.gate_penalty:
@@ -64,7 +61,7 @@ class Variant:
         Raises:
             ValueError: if the size has nothing to widen, or the block costs more than the FFN.
         """
-        for name, factor in self.widen.items():
+        for name, factor in self.widen:
             if not getattr(size, name):
                 raise ValueError(
                     f"variant {self.name!r} adds {_WORDS[name]}, and size {size.name!r} has none; "
@@ -83,7 +80,7 @@ def _gated(name: str, *gates: GateSpec, cites: tuple[str, ...] = ()) -> Variant:
 
 
 def _wide(name: str, cite: str, **widen: Fraction) -> Variant:
-    return Variant(name, cites=(cite,), widen=MappingProxyType(widen), match_parameters=False)
+    return Variant(name, cites=(cite,), widen=tuple(widen.items()), match_parameters=False)
 
 
 def _switch(name: str, switch: SwitchSpec, cite: str) -> Variant:

@@ -215,6 +215,8 @@ def train(
         disable_tqdm=True,
         report_to="none",
     )
+    # Where one process sees several GPUs the Trainer would give each a batch of this size, by way of DataParallel.
+    arguments._n_gpu = min(1, arguments.n_gpu)
     auxiliary = AuxiliaryLosses(model, config.auxiliary)
     trainer = AuxiliaryTrainer(
         model=model,
