@@ -114,6 +114,14 @@ def test_gate_histograms_pass_over_an_empty_layer_and_hide_spare_panels():
     assert [ax.get_visible() for ax in figure.axes] == [True] * 4 + [False] * 2
 
 
+@pytest.mark.parametrize(("count", "columns"), [(1, 1), (4, 4), (5, 3), (8, 4), (9, 3)])
+def test_attention_maps_are_spread_evenly_over_blocks(count, columns):
+    weights = np.tril(np.ones((1, 8, 8)))
+    figure = attention_maps({f"arm {i}": weights for i in range(count)}, layers=[0])
+    assert figure.axes[0].get_gridspec().ncols == columns
+    assert sum(bool(ax.images) for ax in figure.axes) == count
+
+
 def test_attention_maps_hide_the_future_and_crop():
     weights = np.tril(np.ones((2, 80, 80))) / np.arange(1, 81)[:, None]
     figure = attention_maps({"a": weights, "b": weights}, layers=[0, 5], num_positions=16)

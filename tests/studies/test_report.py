@@ -1,6 +1,7 @@
 """The report: complete, honest, reproducible, and one page that needs nothing else."""
 
 import csv
+import json
 import re
 from html.parser import HTMLParser
 from io import StringIO
@@ -329,3 +330,18 @@ def test_counts_in_words(count, text):
 def test_source_names_leave_out_folders_but_not_owners():
     assert source_name(str(Path("/data/corpus").absolute())) == "corpus"
     assert source_name("owner/corpus") == "owner/corpus"
+
+
+def test_the_course_of_a_difference_is_told(tmp_path):
+    study = tmp_path / "runs" / "course"
+    steps, losses = (100, 200, 400), {"baseline": (3.0, 2.5, 2.0), "sdpa-headwise": (2.8, 2.4, 1.97)}
+    for variant, values in losses.items():
+        for seed in (0, 1):
+            folder = write_arm(study, variant, seed, values[-1])
+            lines = [{"step": n, "val_loss_nats": value + 0.1 * seed} for n, value in zip(steps, values, strict=True)]
+            (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    course = "the difference moved, on less text than in the table"
+    assert f"{course}: `sdpa-headwise` -0.1000 at step 200, -0.0300 at 400." in report_of(study)
+    for folder in study.glob("*/seed*"):  # one point is no course
+        (folder / "metrics.jsonl").write_text(json.dumps({"step": 400, "val_loss_nats": 2.0}) + "\n")
+    assert course not in report_of(study)

@@ -129,13 +129,13 @@ def loss_curves(
     """
     trained = {label: [_smoothed(curve) for curve in seeds.values()] for label, seeds in training.items()}
     validated = {label: list(seeds.values()) for label, seeds in validation.items()}
-    pairs = _differences(validation, reference) if reference is not None else {}
+    pairs = paired_differences(validation, reference) if reference is not None else {}
     figure = Figure(figsize=(_WIDTH, 3.4), layout="constrained")
     axes = figure.subplots(1, 2 if pairs else 1, squeeze=False)[0]
     for label, curves in trained.items():
         _draw_seeds(axes[0], curves, strokes[label])
     for label, curves in validated.items():
-        mean = _mean_curve(curves)
+        mean = mean_curve(curves)
         if mean is not None:
             axes[0].plot(mean.steps, mean.values, "o", markersize=4.5, color=strokes[label].color, markeredgewidth=0)
     _frame(axes[0], [*chain(*trained.values()), *chain(*validated.values())])
@@ -231,7 +231,7 @@ def attention_maps(
     maps: Mapping[str, Float[np.ndarray, "layers queries keys"]],
     layers: Sequence[int],
     num_positions: int = 64,
-    columns: int = 3,
+    most_columns: int = 4,
 ) -> Figure:
     """Attention averaged over heads, a column for each arm and a row for each layer, on a log scale.
 
@@ -241,11 +241,12 @@ def attention_maps(
         maps: Attention weights of the first queries and keys of one text, 0 to 1.
         layers: Index of each layer in `maps`, 0 for the first.
         num_positions: How many positions are shown, so that one column stays visible.
-        columns: Arms side by side; further ones follow in a block below.
+        most_columns: Arms side by side; more are spread over blocks, one below the other.
     """
     labels = list(maps)
-    columns = max(1, min(columns, len(labels)))
-    rows = max(1, ceil(len(labels) / columns) * len(layers))
+    blocks = max(1, ceil(len(labels) / most_columns))
+    columns = max(1, ceil(len(labels) / blocks))
+    rows = max(1, blocks * len(layers))
     figure = Figure(figsize=(_WIDTH, 1.4 + rows * (_WIDTH - 0.9) / max(columns, 2)), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     image = None
@@ -294,7 +295,7 @@ def _draw_seeds(ax: Axes, curves: Sequence[Curve], stroke: Stroke, marker: str =
     line = {"color": stroke.color, "linestyle": stroke.dashes}
     for curve in curves:
         ax.plot(curve.steps, curve.values, linewidth=0.8, alpha=0.45, **line)
-    mean = _mean_curve(curves)
+    mean = mean_curve(curves)
     if mean is not None:
         ax.plot(mean.steps, mean.values, linewidth=1.9, marker=marker, markersize=3.5, **line)
 
@@ -310,7 +311,7 @@ def _mark_divergence(ax: Axes, arms: Mapping[str, Sequence[Curve]], strokes: Map
                 ax.plot(curve.steps[last], height, "X", markersize=7, color=strokes[label].color, clip_on=False)
 
 
-def _mean_curve(curves: Sequence[Curve]) -> Curve | None:
+def mean_curve(curves: Sequence[Curve]) -> Curve | None:
     """Mean over the runs that stay finite, at the steps they share; None if there is none."""
     finite = [curve for curve in curves if len(curve.values) and np.isfinite(curve.values).all()]
     if not finite:
@@ -342,7 +343,7 @@ def _frame(ax: Axes, curves: Sequence[Curve]) -> None:
         ax.set_ylim(float(values.min() - margin), float(values.max() + margin))
 
 
-def _differences(arms: Mapping[str, Mapping[int, Curve]], reference: str) -> dict[str, list[Curve]]:
+def paired_differences(arms: Mapping[str, Mapping[int, Curve]], reference: str) -> dict[str, list[Curve]]:
     """Each other arm's curves minus the reference's of the same seed, at the steps that both have."""
     others = arms.get(reference, {})
     found: dict[str, list[Curve]] = {}

@@ -49,6 +49,14 @@ def study_figures(arms: Arms, reference: str | None) -> Iterator[FigureBlock]:
             yield FigureBlock(f"{FOLDER}/{name}.svg", plots.to_svg(figure, salt=name), title, caption)
 
 
+def validation_differences(arms: Arms, reference: str | None) -> dict[str, plots.Curve]:
+    """By variant the validation loss minus that of `reference` with the same seed, mean over seeds, step by step."""
+    if reference is None:
+        return {}
+    pairs = plots.paired_differences(_curves(arms, "val_loss_nats"), reference)
+    return {label: mean for label, seeds in pairs.items() if (mean := plots.mean_curve(seeds))}
+
+
 _Drawn = tuple[Figure, str, str] | None
 
 

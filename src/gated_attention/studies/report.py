@@ -8,7 +8,7 @@ from pathlib import Path
 from gated_attention.analysis.plots import strokes_for
 from gated_attention.studies import appendix, beside, sections
 from gated_attention.studies.comparison import compare_variants
-from gated_attention.studies.figures import FOLDER, NAMES, Run, study_figures
+from gated_attention.studies.figures import FOLDER, NAMES, Run, study_figures, validation_differences
 from gated_attention.studies.page import Block, Heading, TableBlock, html, markdown
 from gated_attention.studies.record import (
     ARRAYS_NAME,
@@ -52,7 +52,7 @@ def write_report(study_folder: Path, report_folder: Path) -> list[Path]:
         Heading(title, level=1),
         sections.setting(ordered, comparison),
         Heading("What came out"),
-        sections.outcome(comparison),
+        sections.outcome(comparison, validation_differences(arms, comparison.reference)),
         TableBlock(comparison_table(comparison), colors),
         *sections.table_notes(ordered, comparison, _unfinished(study_folder)),
         Heading("Figures"),

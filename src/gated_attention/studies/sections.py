@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
+from gated_attention.analysis.plots import Curve
 from gated_attention.studies.comparison import BASELINE, LOSS, Comparison, VariantRow, diverged
 from gated_attention.studies.page import Bullets, Paragraph
 from gated_attention.studies.record import Result
@@ -100,8 +101,12 @@ def _place(results: Sequence[Result]) -> str:
     return f", on {devices}{f' in {precision}' if precision else ''}"
 
 
-def outcome(comparison: Comparison) -> Bullets:
-    """What came out, a bullet for each variant's loss, then sinks, activations and cost."""
+def outcome(comparison: Comparison, differences: Mapping[str, Curve]) -> Bullets:
+    """What came out, a bullet for each variant's loss, then its course, sinks, activations and cost.
+
+    Args:
+        differences: From `figures.validation_differences`.
+    """
     compared = [row for row in comparison.rows if row.difference]
     if not compared:
         items = [f"`{row.variant}`: validation loss {_loss_text(row)}." for row in comparison.rows]
@@ -110,7 +115,13 @@ def outcome(comparison: Comparison) -> Bullets:
     else:
         items = list(_loss_by_verdict(compared, comparison.reference))
     reference = comparison.rows[0]
-    found = (_sink(reference, comparison), _activations(comparison), _open(comparison), _experts(comparison))
+    found = (
+        _course(differences),
+        _sink(reference, comparison),
+        _activations(comparison),
+        _open(comparison),
+        _experts(comparison),
+    )
     items += [item for item in (*found, _cost(comparison)) if item]
     return Bullets(items)
 
@@ -149,6 +160,18 @@ def _loss_by_verdict(rows: Sequence[VariantRow], reference: str | None) -> Itera
             f"`{name}` {d.mean:+.4f}" if d.n else f"`{name}`" for name, d in found if d.verdict == verdict
         )
         yield f"**{VERDICT_TITLES[verdict]}**, against `{reference}` in nats/token: {listed}."
+
+
+def _course(differences: Mapping[str, Curve]) -> str | None:
+    """Whether a lead grows or shrinks: where half of the steps are done, and at the end."""
+    moved = []
+    for variant, (steps, values) in differences.items():
+        half = int(abs(steps - steps[-1] / 2).argmin())
+        if half < len(steps) - 1:
+            moved.append(f"`{variant}` {values[half]:+.4f} at step {steps[half]:,}, {values[-1]:+.4f} at {steps[-1]:,}")
+    if not moved or len(moved) > MANY:
+        return None
+    return f"**While training went on** the difference moved, on less text than in the table: {'; '.join(moved)}."
 
 
 def _sink(reference: VariantRow, comparison: Comparison) -> str | None:
