@@ -34,7 +34,8 @@ Validation = Annotated[
 Tokenizer = Annotated[
     str | None,
     typer.Option(
-        help="'bytes', 'bpe-N' trained on --data, or a folder or hub name; default by size.", show_default=False
+        help="'bytes', 'bpe-N' trained on --data, a folder, a run of `compare`, or a hub name; default by size.",
+        show_default=False,
     ),
 ]
 Context = Annotated[int | None, typer.Option(help="Tokens per sequence; default by size.", show_default=False)]

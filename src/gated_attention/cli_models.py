@@ -189,7 +189,9 @@ def evaluate(
 @model_commands.command()
 def retrieval_data(
     output: Annotated[Path, typer.Argument(help="The JSON-lines file to write.")],
-    tokenizer: Annotated[str, typer.Option(help="'bytes', a folder or a hub name; lengths are in its tokens.")],
+    tokenizer: Annotated[
+        str, typer.Option(help="'bytes', a folder, a run of `compare`, or a hub name; lengths are in its tokens.")
+    ],
     lengths: Annotated[str, typer.Option(help="Tokens of a document.")] = "1024",
     samples: Annotated[int, typer.Option(help="Documents for each length and depth.")] = 64,
     depths: Annotated[str, typer.Option(help="Where needles are hidden, 0 to 1.")] = "0,0.25,0.5,0.75,1",

@@ -152,6 +152,21 @@ def test_the_files_of_a_local_tokenizer_are_known(folder, monkeypatch):
     assert tokenizer_files("bytes") == tokenizer_files("bpe-300") == tokenizer_files("owner/name") == []
 
 
+def test_a_run_lends_the_tokenizer_of_its_last_checkpoint(folder, tmp_path_factory):
+    run = tmp_path_factory.mktemp("out") / "runs" / "study" / "baseline" / "seed0"
+    for step in (20, 100):
+        checkpoint = run / f"checkpoint-{step}"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "trainer_state.json").write_text("{}")
+    for path in folder.iterdir():
+        (checkpoint / path.name).write_bytes(path.read_bytes())
+    assert len(load_tokenizer(str(run))) == len(load_tokenizer(str(folder)))
+    assert checkpoint / "tokenizer.json" in tokenizer_files(str(run))
+    (run.parent / "seed1").mkdir()
+    with pytest.raises(ValueError, match="seed1 holds no tokenizer; use 'bytes', 'bpe-N', a folder or a hub name"):
+        load_tokenizer(str(run.parent / "seed1"))
+
+
 def edit(path, **changes):
     content = {**json.loads(path.read_text(encoding="utf-8")), **changes}
     path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}), encoding="utf-8")

@@ -13,7 +13,7 @@ from transformers.utils import logging as transformers_logging
 
 import gated_attention.models  # noqa: F401  registers the gated models
 from gated_attention.train.corpus import one_line, quiet, require_hub
-from gated_attention.train.tokenizer import load_tokenizer
+from gated_attention.train.tokenizer import has_tokenizer, load_tokenizer
 from gated_attention.train.trainer import last_checkpoint
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -59,9 +59,8 @@ def _label(path: Path) -> str:
 
 
 def _require_tokenizer(checkpoint: Checkpoint) -> None:
-    # For some families transformers makes up an empty tokenizer where there is none.
     folder = Path(checkpoint.path)
-    if folder.is_dir() and not any(any(folder.glob(f"{name}*")) for name in ("tokenizer", "vocab", "spiece")):
+    if folder.is_dir() and not has_tokenizer(folder):
         raise ValueError(f"no tokenizer beside the model in {checkpoint.path}; give one with --tokenizer")
 
 

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from gated_attention.train.corpus import one_line, quiet, require_hub
+from gated_attention.train.trainer import last_checkpoint
 
 END_OF_TEXT = "<|endoftext|>"
 """Follows every document; BOS and EOS of our own tokenizers.
@@ -22,6 +23,7 @@ They have no padding token: an embedding never trains the row of its padding ind
 BYTES = "bytes"
 _BPE = re.compile(r"bpe-(\d+)")
 _SMALLEST_BPE = 258  # 256 bytes, the end of text, and one merge
+_TOKENIZER_FILES = ("tokenizer", "vocab", "spiece", "sentencepiece", "tekken")  # how their names begin
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -31,7 +33,8 @@ def load_tokenizer(
     """The tokenizer of that name.
 
     Args:
-        name: `bytes` (257 tokens); `bpe-N`, byte-level BPE of N tokens trained on `documents`; a folder or hub name.
+        name: `bytes` (257 tokens); `bpe-N`, byte-level BPE of N tokens trained on `documents`; a folder, also
+            of a run, or a hub name.
         documents: Training documents; only `bpe-N` reads them.
         max_train_bytes: How much text BPE is trained on, whole documents drawn from all of them with a fixed seed.
 
@@ -60,25 +63,37 @@ def check_tokenizer_name(name: str) -> None:
 
 def tokenizer_files(name: str) -> list[Path]:
     """The files of a tokenizer that is a local folder; none for any other."""
-    folder = Path(os.path.expanduser(name))
-    if name == BYTES or _BPE.fullmatch(name) or not os.path.isdir(folder):
-        return []
-    return sorted(path for path in folder.iterdir() if path.is_file())
+    folder = None if name == BYTES or _BPE.fullmatch(name) else _folder(name)
+    return sorted(path for path in folder.iterdir() if path.is_file()) if folder else []
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a tokenizer lies there; for some families transformers makes up an empty one where there is none."""
+    return any(any(folder.glob(f"{start}*")) for start in _TOKENIZER_FILES)
+
+
+def _folder(name: str) -> Path | None:
+    """The local folder of that name; of a run, such as `runs/NAME/VARIANT/seed0`, that of its last checkpoint."""
+    path = os.path.expanduser(name)
+    if not os.path.isdir(path):
+        return None
+    folder = Path(path)
+    return folder if has_tokenizer(folder) else last_checkpoint(folder) or folder
 
 
 def _load(name: str) -> PreTrainedTokenizerBase:
-    path = os.path.expanduser(name)
-    if not os.path.isdir(path):
-        if not _HUB_NAME.fullmatch(name) or os.path.exists(path):
-            raise ValueError(f"no tokenizer folder {name!r}; use 'bytes', 'bpe-N', a folder or a hub name")
+    folder, choices = _folder(name), "use 'bytes', 'bpe-N', a folder or a hub name"
+    if folder is not None and not has_tokenizer(folder):
+        raise ValueError(f"{name} holds no tokenizer; {choices}")
+    if folder is None:
+        if not _HUB_NAME.fullmatch(name) or os.path.exists(os.path.expanduser(name)):
+            raise ValueError(f"no tokenizer folder {name!r}; {choices}")
         require_hub(name)
     try:
         with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(folder or name, trust_remote_code=False)
     except Exception as error:  # the Rust core raises nothing narrower for a broken tokenizer.json
-        raise ValueError(
-            f"no tokenizer {name!r} ({one_line(error)}); use 'bytes', 'bpe-N', a folder or a hub name"
-        ) from error
+        raise ValueError(f"no tokenizer {name!r} ({one_line(error)}); {choices}") from error
     if tokenizer.eos_token_id is None:
         raise ValueError(f"tokenizer {name!r} has no EOS token, which must follow every document; choose another")
     return cast(PreTrainedTokenizerBase, tokenizer)
