@@ -7,6 +7,7 @@ import pytest
 import torch
 import worker_tasks
 
+from gated_attention.studies.device import count_like
 from gated_attention.studies.plan import make_plan
 from gated_attention.studies.run import run_study
 from gated_attention.studies.workers import run_side_by_side
@@ -93,6 +94,14 @@ def test_every_process_sees_one_gpu(plan, monkeypatch, visible, seen):
     assert len({pid for _, pid in found.values()} | {os.getpid()}) == 3
     assert os.environ.get("CUDA_VISIBLE_DEVICES") == visible
     assert watcher.told.count(("say", "baseline seed 1: looking")) == 1
+
+
+def test_devices_are_all_gpus_unless_torchrun_shares_them_out(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    assert (count_like(torch.device("cuda")), count_like(CPU)) == (4, 1)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "7")
+    assert count_like(torch.device("cuda")) == 1
 
 
 def test_an_error_ends_all(plan):

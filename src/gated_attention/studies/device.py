@@ -25,5 +25,6 @@ def device_name(device: torch.device) -> str:
 
 
 def count_like(device: torch.device) -> int:
-    """How many devices of that type there are; a CPU is one."""
-    return torch.cuda.device_count() if device.type == "cuda" else 1
+    """How many devices of that type a process may use: all GPUs, one of those that torchrun shares out, the one CPU."""
+    is_one_of_several = torch.distributed.is_available() and torch.distributed.is_torchelastic_launched()
+    return torch.cuda.device_count() if device.type == "cuda" and not is_one_of_several else 1
