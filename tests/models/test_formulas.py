@@ -212,7 +212,7 @@ def assert_same_gradients(model, weights, found, expected):
 @pytest.mark.parametrize("size", [DENSE, MOE], ids=lambda size: size.name)
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=lambda variant: variant.name)
 def test_every_variant_is_its_formula(variant, size):
-    if "num_experts" in variant.widen and not size.num_experts:
+    if "num_experts" in dict(variant.widen) and not size.num_experts:
         with pytest.raises(ValueError, match="size 'dense' has none"):
             variant.resize(size)
         return

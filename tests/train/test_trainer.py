@@ -100,10 +100,12 @@ def test_interrupted_run_ends_as_an_uninterrupted_one(tmp_path):
         assert torch.equal(left, right)
 
 
-def test_finished_run_is_only_loaded(tmp_path):
+def test_finished_run_is_only_loaded(tmp_path, capfd):
     first, _ = run(tmp_path)
     before = lines(tmp_path)
+    capfd.readouterr()
     again, _ = run(tmp_path)
+    assert capfd.readouterr() == ("", "")
     assert torch.equal(first.lm_head.weight, again.lm_head.weight)
     assert lines(tmp_path) == before
 

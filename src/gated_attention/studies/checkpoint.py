@@ -2,19 +2,16 @@
 
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
 import gated_attention.models  # noqa: F401  registers the gated models
 from gated_attention.train.corpus import one_line, quiet, require_hub
 from gated_attention.train.tokenizer import has_tokenizer, load_tokenizer
-from gated_attention.train.trainer import last_checkpoint
+from gated_attention.train.trainer import last_checkpoint, no_progress_bars
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -64,17 +61,6 @@ def _require_tokenizer(checkpoint: Checkpoint) -> None:
         raise ValueError(f"no tokenizer beside the model in {checkpoint.path}; give one with --tokenizer")
 
 
-@contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
-
-
 def load_checkpoint(
     checkpoint: Checkpoint, device: torch.device, tokenizer: str | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -93,7 +79,7 @@ def load_checkpoint(
     read = load_tokenizer(checkpoint.path if tokenizer is None else tokenizer)
     dtype = torch.float32 if device.type == "cpu" else "auto"
     try:
-        with quiet(), _no_progress_bars():
+        with quiet(), no_progress_bars():
             model, info = AutoModelForCausalLM.from_pretrained(
                 checkpoint.path, dtype=dtype, output_loading_info=True, trust_remote_code=False
             )

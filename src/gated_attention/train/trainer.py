@@ -233,7 +233,6 @@ def train(
     # Inductor's compile workers fall asleep after an idle minute and may never wake again (pytorch#183884); a
     # process that trains several models would then wait for ever.
     torch._inductor.config.quiesce_async_compile_pool = False
-    logging.disable_progress_bar()
     try:
         with quiet(), reproducible(device):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -272,12 +271,24 @@ def quiet() -> Iterator[None]:
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        with warnings.catch_warnings():
+        with no_progress_bars(), warnings.catch_warnings():
             # Its version checks, which the compiler may well evaluate once.
             warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")
             yield
     finally:
         logging.set_verbosity(verbosity)
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Hide the bars that transformers draws while it loads weights."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def last_checkpoint(output: Path) -> Path | None:
