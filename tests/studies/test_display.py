@@ -56,6 +56,7 @@ def test_a_table_stands_beside_the_papers(printed):
 def test_named_variants_have_no_table_of_the_papers(printed):
     text = printed((2.0, nan), variants=["baseline", "sdpa-headwise"])
     assert "above this study" not in text
+    assert "rank correlation" not in text
     assert "diverged" in text
     assert "nan" not in text
 

@@ -95,7 +95,7 @@ class Display:
                 f"[bold]Table {table} of the paper above this study[/], differences in nats to the baseline"
             )
             self.console.print(rich_table(rows_table(comparison, table)))
-        for order in orders(comparison):
-            if table in (None, order.table):
-                self.console.print(order.describe(), highlight=False)
+            for order in orders(comparison):
+                if order.table == table:
+                    self.console.print(order.describe(), highlight=False)
         self.console.print(f"report: {report / 'report.html'}")
