@@ -1,5 +1,6 @@
 """What a study prints: its progress, and its rows beside the paper's."""
 
+import re
 from io import StringIO
 from math import exp, nan
 from pathlib import Path
@@ -11,6 +12,7 @@ from rich.console import Console
 from gated_attention.studies.display import Display
 from gated_attention.studies.plan import make_plan
 from gated_attention.studies.record import Measure, Result
+from gated_attention.train.callbacks import Progress
 
 CPU = torch.device("cpu")
 
@@ -67,3 +69,29 @@ def test_a_table_without_its_own_baseline_brings_table_1s_and_names_what_is_left
     assert plan.name == "table-6-tiny"
     (reason,) = plan.left_out
     assert "switch kv 8 top 8 costs 175104 parameters a block, more than the FFN of size 'tiny'" in reason
+
+
+def draw(**console):
+    """What is printed of one arm that trains and ends."""
+    plan = make_plan(variants=["baseline"], size="tiny", seeds=1, output=Path(), device=CPU, train={"steps": 40})
+    console = Console(file=StringIO(), width=100, **console)
+    (arm,) = plan.arms
+    with Display(plan, CPU, console) as display:
+        display.start(arm)
+        for step in range(1, 41):
+            display.progress(arm, Progress(step, 40, 5.0 - step / 20, 1234.5))
+        display.finish(arm, result_of(arm, 2.5), kept=False)
+    return console.file.getvalue()
+
+
+def test_a_log_file_gets_lines_and_no_bars():
+    lines = [line for line in draw().splitlines() if line.startswith("baseline seed 0")]
+    assert len(lines) == 11
+    assert lines[0] == "baseline seed 0: 4/40 steps, loss 4.800  1,234 tokens/s"
+    assert lines[-1] == "baseline seed 0: validation loss 2.5000"
+
+
+def test_a_terminal_gets_a_bar():
+    text = draw(force_terminal=True)
+    assert "40/40 steps validation loss 2.5000" in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text)
+    assert "seed 0: " not in text

@@ -20,7 +20,7 @@ from gated_attention.train.callbacks import Progress as TrainingProgress
 
 
 class Display:
-    """Watches a study (`studies.study.Observer`) and draws one bar per arm."""
+    """Watches a study (`studies.study.Observer`): a bar for each arm, or lines where the output is no terminal."""
 
     def __init__(
         self, plan: StudyPlan, device: torch.device, console: Console | None = None, num_devices: int = 1
@@ -34,6 +34,7 @@ class Display:
             TextColumn("{task.fields[status]}"),
             TimeRemainingColumn(),
             console=self.console,
+            disable=not (self.console.is_terminal or self.console.is_jupyter),
         )
         self.tasks: dict[tuple[str, int], TaskID] = {}
         count = min(num_devices, len(plan.arms))
@@ -63,28 +64,26 @@ class Display:
 
     def start(self, arm: Arm) -> None:
         """Add the arm's bar."""
-        self.tasks[arm.key] = self.bars.add_task(
-            f"{arm.variant.name} seed {arm.seed}", total=self.plan.train.steps, status="starting"
-        )
+        self.tasks[arm.key] = self.bars.add_task(str(arm), total=self.plan.train.steps, status="starting")
 
     def progress(self, arm: Arm, progress: TrainingProgress) -> None:
-        """Move the arm's bar."""
+        """Move the arm's bar; without bars, a line for each tenth of the steps."""
         status = "" if progress.loss_nats is None else f"loss {progress.loss_nats:.3f}"
         if progress.tokens_per_s is not None:
             status += f"  {progress.tokens_per_s:,.0f} tokens/s"
         self.bars.update(self.tasks[arm.key], completed=progress.step, status=status)
+        if self.bars.disable and progress.step % max(1, progress.steps // 10) == 0:
+            self.say(f"{arm}: {progress.step}/{progress.steps} steps, {status}")
 
     def finish(self, arm: Arm, result: Result, kept: bool) -> None:
-        """Fill the arm's bar, or say that it was there already."""
+        """Fill the arm's bar, or say how it ended."""
         status = "diverged" if diverged(result) else f"validation loss {result.measures[LOSS].value:.4f}"
         if kept:
-            self.say(f"{arm.variant.name} seed {arm.seed}: kept from an earlier run, {status}")
+            self.say(f"{arm}: kept from an earlier run, {status}")
             return
-        self.bars.update(
-            self.tasks[arm.key],
-            completed=self.plan.train.steps,
-            status=status,
-        )
+        self.bars.update(self.tasks[arm.key], completed=self.plan.train.steps, status=status)
+        if self.bars.disable:
+            self.say(f"{arm}: {status}")
 
     def summary(self, results: Sequence[Result], report: Path) -> None:
         """Print the table, the paper's table beside it if that was asked for, and where the report lies."""

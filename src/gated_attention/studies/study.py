@@ -76,6 +76,9 @@ class Arm:
     variant: Variant
     seed: int
 
+    def __str__(self) -> str:
+        return f"{self.variant.name} seed {self.seed}"
+
     @property
     def key(self) -> tuple[str, int]:
         """What tells it from the other arms of its study."""

@@ -125,4 +125,4 @@ def _enter(events: "SimpleQueue[Any]", num_threads: int) -> None:
 
 
 def _run_watched(run: _Run, arm: Arm) -> Result:
-    return run(arm, _Sender(_events, f"{arm.variant.name} seed {arm.seed}"))
+    return run(arm, _Sender(_events, str(arm)))
