@@ -342,6 +342,8 @@ def test_the_course_of_a_difference_is_told(tmp_path):
             (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     course = "the difference moved, on less text than in the table"
     assert f"{course}: `sdpa-headwise` -0.1000 at step 200, -0.0300 at 400." in report_of(study)
-    for folder in study.glob("*/seed*"):  # one point is no course
-        (folder / "metrics.jsonl").write_text(json.dumps({"step": 400, "val_loss_nats": 2.0}) + "\n")
-    assert course not in report_of(study)
+    for steps in ((400, 400), (100, 400)):  # one point is no course, nor are points that the seeds do not share
+        for seed, step in enumerate(steps):
+            for folder in study.glob(f"*/seed{seed}"):
+                (folder / "metrics.jsonl").write_text(json.dumps({"step": step, "val_loss_nats": 2.0}) + "\n")
+        assert course not in report_of(study)

@@ -129,7 +129,7 @@ def loss_curves(
     """
     trained = {label: [_smoothed(curve) for curve in seeds.values()] for label, seeds in training.items()}
     validated = {label: list(seeds.values()) for label, seeds in validation.items()}
-    pairs = paired_differences(validation, reference) if reference is not None else {}
+    pairs = paired_differences(validation, reference)
     figure = Figure(figsize=(_WIDTH, 3.4), layout="constrained")
     axes = figure.subplots(1, 2 if pairs else 1, squeeze=False)[0]
     for label, curves in trained.items():
@@ -343,9 +343,9 @@ def _frame(ax: Axes, curves: Sequence[Curve]) -> None:
         ax.set_ylim(float(values.min() - margin), float(values.max() + margin))
 
 
-def paired_differences(arms: Mapping[str, Mapping[int, Curve]], reference: str) -> dict[str, list[Curve]]:
-    """Each other arm's curves minus the reference's of the same seed, at the steps that both have."""
-    others = arms.get(reference, {})
+def paired_differences(arms: Mapping[str, Mapping[int, Curve]], reference: str | None) -> dict[str, list[Curve]]:
+    """Each other arm's curves minus the reference's of the same seed, at the steps that both have; none without one."""
+    others = {} if reference is None else arms.get(reference, {})
     found: dict[str, list[Curve]] = {}
     for label, curves in arms.items():
         for seed in sorted(curves.keys() & others.keys()) if label != reference else ():

@@ -1,4 +1,4 @@
-"""Where models run: the device of a name, and its name in words."""
+"""Where models run: the device of a name, its name in words, and how many there are."""
 
 import torch
 

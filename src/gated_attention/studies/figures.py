@@ -51,10 +51,8 @@ def study_figures(arms: Arms, reference: str | None) -> Iterator[FigureBlock]:
 
 def validation_differences(arms: Arms, reference: str | None) -> dict[str, plots.Curve]:
     """By variant the validation loss minus that of `reference` with the same seed, mean over seeds, step by step."""
-    if reference is None:
-        return {}
     pairs = plots.paired_differences(_curves(arms, "val_loss_nats"), reference)
-    return {label: mean for label, seeds in pairs.items() if (mean := plots.mean_curve(seeds))}
+    return {label: mean for label, seeds in pairs.items() if (mean := plots.mean_curve(seeds)) and len(mean.steps)}
 
 
 _Drawn = tuple[Figure, str, str] | None

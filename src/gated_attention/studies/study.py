@@ -11,13 +11,7 @@ from transformers import AutoConfig
 from gated_attention.models import GatedQwen3Config, GatedQwen3MoeConfig
 from gated_attention.models.configuration import make_config
 from gated_attention.sizes import ModelSize, count_parameters
-from gated_attention.studies.record import (
-    CONFIG_NAME,
-    RESULT_NAME,
-    SCHEMA,
-    Result,
-    read_result,
-)
+from gated_attention.studies.record import CONFIG_NAME, RESULT_NAME, SCHEMA, Result, read_result
 from gated_attention.studies.variants import Variant
 from gated_attention.train.callbacks import Progress
 from gated_attention.train.data import DataConfig, PackedData
