@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: compare test format clean
+.PHONY: compare test trust format clean
 
 compare: $(READY)
 	$(BIN)/gated-attention compare
@@ -15,6 +15,9 @@ test: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/pytest
+
+trust: $(READY)
+	$(BIN)/pytest -m trust
 
 format: $(READY)
 	$(BIN)/ruff format .

@@ -31,10 +31,6 @@ jaxtyping.install_import_hook(list(modules_with_shapes()), "beartype.beartype")
 torch.set_num_threads(2)
 
 
-def pytest_configure(config):
-    config.addinivalue_line("markers", "gpu: needs a CUDA device, is skipped without one")
-
-
 def pytest_collection_modifyitems(items):
     if torch.cuda.is_available():
         return

@@ -148,7 +148,7 @@ class Kernel:
         self.function = function
 
     def __getitem__(self, grid):
-        def launch(*args, num_warps=4, **constants):
+        def launch(*args, num_warps=4, enable_fp_fusion=True, **constants):
             _grid.num_programs, _grid.warps = math.prod(grid), num_warps
             given = [_argument(x) for x in args]
             for program in range(_grid.num_programs):
@@ -273,7 +273,7 @@ def _copy_in(descriptor, coordinates, barrier, place):
     barrier.note(num_bytes=-tile.numel() * tile.element_size())
 
 
-def copy_out(descriptor, coordinates, place, add=False):
+def _copy_out(descriptor, coordinates, place, add=False):
     assert all(int(at) >= 0 for at in coordinates), "what is written may not lie before its tensor"
 
     def leave():
@@ -324,7 +324,7 @@ gl = types.SimpleNamespace(
     max=_plays(lambda x, axis: x.amax(axis)), sum=_plays(lambda x, axis: x.sum(axis)),
     exp2=_plays(torch.exp2), log2=_plays(torch.log2), cdiv=_plays(lambda a, b: (a + b - 1) // b),
     convert_layout=lambda x, layout: x, load=_load, store=_store, atomic_add=_atomic_add,
-    allocate_shared_memory=_allocate, warp_specialize=_warp_specialize, thread_barrier=lambda: None,
+    allocate_shared_memory=_allocate, warp_specialize=_warp_specialize,
     **dict.fromkeys(_LAYOUTS, lambda *args, **options: None),
     NVMMASharedLayout=_SharedLayout,
 )  # fmt: skip
@@ -335,8 +335,12 @@ mbarrier = types.SimpleNamespace(
     expect=lambda barrier, num_bytes: barrier.note(arrivals=1, num_bytes=num_bytes),
     arrive=lambda barrier, count=1: (barrier.note(arrivals=count), time.sleep(GIVE_WAY_S)),  # others go first
 )
-tma = types.SimpleNamespace(
-    async_copy_global_to_shared=_copy_in, async_copy_shared_to_global=copy_out, store_wait=_store_wait
+tma = types.SimpleNamespace(store_wait=_store_wait)
+compat = types.SimpleNamespace(
+    async_load=_copy_in,
+    async_store=_copy_out,
+    async_atomic_add=functools.partial(_copy_out, add=True),
+    barrier=lambda: None,
 )
 hopper = types.SimpleNamespace(
     fence_async_shared=lambda: None, mbarrier=mbarrier, tma=tma, warpgroup_mma=_mma, warpgroup_mma_wait=_mma_wait
@@ -362,10 +366,10 @@ def play(path: Path, *known: types.SimpleNamespace, **replaced: object) -> types
         replaced: What cannot be played, inline assembly say, by name.
     """
     tree = ast.parse(path.read_text(), str(path))
-    names = {"__name__": f"played.{path.stem}", "gl": gl, "gluon": gluon, "triton": triton, "tl": tl, "ir": None}
-    names |= {"aggregate": _jit, "builtin": _jit, "TensorDescriptor": Descriptor}
+    names = {"__name__": f"played.{path.stem}", "gl": gl, "gluon": gluon, "triton": triton, "tl": tl}
+    names |= {"aggregate": _jit, "TensorDescriptor": Descriptor}
     names |= {"launch": launch, "alike": alike}
-    names |= vars(hopper)
+    names |= vars(hopper) | vars(compat)
     for module in known:
         names |= {name: thing for name, thing in vars(module).items() if not name.startswith("_")}
     tree.body = [node for node in tree.body if not _imports_kernels(node)]

@@ -78,10 +78,7 @@ BACKWARD = {  # t, s, heads, key/value heads, causal
 def test_backward_computes_the_definition(case, d, pipeline):
     t, s, heads, kv_heads, causal = BACKWARD[case]
 
-    def add(descriptor, coordinates, place):
-        player.copy_out(descriptor, coordinates, place, add=True)
-
-    kernel = player.play(OPS / "hopper_backward.py", pipeline, _async_add_shared_to_global=add)
+    kernel = player.play(OPS / "hopper_backward.py", pipeline)
     kernel.backward_kernel = player.Kernel(kernel.backward_kernel)
     launch = player.play(OPS / "hopper_backward_launch.py", pipeline, kernel)
     q, k, v, _, grad = inputs(t, s, heads, kv_heads, d, False)

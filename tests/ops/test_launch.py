@@ -24,8 +24,9 @@ class Kernel:
         self.compiled = []
 
     def __getitem__(self, grid):
-        def run(*args, num_warps, **constants):
+        def run(*args, num_warps, enable_fp_fusion, **constants):
             assert num_warps == 4
+            assert enable_fp_fusion
             self.compiled.append(Compiled())
             self.compiled[-1].launches.append((grid, (*args, *constants.values())))
             return self.compiled[-1]

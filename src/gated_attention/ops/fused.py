@@ -27,8 +27,8 @@ def _triton_version() -> str | None:
 
 
 _TRITON = _triton_version()  # once, since torch.compile traces what chooses a backend
-_GLUON = "3.6"
-"""The Triton whose Gluon our kernels are written in; it is experimental and changes."""
+_GLUON = ("3.6.",)
+"""The Tritons with which the Hopper kernels have run on a GPU. They compile on 3.6 to 3.9; see `hopper_compat`."""
 
 _Forward = Callable[[Tensor, Tensor, Tensor, Tensor, bool, float], tuple[Tensor, Tensor]]
 _Backward = Callable[
@@ -192,7 +192,7 @@ def _why_not_hopper(q: Tensor, k: Tensor, gate_logits: Tensor, causal: bool) -> 
     if q.shape[-1] == 256 and gate_logits.shape[-1] > 1 and not causal:
         return "with head_dim 256 and a gate per channel it must be causal"
     if _TRITON is not None and not _TRITON.startswith(_GLUON):
-        return f"it is written for Triton {_GLUON}, not {_TRITON}"
+        return f"its kernels have run with Triton {', '.join(v + 'x' for v in _GLUON)}, not with {_TRITON}"
     return _why_not_kernel(q, (64, 128, 256))
 
 

@@ -13,10 +13,8 @@ What a gate changes is in LSE and Delta, or in dO: see `triton_prepare`.
 Source: the backward pass of FlashAttention-3 (Shah et al., 2024, appendix B.1).
 """
 
-from triton._C.libtriton import ir
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language._core import builtin
 from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
     mbarrier,
@@ -26,18 +24,11 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.language.core import _aggregate as aggregate
 
+from gated_attention.ops.hopper_compat import async_atomic_add, async_load
 from gated_attention.ops.hopper_pipeline import Ring, barriers, draw, ring
 
 COMPUTE_WARPS = 8  # two warpgroups; with 240 registers a thread they leave 24 to the rest
 _LOG2E = gl.constexpr(1.4426950408889634)
-
-
-@builtin
-def _async_add_shared_to_global(descriptor, coordinates, source, _semantic=None):
-    """Adds a tile to global memory; `tma.store_wait` waits until it has been read."""
-    coordinates = _semantic._convert_to_ir_values(coordinates, require_i64=False)
-    kind = ir.DESCRIPTOR_REDUCE_KIND.ADD
-    _semantic.builder.create_async_tma_reduce(kind, descriptor.handle, coordinates, source.handle)
 
 
 @gluon.constexpr_function
@@ -130,12 +121,8 @@ def _find_work(B, K, T, S, group, section, options):
 def _copy_in(q_desc, k_desc, v_desc, do_desc, stats_desc, delta_at, heads, T_padded, mem, work, options):
     TILE_BYTES: gl.constexpr = options.BM * options.D * 2
     mbarrier.expect(mem.kv_ready.index(0), 2 * options.BN * options.D * 2)
-    tma.async_copy_global_to_shared(
-        k_desc, [work.b, work.kv_head, work.first_key, 0], mem.kv_ready.index(0), mem.k.index(0)
-    )
-    tma.async_copy_global_to_shared(
-        v_desc, [work.b, work.kv_head, work.first_key, 0], mem.kv_ready.index(0), mem.v.index(0)
-    )
+    async_load(k_desc, [work.b, work.kv_head, work.first_key, 0], mem.kv_ready.index(0), mem.k.index(0))
+    async_load(v_desc, [work.b, work.kv_head, work.first_key, 0], mem.kv_ready.index(0), mem.v.index(0))
     i = 0
     for h in range(work.kv_head * work.group, (work.kv_head + 1) * work.group):
         row = (work.b * heads + h) * T_padded
@@ -144,13 +131,13 @@ def _copy_in(q_desc, k_desc, v_desc, do_desc, stats_desc, delta_at, heads, T_pad
             mem.q.await_free(i)
             q_ready = mem.q.ready.index(stage)
             mbarrier.expect(q_ready, TILE_BYTES + 2 * options.BM * 4)
-            tma.async_copy_global_to_shared(q_desc, [work.b, h, m, 0], q_ready, mem.q.places.index(stage))
-            tma.async_copy_global_to_shared(stats_desc, [row + m], q_ready, mem.stats.index(2 * stage))
-            tma.async_copy_global_to_shared(stats_desc, [delta_at + row + m], q_ready, mem.stats.index(2 * stage + 1))
+            async_load(q_desc, [work.b, h, m, 0], q_ready, mem.q.places.index(stage))
+            async_load(stats_desc, [row + m], q_ready, mem.stats.index(2 * stage))
+            async_load(stats_desc, [delta_at + row + m], q_ready, mem.stats.index(2 * stage + 1))
             mem.do.await_free(i)
             do_ready = mem.do.ready.index(stage)
             mbarrier.expect(do_ready, TILE_BYTES)
-            tma.async_copy_global_to_shared(do_desc, [work.b, h, m, 0], do_ready, mem.do.places.index(stage))
+            async_load(do_desc, [work.b, h, m, 0], do_ready, mem.do.places.index(stage))
             i += 1
 
 
@@ -160,8 +147,8 @@ def _add_dq(dq_desc, mem, work, options):
     for h in range(work.kv_head * work.group, (work.kv_head + 1) * work.group):
         for m in range(work.first_query, work.T, options.BM):
             mem.dq.await_ready(i)
-            _async_add_shared_to_global(dq_desc, [work.b, h, m, 0], mem.dq.places.index(0))
-            tma.store_wait(0)
+            async_atomic_add(dq_desc, [work.b, h, m, 0], mem.dq.places.index(0))
+            tma.store_wait(0)  # until it has been read
             mem.dq.release(i)
             i += 1
 
@@ -212,7 +199,9 @@ def _compute(dk_ptr, dk_b, dk_h, dk_t, dv_ptr, dv_b, dv_h, dv_t, scale, mem, wor
         s = warpgroup_mma_wait(1, deps=(s_begun,))
         if options.CAUSAL:
             if tile < work.first_key + BN:
-                s = gl.where(m[None, :] >= (n + (work.first_key - tile))[:, None], s, float("-inf"))
+                # Of a query's bits these two depend on the thread and the rest do not: apart, they take one register.
+                of_thread = (m & 6)[None, :] - (n + (work.first_key - tile))[:, None]
+                s = gl.where(of_thread >= -(m & ~6)[None, :], s, float("-inf"))
         elif work.first_key + BN > work.S:
             s = gl.where((n < work.S - work.first_key)[:, None], s, float("-inf"))
         lse = mem.stats.index(2 * stage).load(by_query)

@@ -17,6 +17,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.language.core import _aggregate as aggregate
 
+from gated_attention.ops.hopper_compat import async_load, async_store, barrier
 from gated_attention.ops.hopper_pipeline import Ring, Shape, mma_layout, ring
 
 _LOG2E = gl.constexpr(1.4426950408889634)
@@ -131,7 +132,7 @@ def _produce(counter_ptr, q_desc, k_desc, v_desc, s_desc, mem, shape, options):
         mbarrier.expect(q_ready, TILE_BYTES)
         for c in gl.static_range(options.CONSUMERS):
             q = mem.q.places.index((t % options.QUERY_STAGES) * options.CONSUMERS + c)
-            tma.async_copy_global_to_shared(q_desc, [b, h, row + c * ROWS, 0], q_ready, q)
+            async_load(q_desc, [b, h, row + c * ROWS, 0], q_ready, q)
         n = _num_key_tiles(shape, row + options.CONSUMERS * ROWS, options)
         kv_head = h // shape.group
         for j in range(n):
@@ -139,23 +140,17 @@ def _produce(counter_ptr, q_desc, k_desc, v_desc, s_desc, mem, shape, options):
             stage = i % options.STAGES
             mem.k.await_free(i)
             mbarrier.expect(mem.k.ready.index(stage), KEY_BYTES)
-            tma.async_copy_global_to_shared(
-                k_desc, [b, kv_head, at, 0], mem.k.ready.index(stage), mem.k.places.index(stage)
-            )
+            async_load(k_desc, [b, kv_head, at, 0], mem.k.ready.index(stage), mem.k.places.index(stage))
             mem.v.await_free(i)
             mbarrier.expect(mem.v.ready.index(stage), KEY_BYTES)
-            tma.async_copy_global_to_shared(
-                v_desc, [b, kv_head, at, 0], mem.v.ready.index(stage), mem.v.places.index(stage)
-            )
+            async_load(v_desc, [b, kv_head, at, 0], mem.v.ready.index(stage), mem.v.places.index(stage))
             i += 1
         if options.ELEMENTWISE:
             # Where the output leaves through the queries' memory, it is free once their last product is formed.
             mem.o.await_free(t + 1 if options.OUTPUT_IN_QUERIES else t)
             mbarrier.expect(mem.o.ready.index(0), TILE_BYTES)
             for c in gl.static_range(options.CONSUMERS):
-                tma.async_copy_global_to_shared(
-                    s_desc, [b, h, row + c * ROWS, 0], mem.o.ready.index(0), mem.o.places.index(c)
-                )
+                async_load(s_desc, [b, h, row + c * ROWS, 0], mem.o.ready.index(0), mem.o.places.index(c))
         t += 1
         index = gl.num_programs(0) + gl.atomic_add(counter_ptr, 1)
     _tell(mem.draws, t, index, shape, 1)
@@ -303,11 +298,11 @@ def _consume(o_desc, s_ptr, lse_ptr, scale, ss_b, ss_t, ss_h, mem, shape, option
         else:
             acc = acc * gl.convert_layout(_sigmoid(logits) / l, gl.SliceLayout(1, output))[:, None]
             tma.store_wait(0)
-            gl.thread_barrier()  # of this warpgroup, whose last output has left
+            barrier()  # of this warpgroup, whose last output has left
         o_tile.store(acc.to(o.dtype))
         fence_async_shared()
         # What is read may lie before a tensor; what is written may not, but behind it.
-        tma.async_copy_shared_to_global(o_desc, [b, h, gl.where(row < 0, shape.T, row), 0], o)
+        async_store(o_desc, [b, h, gl.where(row < 0, shape.T, row), 0], o)
         if options.OUTPUT_IN_QUERIES:
             tma.store_wait(0)
             mem.q.release(t)

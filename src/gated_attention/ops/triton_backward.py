@@ -18,6 +18,7 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
+from gated_attention.ops.launch import FUSION
 from gated_attention.ops.triton_prepare import prepare
 from gated_attention.ops.triton_tiles import Blocks, choose_cut, head_of, heads, read_tile, sees, split_keys, write_tile
 
@@ -147,4 +148,4 @@ def attention_backward(
 
 def _compilation(blocks: Blocks, D: int, causal: bool) -> dict[str, int]:
     queries, keys, warps, stages = blocks
-    return {"D": D, "BM": queries, "BN": keys, "CAUSAL": causal, "num_warps": warps, "num_stages": stages}
+    return {"D": D, "BM": queries, "BN": keys, "CAUSAL": causal, "num_warps": warps, "num_stages": stages} | FUSION

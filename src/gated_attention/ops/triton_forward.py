@@ -12,6 +12,7 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
+from gated_attention.ops.launch import FUSION
 from gated_attention.ops.triton_tiles import choose_cut, head_of, heads, read_tile, sees, split_keys, write_tile
 
 _LOG2E = tl.constexpr(1.4426950408889634)
@@ -91,6 +92,6 @@ def attention_forward(
         heads(q), heads(k), heads(v), heads(gate_logits.transpose(1, 2)), heads(out), lse,
         T, k.shape[2], H, H // k.shape[1], scale,
         D=D, BM=blocks.num_queries, BN=blocks.num_keys, CAUSAL=causal, ELEMENTWISE=gate_logits.shape[-1] > 1,
-        num_warps=blocks.num_warps, num_stages=blocks.num_stages,
+        num_warps=blocks.num_warps, num_stages=blocks.num_stages, **FUSION,
     )  # fmt: skip
     return out, lse

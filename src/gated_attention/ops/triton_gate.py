@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gated_attention.ops.attention import adjacent
+from gated_attention.ops.launch import FUSION
 
 _ROWS = 16
 
@@ -100,7 +101,7 @@ def prepare_backward(
 
 def _launch(kernel: "triton.JITFunction", num_rows: int, D: int, elementwise: bool, *arguments: Tensor | int) -> None:
     grid = (triton.cdiv(num_rows, _ROWS),)
-    kernel[grid](*arguments, D=D, BLOCK_D=triton.next_power_of_2(D), ROWS=_ROWS, ELEMENTWISE=elementwise)
+    kernel[grid](*arguments, D=D, BLOCK_D=triton.next_power_of_2(D), ROWS=_ROWS, ELEMENTWISE=elementwise, **FUSION)
 
 
 def _row_strides(by_token: Tensor) -> tuple[int, int, int]:
