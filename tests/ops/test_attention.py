@@ -329,3 +329,45 @@ def test_backends_on_the_gpu_are_no_worse_than_twice_plain_pytorch(name, backend
             pytest.skip("flex takes no mask tensor")
         torch.compiler.reset()  # every case is another shape
     compare(case, dtype, backend, assert_within_twice, device="cuda")
+
+
+@pytest.mark.parametrize("backend", ["auto", "eager", "sdpa"])
+@pytest.mark.parametrize(("t", "s"), [(0, 0), (0, 5), (3, 0)])
+def test_no_queries_or_no_keys_give_nothing(t, s, backend):
+    q, k = torch.randn(2, 4, t, 8), torch.randn(2, 2, s, 8)
+    for causal in (True, False):
+        out, lse = ops.attention(q, k, k, causal=causal, backend=backend)
+        assert out.equal(torch.zeros(2, 4, t, 8))
+        assert lse.equal(torch.full((2, 4, t), float("-inf")))
+    gated = ops.gated_attention(q, k, k, torch.randn(2, t, 4, 1), causal=False, backend="shifted")
+    assert gated.equal(torch.zeros(2, t, 4, 8))
+
+
+@pytest.mark.usefixtures("without_shape_checks")
+@pytest.mark.parametrize(
+    ("mask", "cure"),
+    [
+        (torch.ones(2, 7, dtype=torch.bool), r"a padding mask \(B, S\) is mask\[:, None, None, :\]"),
+        (torch.ones(7, 7, dtype=torch.bool), r"one \(T, S\) for all is mask\[None, None\]"),
+        (torch.ones(2, 7, 7, dtype=torch.bool), r"use \(B, H, T, S\) = \(2, 4, 7, 7\)"),
+        (torch.ones(2, 3, 7, 7, dtype=torch.bool), r"use \(B, H, T, S\) = \(2, 4, 7, 7\)"),
+        (torch.ones(2, 1, 7, 1, dtype=torch.bool), r"use \(B, H, T, S\) = \(2, 4, 7, 7\)"),
+        (torch.zeros(2, 1, 7, 7), "torch.float32 .* use a boolean one"),
+        (torch.ones(2, 1, 7, 7, dtype=torch.int64), "torch.int64 .* use a boolean one"),
+    ],
+)
+def test_what_is_no_mask_is_refused_in_one_line(mask, cure):
+    q, k = torch.randn(2, 4, 7, 8), torch.randn(2, 2, 7, 8)
+    for attend in (ops.attention, lambda q, k, v, mask: ops.gated_attention(q, k, v, q.transpose(1, 2), mask=mask)):
+        with pytest.raises(ValueError, match=cure) as error:
+            attend(q, k, k, mask=mask)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("backend", ["eager", "sdpa"])
+def test_a_padding_mask_hides_keys_from_every_query(backend):
+    q, k = torch.randn(2, 4, 7, 8), torch.randn(2, 2, 7, 8)
+    mask = torch.arange(7) >= torch.tensor([[0], [3]])  # (B, S)
+    given = ops.attention(q, k, k, mask=mask[:, None, None, :], backend=backend)
+    full = ops.attention(q, k, k, mask=mask[:, None, None, :].expand(2, 4, 7, 7), backend="eager")
+    torch.testing.assert_close(given, full)

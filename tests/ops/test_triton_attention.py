@@ -14,6 +14,7 @@ pytest.importorskip("triton")
 import triton
 from triton.backends.compiler import GPUTarget
 
+from gated_attention import ops
 from gated_attention.ops import triton_backward, triton_forward
 from gated_attention.ops.launch import FUSION
 from gated_attention.ops.triton_tiles import LARGE, SMALL, heads
@@ -86,3 +87,17 @@ def test_nothing_spills_and_everything_fits(capability, head_dim, causal, assemb
     assert_fast(capability, *assemble(capability, triton_backward.keys_kernel, *inputs, x, x, *sizes, **options))
     options = triton_backward._compilation(cut.queries, head_dim, causal)
     assert_fast(capability, *assemble(capability, triton_backward.queries_kernel, *inputs, x, *sizes, **options))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_kernels_run_where_their_tensors_are_and_not_on_the_current_device():
+    q, k, v = (torch.randn(1, 4, 64, 64, device="cuda:1", dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
+    s = torch.randn(1, 64, 4, 1, device="cuda:1", dtype=torch.bfloat16, requires_grad=True)
+    with torch.cuda.device(0):
+        for backend in ("shifted", "triton"):
+            found, expected = (ops.gated_attention(q, k, v, s, backend=name) for name in (backend, "composed"))
+            torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02)
+            gradients = (torch.autograd.grad(y.float().square().sum(), (q, k, v, s)) for y in (found, expected))
+            for left, right in zip(*gradients, strict=True):
+                torch.testing.assert_close(left, right, rtol=0.05, atol=0.05)

@@ -14,8 +14,8 @@ import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gated_attention.ops.attention import adjacent
 from gated_attention.ops.launch import alike, launch
+from gated_attention.ops.sdpa import adjacent
 
 _BLOCK_TOKENS = 64
 _TILE = 4096  # numbers that one program holds; twice as many spill

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from gated_attention.ops import lse_shift
-from gated_attention.ops.attention import adjacent, choose_backend
+from gated_attention.ops.attention import choose_backend
+from gated_attention.ops.sdpa import adjacent
+from gated_attention.ops.transforms import KernelFunction, has_tangent
 
 FusedBackend = Literal["shifted", "triton", "hopper"]
 """`shifted`: PyTorch's kernels, see `lse_shift`. `triton`: `triton_forward`, `triton_backward`. `hopper`: our kernels
@@ -66,7 +68,9 @@ def fused_attention(
     q: Tensor, k: Tensor, v: Tensor, gate_logits: Tensor, causal: bool, scale: float, backend: str
 ) -> tuple[Tensor, Tensor]:
     """Gated output, (B, H, T, D) laid out as (B, T, H, D), and log-sum-exp, (B, H, T), which has no gradient here."""
-    return _forward_of(backend)(q, k, v, gate_logits, causal, scale)
+    # Triton launches on the current device, which need not be the tensors'.
+    with torch.cuda.device_of(q):  # type: ignore[no-untyped-call]
+        return _forward_of(backend)(q, k, v, gate_logits, causal, scale)
 
 
 @fused_attention.register_fake
@@ -91,7 +95,8 @@ def _backward_op(
     scale: float,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _backward_of(backend, q, k)(grad, q, k, v, gate_logits, out, lse, causal, scale)
+    with torch.cuda.device_of(q):  # type: ignore[no-untyped-call]
+        return _backward_of(backend, q, k)(grad, q, k, v, gate_logits, out, lse, causal, scale)
 
 
 @_backward_op.register_fake
@@ -150,7 +155,8 @@ def _hopper_kernel_op(
 ) -> tuple[Tensor, Tensor, Tensor]:
     from gated_attention.ops import hopper_backward_launch
 
-    return hopper_backward_launch.run_kernel(grad, q, k, v, stats, causal, scale)
+    with torch.cuda.device_of(q):  # type: ignore[no-untyped-call]
+        return hopper_backward_launch.run_kernel(grad, q, k, v, stats, causal, scale)
 
 
 @_hopper_kernel_op.register_fake
@@ -163,12 +169,61 @@ def _(
 fused_attention.register_autograd(_backward, setup_context=_save)
 
 
+class _FusedBackward(KernelFunction):
+    name, cure = "a kernel of gated attention", "ops.attention with backend='eager', then ops.gate"
+
+    @staticmethod
+    def forward(
+        grad: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        gate_logits: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        causal: bool,
+        scale: float,
+        backend: str,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return _backward_op(grad, q, k, v, gate_logits, out, lse, causal, scale, backend)  # type: ignore[no-any-return]
+
+
+class _Fused(KernelFunction):
+    name, cure = _FusedBackward.name, _FusedBackward.cure
+    setup_context = staticmethod(_save)
+
+    @staticmethod
+    def forward(
+        q: Tensor, k: Tensor, v: Tensor, gate_logits: Tensor, causal: bool, scale: float, backend: str
+    ) -> tuple[Tensor, Tensor]:
+        return fused_attention(q, k, v, gate_logits, causal, scale, backend)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+        grads = _FusedBackward.apply(  # type: ignore[no-untyped-call]
+            grad, *ctx.saved_tensors, ctx.causal, ctx.scale, ctx.backend
+        )
+        return *grads, None, None, None
+
+
+def run_fused(
+    q: Tensor, k: Tensor, v: Tensor, gate_logits: Tensor, causal: bool, scale: float, backend: FusedBackend
+) -> Tensor:
+    """The gated output of a kernel, laid out as (B, T, H, D), with gradients."""
+    as_function = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    run: Any = _Fused.apply if as_function else fused_attention
+    out: Tensor = run(q, k, v, gate_logits, causal, scale, backend)[0]
+    return out
+
+
 def why_not(
     backend: FusedBackend, q: Tensor, k: Tensor, gate_logits: Tensor, *, causal: bool, mask: Tensor | None
 ) -> str | None:
     """Why the backend cannot run these inputs; None if it can."""
     if mask is not None:
         return "it takes no mask tensor"
+    if has_tangent(q, k, gate_logits):
+        return "it has no forward-mode derivative"
     if causal and q.shape[2] != k.shape[2]:
         return f"causal attention of {q.shape[2]} queries to {k.shape[2]} keys; it wants as many of both"
     return _WHY_NOT[backend](q, k, gate_logits, causal)

@@ -1,10 +1,11 @@
 """The gate's mathematics: from gate logits to scores, and scores onto a tensor.
 
 Two backends compute the same function. `eager` is plain PyTorch, which `torch.compile` fuses.
-`recompute` is one registered op whose backward forms the scores again from the logits, so that
-nothing is kept but its two inputs; outside `torch.compile` it is what `auto` takes.
+`recompute` forms the scores again in its backward pass, so that nothing is kept but its two inputs.
+Both work under every transform of `torch.func`, and have gradients of every order.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -49,7 +50,7 @@ def gate_scores(gate_logits: Float[Tensor, "b t h #d"], spec: GateSpec) -> Float
 
     Formed in float32 (or wider) unless `spec.dtype` is `model`, then in the dtype of the logits.
     """
-    return _scores(gate_logits, spec.activation, spec.head_shared, spec.scale, spec.dtype)
+    return _scores(gate_logits, spec)
 
 
 def gate(
@@ -70,82 +71,105 @@ def gate(
     Raises:
         ValueError: if the backend is unknown.
     """
-    arguments = (spec.activation, spec.combine, spec.head_shared, spec.scale, spec.dtype)
-    if choose_gate_backend(backend) == "eager":
-        return _apply(y, gate_logits, *arguments)
-    result: Tensor = _gate_op(y, gate_logits, *arguments)
+    if choose_gate_backend(backend, y, gate_logits) == "eager":
+        return _apply(y, gate_logits, spec)
+    recompute = _Recompute if torch.compiler.is_compiling() else _RecomputeWithTangents
+    result: Tensor = recompute.apply(y, gate_logits, spec)  # type: ignore[no-untyped-call]
     return result
 
 
-def choose_gate_backend(backend: GateBackend = "auto") -> Literal["eager", "recompute"]:
-    """The backend that `gate` runs for this request.
+def choose_gate_backend(
+    backend: GateBackend = "auto", y: Tensor | None = None, gate_logits: Tensor | None = None
+) -> Literal["eager", "recompute"]:
+    """The backend that `gate` runs for this request; without tensors, the one for tensors that want gradients.
+
+    `auto` recomputes where there is something to keep: outside `torch.compile`, for tensors that want gradients.
 
     Raises:
         ValueError: if the backend is unknown.
     """
     if backend not in get_args(GateBackend):
         raise ValueError(f"unknown gate backend {backend!r}; choose from {', '.join(get_args(GateBackend))}")
-    if backend == "auto":
-        return "eager" if torch.compiler.is_compiling() else "recompute"
-    return backend
+    if backend != "auto":
+        return backend
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return "eager"
+    given = [x for x in (y, gate_logits) if x is not None]
+    return "recompute" if not given or any(x.requires_grad for x in given) else "eager"
 
 
-def _scores(gate_logits: Tensor, activation: str, head_shared: bool, scale: float, dtype: str) -> Tensor:
-    x = _widen(gate_logits) if dtype == "float32" else gate_logits
-    scores = ACTIVATIONS[activation].value(x)
-    if head_shared:
+def _scores(gate_logits: Tensor, spec: GateSpec) -> Tensor:
+    x = _widen(gate_logits) if spec.dtype == "float32" else gate_logits
+    scores = ACTIVATIONS[spec.activation].value(x)
+    if spec.head_shared:
         scores = scores.mean(2, keepdim=True)
-    return scores if scale == 1.0 else scores * scale
+    return scores if spec.scale == 1.0 else scores * spec.scale
 
 
-def _apply(
-    y: Tensor, gate_logits: Tensor, activation: str, combine: str, head_shared: bool, scale: float, dtype: str
-) -> Tensor:
-    scores = _scores(gate_logits, activation, head_shared, scale, dtype).to(y.dtype)
-    return y * scores if combine == "multiply" else y + scores
+def _apply(y: Tensor, gate_logits: Tensor, spec: GateSpec) -> Tensor:
+    scores = _scores(gate_logits, spec).to(y.dtype)
+    return y * scores if spec.combine == "multiply" else y + scores
 
 
 def _widen(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-@torch.library.custom_op("gated_attention::gate", mutates_args=())
-def _gate_op(
-    y: Tensor, gate_logits: Tensor, activation: str, combine: str, head_shared: bool, scale: float, dtype: str
-) -> Tensor:
-    return _apply(y, gate_logits, activation, combine, head_shared, scale, dtype)
+class _Recompute(torch.autograd.Function):
+    """The gate with only its inputs kept; its derivatives are plain PyTorch, so they have derivatives themselves."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(y: Tensor, gate_logits: Tensor, spec: GateSpec) -> Tensor:
+        return _apply(y, gate_logits, spec)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        y, gate_logits, ctx.spec = inputs
+        ctx.save_for_backward(y, gate_logits)
+        ctx.save_for_forward(y, gate_logits)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        y, gate_logits = ctx.saved_tensors
+        spec: GateSpec = ctx.spec
+        multiply = spec.combine == "multiply"
+        grad_y = grad_logits = None
+        if ctx.needs_input_grad[0]:
+            grad_y = grad * _scores(gate_logits, spec).to(y.dtype) if multiply else grad
+        if ctx.needs_input_grad[1]:
+            grad_scores = _widen(grad) * _widen(y) if multiply else _widen(grad)
+            b, t, h, d = gate_logits.shape
+            grad_scores = grad_scores.sum_to_size(b, t, 1 if spec.head_shared else h, d)
+            if spec.head_shared:
+                grad_scores = grad_scores / h  # of the logits: under tensor parallelism `y` holds fewer
+            derivative = ACTIVATIONS[spec.activation].derivative(_widen(gate_logits))
+            grad_logits = (grad_scores * derivative * spec.scale).to(gate_logits.dtype)
+        return grad_y, grad_logits, None
 
 
-@_gate_op.register_fake
-def _(y: Tensor, gate_logits: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(y)
+class _RecomputeWithTangents(_Recompute):
+    """As `_Recompute`, in forward mode too, which torch.compile does not trace, as it does not what is below."""
+
+    @staticmethod
+    def forward(y: Tensor, gate_logits: Tensor, spec: GateSpec) -> Tensor:
+        return _apply(y, gate_logits, spec)
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor | None, tangent_logits: Tensor | None, _: None) -> Tensor:
+        y, gate_logits = ctx.saved_tensors
+        spec: GateSpec = ctx.spec
+        multiply = spec.combine == "multiply"
+        result = torch.zeros_like(y)
+        if tangent is not None:
+            result = tangent * _scores(gate_logits, spec).to(y.dtype) if multiply else tangent
+        if tangent_logits is not None:
+            scores = ACTIVATIONS[spec.activation].derivative(_widen(gate_logits)) * tangent_logits * spec.scale
+            scores = (scores.mean(2, keepdim=True) if spec.head_shared else scores).to(y.dtype)
+            result = result + (y * scores if multiply else scores)
+        return result
 
 
-def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    y, gate_logits, *ctx.arguments = inputs
-    ctx.save_for_backward(y, gate_logits)
-
-
-def _gate_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    y, gate_logits = ctx.saved_tensors
-    activation, combine, head_shared, scale, dtype = ctx.arguments
-    multiply = combine == "multiply"
-    grad_y = grad_logits = None
-    if ctx.needs_input_grad[0]:
-        grad_y = grad * _scores(gate_logits, activation, head_shared, scale, dtype).to(y.dtype) if multiply else grad
-    if ctx.needs_input_grad[1]:
-        x = _widen(gate_logits)
-        grad_scores = _widen(grad) * _widen(y) if multiply else _widen(grad)
-        if head_shared:
-            grad_scores = grad_scores.mean(2, keepdim=True)
-        grad_scores = grad_scores.sum_to_size(*_score_shape(gate_logits, head_shared))
-        grad_logits = (grad_scores * ACTIVATIONS[activation].derivative(x) * scale).to(gate_logits.dtype)
-    return grad_y, grad_logits, None, None, None, None, None
-
-
-def _score_shape(gate_logits: Tensor, head_shared: bool) -> list[int]:
-    b, t, h, d = gate_logits.shape
-    return [b, t, 1 if head_shared else h, d]
-
-
-_gate_op.register_autograd(_gate_backward, setup_context=_save_inputs)
+# `Function.apply` asks for the signature at every call, which takes longer than the gate unless it is stored.
+_RecomputeWithTangents.forward.__signature__ = inspect.signature(_RecomputeWithTangents.forward)  # type: ignore[attr-defined]

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from gated_attention.ops.attention import attention
-from gated_attention.ops.fused import FusedBackend, fused_attention, why_not
+from gated_attention.ops.attention import attention, check_mask, is_empty
+from gated_attention.ops.fused import FusedBackend, run_fused, why_not
 from gated_attention.ops.gate import gate
 from gated_attention.spec import GateSpec
 
@@ -29,7 +29,7 @@ def gated_attention(
     *,
     causal: bool = True,
     scale: float | None = None,
-    mask: Bool[Tensor, "#b #h t s"] | None = None,
+    mask: Bool[Tensor, "#b #h #t s"] | None = None,
     backend: GatedBackend = "auto",
 ) -> Float[Tensor, "b t h d"]:
     """Attention, its output multiplied by the sigmoid of the logits, one per head or one per channel.
@@ -41,18 +41,18 @@ def gated_attention(
         backend: See the module; `choose_gated_backend` says what `auto` takes.
 
     Raises:
-        ValueError: if the backend is unknown or cannot run these inputs.
+        ValueError: if the backend is unknown or cannot run these inputs, or the mask does not fit.
     """
+    check_mask(mask, q, k)
     if torch.is_autocast_enabled(q.device.type):
         dtype = torch.get_autocast_dtype(q.device.type)
         q, k, v, gate_logits = q.to(dtype), k.to(dtype), v.to(dtype), gate_logits.to(dtype)
     chosen = choose_gated_backend(q, k, gate_logits, causal=causal, mask=mask, backend=backend)
-    if chosen == "composed":
+    if chosen == "composed" or is_empty(q, k):
         y, _ = attention(q, k, v, causal=causal, scale=scale, mask=mask)
         return gate(y.transpose(1, 2), gate_logits, _GATES[gate_logits.shape[-1] == 1])
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    gated: Tensor = fused_attention(q, k, v, gate_logits, causal, scale, chosen)[0]
-    return gated.transpose(1, 2)
+    return run_fused(q, k, v, gate_logits, causal, scale, chosen).transpose(1, 2)
 
 
 def choose_gated_backend(

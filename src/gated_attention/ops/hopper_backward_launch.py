@@ -14,10 +14,10 @@ from torch import Tensor
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from gated_attention.ops.attention import adjacent
 from gated_attention.ops.hopper_backward import COMPUTE_WARPS, backward_kernel
 from gated_attention.ops.hopper_pipeline import describe, num_multiprocessors
 from gated_attention.ops.launch import alike, launch
+from gated_attention.ops.sdpa import adjacent
 from gated_attention.ops.triton_prepare import prepare
 
 _ROWS = 16  # of a program of the kernel after

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from gated_attention.ops.attention import run_sdpa, run_sdpa_backward
+from gated_attention.ops.sdpa import run_sdpa, run_sdpa_backward
 
 _SMALLEST_GATE = 1e-30
 

@@ -9,8 +9,8 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
-from gated_attention.ops.attention import adjacent
 from gated_attention.ops.launch import FUSION
+from gated_attention.ops.sdpa import adjacent
 
 _ROWS = 16
 

@@ -1,0 +1,60 @@
+"""Kernels as functions that the transforms of `torch.func` see through or refuse, and never get wrong without a word.
+
+A custom op of PyTorch's counts as a constant in forward mode, and `torch.func.grad` cannot enter it.
+"""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+
+def has_tangent(*tensors: Tensor | None) -> bool:
+    """Whether forward-mode differentiation runs through one of the tensors."""
+    return any(forward_ad.unpack_dual(x).tangent is not None for x in tensors if x is not None)  # type: ignore[no-untyped-call]
+
+
+class KernelFunction(torch.autograd.Function):
+    """A kernel with a batch as the first dimension of every tensor, which takes what `vmap` adds along with it.
+
+    Subclasses have a `forward`, and a `setup_context` and a `backward` if they have gradients; `name` and `cure` are
+    the words of the error that every other derivative raises.
+    """
+
+    name = "this kernel"
+    cure = ""
+
+    def __init_subclass__(cls) -> None:
+        """Keep the signature of `forward`, which `apply` would form at every call."""
+        super().__init_subclass__()
+        cls.forward.__signature__ = inspect.signature(cls.forward)  # type: ignore[attr-defined]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        """Nothing is kept."""
+
+    @classmethod
+    def backward(cls, ctx: Any, *_: Any) -> Any:
+        """Refused, unless a subclass has it."""
+        raise NotImplementedError(f"{cls.name} has no second derivative; use {cls.cure}")
+
+    @classmethod
+    def jvp(cls, ctx: Any, *_: Any) -> Any:
+        """Refused."""
+        raise NotImplementedError(f"{cls.name} has no forward-mode derivative; use {cls.cure}")
+
+    @classmethod
+    def vmap(cls, info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
+        """One call with the mapped dimension folded into the batch."""
+        n = info.batch_size
+        mapped = [
+            x.unsqueeze(0) if dim is None else x.movedim(dim, 0)
+            for x, dim in zip(arguments, in_dims, strict=True)
+            if isinstance(x, Tensor)
+        ]
+        batch = max(x.shape[1] for x in mapped)  # a mask's may be 1
+        folded = iter([x.expand(n, batch, *x.shape[2:]).flatten(0, 1) for x in mapped])
+        results = cls.apply(*(next(folded) if isinstance(x, Tensor) else x for x in arguments))  # type: ignore[no-untyped-call]
+        return tuple(x.unflatten(0, (n, batch)) for x in results), (0,) * len(results)
