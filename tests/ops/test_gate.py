@@ -242,7 +242,22 @@ def test_an_unknown_backend_names_the_choices():
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated")  # torch.compile's own
+OPCHECKS = {
+    "elementwise": (GateSpec(), ()),
+    "headwise, additive": (GateSpec(granularity="headwise", combine="add", activation="silu", scale=2.0), ()),
+    "head-shared parameter": (GateSpec(head_shared=True, input="parameter", dtype="model"), (0, 1)),
+}
+
+
+@pytest.mark.usefixtures("without_shape_checks")  # opcheck traces with symbolic sizes
+@pytest.mark.parametrize(("spec", "broadcast"), OPCHECKS.values(), ids=OPCHECKS.keys())
+def test_the_op_is_registered_soundly(spec, broadcast):
+    y, logits, _ = tensors(spec, torch.float32, broadcast)
+    arguments = (spec.activation, spec.combine, spec.head_shared, spec.scale, spec.dtype)
+    y, logits = y.transpose(1, 2).contiguous().transpose(1, 2).requires_grad_(), logits.requires_grad_()
+    torch.library.opcheck(torch.ops.gated_attention.gate, (y, logits, *arguments))
+
+
 @pytest.mark.parametrize("backend", ["auto", "recompute"])
 def test_the_gate_compiles_whole(backend, compile_whole):
     spec = GateSpec(head_shared=True)

@@ -73,8 +73,12 @@ def gate(
     """
     if choose_gate_backend(backend, y, gate_logits) == "eager":
         return _apply(y, gate_logits, spec)
-    recompute = _Recompute if torch.compiler.is_compiling() else _RecomputeWithTangents
-    result: Tensor = recompute.apply(y, gate_logits, spec)  # type: ignore[no-untyped-call]
+    if torch.compiler.is_compiling():  # which traces no function with a forward mode
+        traced: Tensor = _gate_op(
+            y, gate_logits, spec.activation, spec.combine, spec.head_shared, spec.scale, spec.dtype
+        )
+        return traced
+    result: Tensor = _Recompute.apply(y, gate_logits, spec)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -148,14 +152,6 @@ class _Recompute(torch.autograd.Function):
             grad_logits = (grad_scores * derivative * spec.scale).to(gate_logits.dtype)
         return grad_y, grad_logits, None
 
-
-class _RecomputeWithTangents(_Recompute):
-    """As `_Recompute`, in forward mode too, which torch.compile does not trace, as it does not what is below."""
-
-    @staticmethod
-    def forward(y: Tensor, gate_logits: Tensor, spec: GateSpec) -> Tensor:
-        return _apply(y, gate_logits, spec)
-
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor | None, tangent_logits: Tensor | None, _: None) -> Tensor:
         y, gate_logits = ctx.saved_tensors
@@ -172,4 +168,33 @@ class _RecomputeWithTangents(_Recompute):
 
 
 # `Function.apply` asks for the signature at every call, which takes longer than the gate unless it is stored.
-_RecomputeWithTangents.forward.__signature__ = inspect.signature(_RecomputeWithTangents.forward)  # type: ignore[attr-defined]
+_Recompute.forward.__signature__ = inspect.signature(_Recompute.forward)  # type: ignore[attr-defined]
+
+
+@torch.library.custom_op("gated_attention::gate", mutates_args=())
+def _gate_op(
+    y: Tensor, gate_logits: Tensor, activation: str, combine: str, head_shared: bool, scale: float, dtype: str
+) -> Tensor:
+    return _apply(y, gate_logits, _spec_of(activation, combine, head_shared, scale, dtype))
+
+
+def _spec_of(activation: Any, combine: Any, head_shared: bool, scale: float, dtype: Any) -> GateSpec:
+    return GateSpec(activation=activation, combine=combine, head_shared=head_shared, scale=scale, dtype=dtype)
+
+
+@_gate_op.register_fake
+def _(y: Tensor, gate_logits: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(y)
+
+
+def _save_for_op(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    y, gate_logits, *fields = inputs
+    ctx.save_for_backward(y, gate_logits)
+    ctx.spec = _spec_of(*fields)
+
+
+def _op_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return *_Recompute.backward(ctx, grad), None, None, None, None
+
+
+_gate_op.register_autograd(_op_backward, setup_context=_save_for_op)
