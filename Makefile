@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: compare test trust format clean
+.PHONY: compare test trust pins wheel newest oldest format clean
 
 compare: $(READY)
 	$(BIN)/gated-attention compare
@@ -19,12 +19,41 @@ test: $(READY)
 trust: $(READY)
 	$(BIN)/pytest -m trust
 
+pins: $(READY)  # the constraints resolve on the plain package index, whatever wheels lie on this machine
+	@for python in 3.11 3.12 3.13; do \
+	  env -u PIP_FIND_LINKS -u UV_FIND_LINKS $(BIN)/uv pip compile --no-config --quiet --python-version $$python \
+	    --constraints constraints.txt --extra dev pyproject.toml --output-file /dev/null \
+	  && echo "constraints resolve on Python $$python" || exit 1; \
+	done
+
+wheel:  # a wheel built from the tree runs README's first block in an empty environment
+	rm -rf .venv-wheel build && $(PYTHON) -m venv .venv-wheel
+	.venv-wheel/bin/pip install --quiet --upgrade pip
+	.venv-wheel/bin/pip wheel --quiet --no-deps --wheel-dir .venv-wheel/dist .
+	.venv-wheel/bin/pip install --quiet --constraint constraints.txt .venv-wheel/dist/*.whl
+	sed -n '/^```python$$/,/^```$$/{/^```/!p;/^```$$/q}' README.md > .venv-wheel/first_block.py
+	cd .venv-wheel && bin/python -I first_block.py && bin/gated-attention variants > variants.txt
+
+CORE_TESTS := tests/models tests/nn tests/analysis tests/train
+
+newest:  # no constraints: the newest release of everything
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/pip install --quiet --upgrade pip
+	.venv-newest/bin/pip install --quiet --upgrade --upgrade-strategy eager --editable '.[dev]'
+	.venv-newest/bin/pytest $(CORE_TESTS)
+
+oldest:  # the lower bound of every requirement
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/pip install --quiet --upgrade pip uv
+	.venv-oldest/bin/uv pip install --quiet --python .venv-oldest/bin/python --resolution lowest-direct --editable '.[dev]'
+	.venv-oldest/bin/pytest $(CORE_TESTS)
+
 format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) .venv-wheel .venv-newest .venv-oldest
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
