@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from gated_attention.cli_models import Device, TextField, model_commands
+from gated_attention.files import claimed
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
@@ -135,10 +136,11 @@ def compare(
     )
     num_devices = count_like(chosen)
     display = Display(plan, chosen, num_devices=num_devices)
-    with display:
-        results = run_study(plan, chosen, _cache_folder(), display, num_devices)
     folder = plan.output / "reports" / plan.name
-    write_report(plan.runs, folder)
+    with claimed(folder):
+        with display:
+            results = run_study(plan, chosen, _cache_folder(), display, num_devices)
+        write_report(plan.runs, folder)
     display.summary(results, folder)
 
 
@@ -156,7 +158,8 @@ def report(
     if not runs.is_dir():
         raise ValueError(f"{runs} is not a folder; give the folder of a study, runs/<name>")
     folder = output or runs.resolve().parent.parent / "reports" / runs.resolve().name
-    write_report(runs, folder)
+    with claimed(folder):
+        write_report(runs, folder)
     typer.echo(f"wrote {folder / 'report.html'}")
 
 

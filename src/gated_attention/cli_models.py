@@ -5,6 +5,8 @@ from typing import Annotated, Any, TypeVar, cast
 
 import typer
 
+from gated_attention.files import claimed
+
 model_commands = typer.Typer()
 
 _Kind = TypeVar("_Kind", int, float)
@@ -43,17 +45,17 @@ def analyze(
     Writes a page that compares the models, analysis.json, measures.csv and figures.
     """
     from gated_attention.studies.analysis_display import AnalysisDisplay
-    from gated_attention.studies.analysis_report import prepare_folder, write_analysis
+    from gated_attention.studies.analysis_report import write_analysis
     from gated_attention.studies.analyze import AnalysisPlan, analyze
     from gated_attention.studies.device import pick_device
 
     chosen = pick_device(device)
     plan = AnalysisPlan(tuple(models), data, text_field, tokens, context, tokenizer, level)
-    prepare_folder(output)
     display = AnalysisDisplay()
-    with display:
-        analyses = list(analyze(plan, chosen, display.say, display.track))
-    write_analysis(plan, analyses, output)
+    with claimed(output):
+        with display:
+            analyses = list(analyze(plan, chosen, display.say, display.track))
+        write_analysis(plan, analyses, output)
     display.summary(analyses, output)
 
 
@@ -153,7 +155,7 @@ def evaluate(
     from gated_attention.studies.device import pick_device
     from gated_attention.studies.evaluate import EvaluationPlan
     from gated_attention.studies.evaluate import evaluate as run
-    from gated_attention.studies.evaluation_report import prepare_folder, print_evaluation, write_evaluation
+    from gated_attention.studies.evaluation_report import print_evaluation, write_evaluation
 
     plan = EvaluationPlan(
         model=model,
@@ -180,9 +182,9 @@ def evaluate(
         run_code=run_code,
     )
     chosen = pick_device(device)
-    prepare_folder(output)
-    evaluation = run(plan, chosen, lambda message: typer.echo(message, err=True))
-    write_evaluation(evaluation, output)
+    with claimed(output):
+        evaluation = run(plan, chosen, lambda message: typer.echo(message, err=True))
+        write_evaluation(evaluation, output)
     print_evaluation(evaluation, output)
 
 

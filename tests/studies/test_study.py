@@ -14,8 +14,8 @@ from gated_attention.studies.record import find_results, read_arrays
 from gated_attention.studies.run import run_study
 from gated_attention.studies.settings import SETTINGS
 from gated_attention.studies.variants import VARIANTS
+from gated_attention.train.checkpoints import last_checkpoint
 from gated_attention.train.data import load_data
-from gated_attention.train.trainer import last_checkpoint
 
 CPU = torch.device("cpu")
 MEASURED_BY_CLOCK = {"train_tokens_per_s", "peak_memory_gib"}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 import time
 from itertools import pairwise
 
@@ -274,34 +275,50 @@ def test_an_interrupted_build_leaves_nothing(source, cache, monkeypatch):
     load_data(config(source), cache)
 
 
-def test_what_a_kill_leaves_is_never_taken_for_whole(source, cache, monkeypatch):
+def test_what_a_kill_leaves_is_never_taken_for_whole_and_removed_by_the_next_run(source, cache, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(data, "_publish", lambda part, folder: None)
         patch.setattr(data.shutil, "rmtree", lambda *args, **kwargs: None)
-        with pytest.raises(FileNotFoundError):
+        patch.setattr(data.Path, "rename", interrupted)
+        with pytest.raises(KeyboardInterrupt):
             load_data(config(source), cache)  # everything written, and stopped before the rename
-    assert [path.name[0] for path in (cache / "packed").iterdir()] == ["."]
+    [left] = (cache / "packed").iterdir()
+    assert left.name.startswith(".part-")
+    load_data(config(source, block_size=8), cache)
+    assert [path.name[0] != "." for path in (cache / "packed").iterdir()] == [True]
     assert len(load_data(config(source), cache).train)
 
 
-def test_of_two_builders_the_first_to_finish_wins_and_both_go_on(source, cache, monkeypatch):
-    publish = data._publish
+def interrupted(*_):
+    raise KeyboardInterrupt
 
-    def overtaken(part, folder):
-        monkeypatch.setattr(data, "_publish", publish)
-        load_data(config(source), cache)
-        publish(part, folder)
 
-    monkeypatch.setattr(data, "_publish", overtaken)
-    packed = load_data(config(source), cache)
-    assert len(packed.train)
+def test_of_two_who_want_the_same_data_one_packs_and_the_other_waits(source, cache, monkeypatch):
+    packing, waiting, pack, packs = threading.Event(), threading.Event(), data._pack, []
+
+    def slowly(*arguments):
+        packs.append(arguments)
+        packing.set()
+        assert waiting.wait(10)
+        pack(*arguments)
+
+    def say(message):
+        if message.startswith("waiting for process"):
+            waiting.set()
+
+    monkeypatch.setattr(data, "_pack", slowly)
+    first = threading.Thread(target=load_data, args=(config(source), cache))
+    first.start()
+    assert packing.wait(10)
+    assert len(load_data(config(source), cache, say).train)
+    first.join()
+    assert len(packs) == 1
     assert len(list((cache / "packed").iterdir())) == 1
 
 
 def test_a_cache_that_cannot_be_written_is_refused(source, tmp_path):
     taken = tmp_path / "taken"
     taken.write_text("a file, not a folder")
-    assert f"cannot write the cache {taken}" in refusal(config(source), taken)
+    assert f"cannot write to the cache {taken}" in refusal(config(source), taken)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,8 @@
-import json
 import os
 
 import pytest
 import torch
-from transformers import TrainerCallback
+from training import lines, run
 from transformers import TrainingArguments as Arguments
 
 from gated_attention.models.build import build_model
@@ -11,70 +10,10 @@ from gated_attention.models.configuration import make_config
 from gated_attention.sizes import SIZES
 from gated_attention.spec import BlockSpec, GateSpec
 from gated_attention.train import trainer
-from gated_attention.train.callbacks import MetricsCallback, keep_metrics_until, tensorboard_callback
-from gated_attention.train.data import collate
-from gated_attention.train.trainer import TrainConfig, checkpoint_step, last_checkpoint, parameter_groups, train
-
-CPU = torch.device("cpu")
-
-
-class Rows(torch.utils.data.Dataset):
-    """Random ids of few tokens, so that there is something to learn, that also remember who asked for them."""
-
-    def __init__(self, num_rows=64):
-        self.ids = torch.randint(0, 8, (num_rows, 16), generator=torch.Generator().manual_seed(3))
-        self.asked = []
-
-    def __len__(self):
-        return len(self.ids)
-
-    def __getitem__(self, index):
-        self.asked.append(index)
-        return {"input_ids": self.ids[index]}
-
-
-class Stop(TrainerCallback):
-    """What a kill looks like from inside: nothing after the step is done."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **_):
-        if state.global_step == self.step:
-            raise KeyboardInterrupt
-
-
-HEADWISE = GateSpec(granularity="headwise")
-
-
-def run(output, gates=HEADWISE, stop=None, seed=0, **settings):
-    config = TrainConfig(
-        **{"steps": 8, "batch_size": 4, "learning_rate": 1e-2, "log_every": 1, "evaluate_every": 4}
-        | {"checkpoint_every": 3}
-        | settings
-    )
-    model = build_model(make_config(SIZES["tiny"], BlockSpec(gates), num_hidden_layers=2), seed)
-    data = Rows()
-    checkpoint = last_checkpoint(output)
-    metrics = MetricsCallback(output / "metrics.jsonl", 64, checkpoint_step(checkpoint) if checkpoint else 0)
-    train(
-        model,
-        config,
-        train_data=data,
-        validation_data=Rows(8),
-        collate=collate,
-        tokenizer=None,
-        output=output,
-        seed=seed,
-        device=CPU,
-        callbacks=[metrics, *([Stop(stop)] if stop else [])],
-    )
-    return model, data
-
-
-def lines(output):
-    found = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "tokens_per_s"} for line in found]
+from gated_attention.train.callbacks import tensorboard_callback
+from gated_attention.train.checkpoints import last_checkpoint
+from gated_attention.train.metrics import keep_metrics_until
+from gated_attention.train.trainer import TrainConfig, parameter_groups
 
 
 def test_training_lowers_the_loss_and_tells_about_it(tmp_path):

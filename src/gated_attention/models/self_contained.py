@@ -7,13 +7,13 @@ need jaxtyping, their plain tensors.
 
 import ast
 import json
-import os
 import re
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import cast
 
+from gated_attention.files import write_text
 from gated_attention.models.card import CARD_NAME, say_that_code_is_carried
 
 _PACKAGE = "gated_attention"
@@ -60,7 +60,7 @@ def write_self_contained(folder: Path | str) -> list[Path]:
     module, prefix = _MODELS[model_type]
     files = generate_code(module)
     for name, text in files.items():
-        _replace_text(folder / name, text)
+        write_text(folder / name, text)
     config["auto_map"] = {
         "AutoConfig": f"configuration_gated_qwen3.{prefix}Config",
         "AutoModel": f"{module}.{prefix}Model",
@@ -68,8 +68,8 @@ def write_self_contained(folder: Path | str) -> list[Path]:
     }
     card = folder / CARD_NAME
     if card.exists():
-        _replace_text(card, say_that_code_is_carried(card.read_text(encoding="utf-8")))
-    _replace_text(config_path, json.dumps(config, indent=2, sort_keys=True) + "\n")
+        write_text(card, say_that_code_is_carried(card.read_text(encoding="utf-8")))
+    write_text(config_path, json.dumps(config, indent=2, sort_keys=True) + "\n")
     return [folder / name for name in files]
 
 
@@ -92,12 +92,6 @@ def generate_code(entry: str) -> dict[str, str]:
 
 def _file_stem(module: str) -> str:
     return _ENTRIES.get(module, module.replace(".", "_"))
-
-
-def _replace_text(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
 
 
 def _source_path(module: str) -> Path | None:

@@ -9,9 +9,10 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 import gated_attention.models  # noqa: F401  registers the gated models
+from gated_attention.train.checkpoints import last_checkpoint
 from gated_attention.train.corpus import one_line, quiet, require_hub
 from gated_attention.train.tokenizer import has_tokenizer, load_tokenizer
-from gated_attention.train.trainer import last_checkpoint, no_progress_bars
+from gated_attention.train.trainer import no_progress_bars
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gated_attention.analysis import Inspection, TextBatch, inspect_model, plots
 from gated_attention.analysis.overview import ReadPrompt, overview
+from gated_attention.files import replacing, write_text, writing_to
 from gated_attention.spec import SITE_LABELS, SITES
 from gated_attention.studies.analyze import unique_labels
 from gated_attention.studies.checkpoint import check_tokenizer, find_checkpoint, load_checkpoint
@@ -140,14 +141,13 @@ def _gate_scores(found: Inspection) -> dict[str, np.ndarray]:
 
 
 def _write(figure: Figure, path: Path) -> None:
-    try:
+    with writing_to(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix.lower() == ".svg":
-            path.write_text(plots.to_svg(figure, salt="demo"), encoding="utf-8")
+            write_text(path, plots.to_svg(figure, salt="demo"))
         else:
-            figure.savefig(path, dpi=_DOTS_PER_INCH)
-    except OSError as error:
-        raise ValueError(f"cannot write {path} ({error.strerror}); choose another --output") from error
+            with replacing(path) as file:
+                figure.savefig(file, format="png", dpi=_DOTS_PER_INCH)
 
 
 def summary_table(readings: Sequence[Reading]) -> Table:

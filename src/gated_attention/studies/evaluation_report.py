@@ -7,6 +7,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from gated_attention.files import write_all, writing_to
 from gated_attention.studies.evaluate import Evaluation
 from gated_attention.studies.evaluation_figures import evaluation_figures
 from gated_attention.studies.evaluation_record import Number, csv_text, json_text, numbers
@@ -21,18 +22,6 @@ _TITLES = {
 }
 
 
-def prepare_folder(folder: Path) -> None:
-    """Make the folder, before anything is measured for it.
-
-    Raises:
-        ValueError: if it cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"cannot write to {folder} ({error.strerror}); choose another --output") from error
-
-
 def write_evaluation(evaluation: Evaluation, folder: Path) -> list[Path]:
     """Write `evaluation.json`, `evaluation.csv` and the figures; earlier figures there are removed.
 
@@ -44,15 +33,8 @@ def write_evaluation(evaluation: Evaluation, folder: Path) -> list[Path]:
         "evaluation.csv": csv_text(numbers(evaluation)),
         **dict(evaluation_figures(evaluation)),
     }
-    prepare_folder(folder)
-    try:
-        for stale in ("length.svg", "retrieval.svg"):
-            (folder / stale).unlink(missing_ok=True)
-        for name, text in files.items():
-            (folder / name).write_text(text, encoding="utf-8", newline="\n")
-    except OSError as error:
-        raise ValueError(f"cannot write to {folder} ({error.strerror}); choose another --output") from error
-    return [folder / name for name in files]
+    with writing_to(folder):
+        return write_all(folder, files, stale=("length.svg", "retrieval.svg"))
 
 
 def print_evaluation(evaluation: Evaluation, folder: Path, console: Console | None = None) -> None:

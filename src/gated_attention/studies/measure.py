@@ -10,8 +10,9 @@ from transformers import PreTrainedModel
 
 from gated_attention.analysis import ExpertLoad, Inspection, expert_load, inspect_model
 from gated_attention.evaluate import held_out_loss
-from gated_attention.studies.record import Measure, read_metrics
+from gated_attention.studies.record import Measure
 from gated_attention.train.data import PackedData
+from gated_attention.train.metrics import read_metrics
 from gated_attention.train.trainer import TrainConfig
 
 INSPECTED_TOKENS = 65_536

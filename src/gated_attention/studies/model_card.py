@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import gated_attention.models  # noqa: F401  registers the gated models
 from gated_attention.analysis.definitions import MEASURES
+from gated_attention.files import write_text
 from gated_attention.models.card import CARD_NAME, Table, model_card
 from gated_attention.models.configuration import GatedConfig
 from gated_attention.studies.record import Measure, Result, read_result
@@ -62,7 +63,7 @@ def write_model_card(
         carries_code=getattr(config, "auto_map", None) is not None,
         tables=tables,
     )
-    (folder / CARD_NAME).write_text(card, encoding="utf-8")
+    write_text(folder / CARD_NAME, card)
     return folder / CARD_NAME
 
 

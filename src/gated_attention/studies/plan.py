@@ -11,8 +11,9 @@ from gated_attention.studies.comparison import BASELINE
 from gated_attention.studies.settings import SETTINGS
 from gated_attention.studies.study import StudyPlan
 from gated_attention.studies.variants import Variant, get_variant, variants_of
+from gated_attention.train.checkpoints import last_checkpoint
 from gated_attention.train.data import DataConfig
-from gated_attention.train.trainer import TrainConfig, last_checkpoint
+from gated_attention.train.trainer import TrainConfig
 
 DEFAULT = ("baseline", "sdpa-headwise", "sdpa-elementwise")
 """The variants of a study that names none."""

@@ -1,18 +1,23 @@
 """The record of one trained arm: what is written, under which schema, and how it is read back."""
 
 import json
-import os
 import platform
 import subprocess
 import zipfile
+import zlib
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
+from pydantic import ConfigDict, TypeAdapter
+
+from gated_attention.files import replacing, write_text
+from gated_attention.studies.record_types import Stored, find_fault
+from gated_attention.typed import parse, read_bytes
 
 SCHEMA = 1
 """Version of `result.json`; raised when a field changes its meaning."""
@@ -34,6 +39,8 @@ class Measure:
         per_layer: The same measure layer by layer, first layer first; empty where it has none.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
     value: float
     unit: str
     n: int
@@ -50,6 +57,8 @@ class Result:
         tokens_seen: Training tokens, repetitions counted.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
     study: str
     variant: str
     seed: int
@@ -62,11 +71,14 @@ class Result:
     schema: int = SCHEMA
 
 
+_RESULT = TypeAdapter(Result)
+_STORED = TypeAdapter(Stored)
+_CURE = "move it away or choose another --output"
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write JSON so that a stop half-way leaves the old file or the new one, never a torn one."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    part.replace(path)
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_result(folder: Path, result: Result) -> None:
@@ -78,78 +90,72 @@ def read_result(path: Path) -> Result:
     """Read a `result.json`.
 
     Raises:
-        ValueError: if the file is not JSON, misses fields, or follows another schema.
+        ValueError: if the file is not JSON, a field is missing or wrong, or it follows another schema.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        found = content.get("schema")
-        result = _as_result(content) if found == SCHEMA else None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{path} is not a result of this tool ({error}); move it away or choose another --output"
-        ) from error
-    if result is None:
+    text = read_bytes(path, _CURE)
+    place = f"{path} is not a result of this tool: it"
+    found = parse(_STORED, text, place, _CURE).get("schema")
+    if found != SCHEMA or isinstance(found, bool):
         raise ValueError(
             f"{path} follows result schema {found!r}, this version reads {SCHEMA}; "
             "move the folder away or choose another --output"
         )
-    return result
+    return parse(_RESULT, text, place, _CURE)
 
 
-def _as_result(content: Mapping[str, Any]) -> Result:
-    measures = {
-        name: Measure(
-            **{
-                **values,
-                "value": float(values["value"]),
-                "per_layer": tuple(float(value) for value in values.get("per_layer", ())),
-            }
-        )
-        for name, values in content["measures"].items()
-    }
-    return Result(**{**content, "measures": measures})
+def read_config(path: Path) -> dict[str, Any]:
+    """The settings in a `config.json`.
+
+    Raises:
+        ValueError: as `read_result`.
+    """
+    content = parse(_STORED, read_bytes(path, _CURE), path, _CURE)
+    if content.get("schema") != SCHEMA or "config" not in content:
+        raise ValueError(f"{path} does not follow schema {SCHEMA}; {_CURE}")
+    return dict(content["config"])
 
 
 def find_results(study_folder: Path) -> list[Result]:
-    """All finished arms below `runs/<study>`, by variant and seed."""
+    """All finished arms below `runs/<study>`, by variant and seed.
+
+    Raises:
+        ValueError: as `read_result`, or if a result is of another arm than its folder.
+    """
     paths = sorted(study_folder.glob(f"*/seed*/{RESULT_NAME}"))
-    return sorted((read_result(path) for path in paths), key=lambda result: (result.variant, result.seed))
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`; a torn last line, left by a kill, is passed over."""
-    if not path.exists():
-        return []
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return records
+    results = [read_result(path) for path in paths]
+    for path, result in zip(paths, results, strict=True):
+        variant, seed = path.parts[-3:-1]
+        if (variant, seed) != (result.variant, f"seed{result.seed}"):
+            raise ValueError(
+                f"{path} is of {result.variant} seed {result.seed}; move it to {result.variant}/seed{result.seed}"
+            )
+    return sorted(results, key=lambda result: (result.variant, result.seed))
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write an arm's arrays, whole or not at all."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with part.open("wb") as file:
+    with replacing(path) as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
-    part.replace(path)
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays of an arm by name; none where it left none.
 
     Raises:
-        ValueError: if the file is not an archive of arrays.
+        ValueError: if the file is not an archive of arrays, or one that reports draw is not of its form.
     """
     if not path.exists():
         return {}
+    cure = "remove the arm and train it again"
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return dict(archive)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is not an archive of arrays ({error}); remove the arm and train it again") from error
+            arrays = dict(archive)
+    except (ValueError, OSError, EOFError, KeyError, MemoryError, zlib.error, zipfile.BadZipFile) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path} is not an archive of arrays ({reason}); {cure}") from error
+    if fault := find_fault(arrays):
+        raise ValueError(f"{path} has {fault}; {cure}")
+    return arrays
 
 
 def library_versions() -> dict[str, str]:

@@ -6,6 +6,7 @@ Neither clock nor machine enters: the same runs give the same bytes.
 from pathlib import Path
 
 from gated_attention.analysis.plots import strokes_for
+from gated_attention.files import write_all, writing_to
 from gated_attention.studies import appendix, beside, sections
 from gated_attention.studies.comparison import compare_variants
 from gated_attention.studies.figures import FOLDER, NAMES, Run, study_figures, validation_differences
@@ -18,9 +19,9 @@ from gated_attention.studies.record import (
     Result,
     find_results,
     read_arrays,
-    read_metrics,
 )
 from gated_attention.studies.table import comparison_table, csv_text
+from gated_attention.train.metrics import read_metrics
 
 
 def write_report(study_folder: Path, report_folder: Path) -> list[Path]:
@@ -84,12 +85,5 @@ def _unfinished(study_folder: Path) -> list[str]:
 
 def _write(folder: Path, files: dict[str, str]) -> list[Path]:
     """Write the files, and remove figures of an earlier report that this one does not have."""
-    try:
-        (folder / FOLDER).mkdir(parents=True, exist_ok=True)
-        for name in NAMES:
-            (folder / FOLDER / f"{name}.svg").unlink(missing_ok=True)
-        for name, text in files.items():
-            (folder / name).write_text(text, encoding="utf-8", newline="\n")
-    except OSError as error:
-        raise ValueError(f"cannot write the report to {folder} ({error.strerror}); choose another --output") from error
-    return [folder / name for name in files]
+    with writing_to(folder):
+        return write_all(folder, files, stale=[f"{FOLDER}/{name}.svg" for name in NAMES])

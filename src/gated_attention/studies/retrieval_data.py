@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gated_attention.evaluate.retrieval import KINDS, make_samples
+from gated_attention.files import write_text, writing_to
 from gated_attention.studies.evaluate import plain_encoder, read_filler
 from gated_attention.train.tokenizer import load_tokenizer
 
@@ -33,8 +34,6 @@ def write_retrieval_data(
             kind, encode, length=length, depths=depths, num_samples=num_samples, seed=seed, filler=text
         )
     ]
-    try:
-        path.write_text("".join(lines), encoding="utf-8", newline="\n")
-    except OSError as error:
-        raise ValueError(f"cannot write {path} ({error.strerror}); choose another file") from error
+    with writing_to(path, "choose another file"):
+        write_text(path, "".join(lines))
     return len(lines)

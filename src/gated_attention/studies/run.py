@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from gated_attention.files import claimed
 from gated_attention.models import GatedQwen3MoeConfig
 from gated_attention.models.build import build_model
 from gated_attention.studies.device import device_name
@@ -28,8 +29,9 @@ from gated_attention.studies.record import (
 from gated_attention.studies.study import Arm, ArmObserver, Observer, StudyPlan
 from gated_attention.studies.workers import run_side_by_side
 from gated_attention.train.callbacks import MetricsCallback, tensorboard_callback
+from gated_attention.train.checkpoints import checkpoint_step, find_sound_checkpoint, keep_newest, last_checkpoint
 from gated_attention.train.data import PackedData, collate, load_data
-from gated_attention.train.trainer import checkpoint_step, last_checkpoint, load_weights, train
+from gated_attention.train.trainer import load_weights, train
 
 
 def run_study(
@@ -43,13 +45,17 @@ def run_study(
         side_by_side: How many arms train at a time; if more than one, each in a process, and on a GPU, of its own.
 
     Raises:
-        ValueError: if the plan contradicts what the folder holds, the data is unfit, or nothing can be written.
+        ValueError: if the plan contradicts what the folder holds, another process runs the study, the data is unfit, or
+            nothing can be written.
     """
+    with claimed(plan.runs):
+        return _run_claimed(plan, device, cache, observer, side_by_side)
+
+
+def _run_claimed(
+    plan: StudyPlan, device: torch.device, cache: Path, observer: Observer, side_by_side: int
+) -> list[Result]:
     results = {arm.key: result for arm in plan.arms if (result := arm.finished())}
-    try:
-        plan.runs.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"cannot write to {plan.runs} ({error.strerror}); choose another --output") from error
     missing = []
     for arm in plan.arms:
         if arm.key in results:
@@ -87,7 +93,7 @@ def run_arm(arm: Arm, data: PackedData, device: torch.device, observer: ArmObser
     model = build_model(arm.model_config(data), arm.seed)
     if arm.start:
         _load_start(model, arm.start)
-    checkpoint = last_checkpoint(arm.folder)
+    checkpoint = find_sound_checkpoint(arm.folder, observer.say)
     tokens_per_step = settings.sequences_per_step * plan.data.block_size
     metrics = MetricsCallback(
         arm.folder / METRICS_NAME,
@@ -126,6 +132,7 @@ def run_arm(arm: Arm, data: PackedData, device: torch.device, observer: ArmObser
         versions=library_versions(),
     )
     write_result(arm.folder, result)
+    keep_newest(arm.folder)
     if saved := last_checkpoint(arm.folder):
         write_model_card(saved, name=f"{arm.variant.name}-seed{arm.seed}", result=arm.folder / RESULT_NAME)
     return read_result(arm.folder / RESULT_NAME)

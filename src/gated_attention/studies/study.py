@@ -11,11 +11,12 @@ from transformers import AutoConfig
 from gated_attention.models import GatedQwen3Config, GatedQwen3MoeConfig
 from gated_attention.models.configuration import make_config
 from gated_attention.sizes import ModelSize, count_parameters
-from gated_attention.studies.record import CONFIG_NAME, RESULT_NAME, SCHEMA, Result, read_result
+from gated_attention.studies.record import CONFIG_NAME, RESULT_NAME, SCHEMA, Result, read_config, read_result
 from gated_attention.studies.variants import Variant
 from gated_attention.train.callbacks import Progress
+from gated_attention.train.checkpoints import last_checkpoint
 from gated_attention.train.data import DataConfig, PackedData
-from gated_attention.train.trainer import TrainConfig, last_checkpoint
+from gated_attention.train.trainer import TrainConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,8 +173,8 @@ class Arm:
         result = read_result(result_path) if result_path.exists() else None
         if result is None and not config_path.exists():
             return None
-        found = {"config": result.config} if result else _read_config(config_path)
-        if difference := _first_difference(found["config"], wanted["config"]):
+        found = result.config if result else read_config(config_path)
+        if difference := _first_difference(found, wanted["config"]):
             raise ValueError(f"{self.folder} was run with {difference}; choose another --name or --output")
         return result
 
@@ -196,16 +197,6 @@ class Observer(ArmObserver, Protocol):
 
     def finish(self, arm: Arm, result: Result, kept: bool) -> None:
         """An arm is done, in this run or (`kept`) in an earlier one."""
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not readable JSON ({error}); move it away or choose another --output") from error
-    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-        raise ValueError(f"{path} does not follow schema {SCHEMA}; move it away or choose another --output")
-    return content
 
 
 def _first_difference(found: Mapping[str, Any], wanted: Mapping[str, Any], path: str = "") -> str | None:

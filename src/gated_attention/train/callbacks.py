@@ -9,6 +9,8 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from gated_attention.train.metrics import keep_metrics_until
+
 AUXILIARY = (
     *("load_balance_loss", "router_z_loss", "expert_load_max", "expert_load_min", "expert_load"),
     *("gate_penalty", "gate_score_mean", "gate_open_share"),
@@ -111,22 +113,6 @@ class _Clock:
         if step == self.start_step:
             return None
         return (step - self.start_step) * tokens_per_step / (time.perf_counter() - self.start)
-
-
-def keep_metrics_until(path: Path, step: int) -> None:
-    """Drop the lines after `step`, and a last line that a kill tore, from a metrics file."""
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            break
-        if record["step"] <= step:
-            lines.append(line + "\n")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text("".join(lines), encoding="utf-8")
-    part.replace(path)
 
 
 def tensorboard_callback(folder: Path) -> TrainerCallback:

@@ -2,14 +2,12 @@
 
 import hashlib
 import json
-import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from uuid import uuid4
 
 import datasets
 import numpy as np
@@ -23,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from gated_attention.files import PART, is_held, waiting_for, writing_to
 from gated_attention.train.corpus import STDLIB, load_documents, source_files
 from gated_attention.train.tokenizer import check_tokenizer_name, load_tokenizer, tokenizer_files
 
@@ -138,17 +137,10 @@ def load_data(config: DataConfig, cache: Path, say: Callable[[str], None] = lamb
     """
     folder = cache / "packed" / _key(config)
     if not folder.exists():
-        part = folder.with_name(f".part-{os.getpid()}-{uuid4().hex}")
-        try:
-            part.mkdir(parents=True)
-            _pack(config, part, say)
-            _publish(part, folder)
-        except OSError as error:
-            raise ValueError(
-                f"cannot write the cache {cache} ({error.strerror or error}); free space or set XDG_CACHE_HOME"
-            ) from error
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
+        with writing_to(f"the cache {cache}", "free space or set XDG_CACHE_HOME"), waiting_for(_lock(folder), say):
+            _remove_abandoned(folder.parent, but=folder.name)
+            if not folder.exists():  # else whom this one waited for has packed it
+                _pack_into(config, folder, say)
     return PackedData(
         train=Blocks(np.load(folder / "train.npy", mmap_mode="r")),
         validation=Blocks(np.load(folder / "validation.npy", mmap_mode="r")),
@@ -180,13 +172,27 @@ def _key(config: DataConfig) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
 
 
-def _publish(part: Path, folder: Path) -> None:
-    """Give a finished folder its name; where another process was faster, its copy stays."""
+def _pack_into(config: DataConfig, folder: Path, say: Callable[[str], None]) -> None:
+    part = folder.with_name(f"{PART}{folder.name}")
+    shutil.rmtree(part, ignore_errors=True)
     try:
+        part.mkdir()
+        _pack(config, part, say)
         part.rename(folder)
-    except OSError:
-        if not folder.exists():
-            raise
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _lock(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.lock")
+
+
+def _remove_abandoned(packed: Path, but: str) -> None:
+    """Remove what killed processes left half-packed, by the lock that its packing held."""
+    for part in packed.glob(f"{PART}*"):
+        name = part.name.removeprefix(PART)
+        if name != but and not is_held(_lock(packed / name)):
+            shutil.rmtree(part, ignore_errors=True)
 
 
 def _pack(config: DataConfig, folder: Path, say: Callable[[str], None]) -> None:

@@ -11,8 +11,8 @@ from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from gated_attention.train.checkpoints import last_checkpoint
 from gated_attention.train.corpus import one_line, quiet, require_hub
-from gated_attention.train.trainer import last_checkpoint
 
 END_OF_TEXT = "<|endoftext|>"
 """Follows every document; BOS and EOS of our own tokenizers.

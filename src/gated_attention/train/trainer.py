@@ -1,5 +1,6 @@
-"""Training on transformers' Trainer: settings, parameter groups, resuming from the last whole checkpoint."""
+"""Training on transformers' Trainer: settings, parameter groups, resuming from the last sound checkpoint."""
 
+import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 import torch._inductor.config
+from safetensors import SafetensorError
 from torch import nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback
@@ -17,6 +19,7 @@ from transformers.utils import logging
 
 from gated_attention.nn import AttentionGate
 from gated_attention.train.auxiliary import AuxiliaryLosses, AuxiliaryWeights
+from gated_attention.train.checkpoints import checkpoint_step, find_sound_checkpoint, last_checkpoint, seal
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -148,6 +151,22 @@ class AuxiliaryTrainer(Trainer):  # type: ignore[misc]  # transformers is untype
         else:
             load_weights(self.model, Path(resume_from_checkpoint))
 
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """As the Trainer writes it, then sealed; what a full disk leaves is removed."""
+        place = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
+        try:
+            super()._save_checkpoint(*args, **kwargs)
+            if self.args.world_size == 1:
+                seal(place)
+        except (OSError, RuntimeError, SafetensorError) as error:  # PyTorch's own writer raises RuntimeError
+            shutil.rmtree(place, ignore_errors=True)
+            before = last_checkpoint(Path(self.args.output_dir))
+            goes_on = f"step {checkpoint_step(before)}" if before else "the beginning"
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(
+                f"cannot write {place} ({reason}); free space and run again, which goes on from {goes_on}"
+            ) from error
+
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
         """Log; training lines carry the auxiliary losses since the last one."""
         super().log({**logs, **self.auxiliary.read()} if "loss" in logs else logs, start_time)
@@ -166,16 +185,17 @@ def train(
     device: torch.device,
     callbacks: Iterable[TrainerCallback] = (),
 ) -> None:
-    """Train in place, from the last whole checkpoint below `output` if there is one.
+    """Train in place, from the last sound checkpoint below `output` if there is one.
 
-    Checkpoints are `output/checkpoint-<step>`, readable by `from_pretrained`; the last one is kept.
+    Checkpoints are `output/checkpoint-<step>`, readable by `from_pretrained`; the last two are kept, so that a damaged
+    one costs the steps since the one before. `find_sound_checkpoint` says which are damaged, and removes them.
     The data order depends on the seed only, so runs of one seed pair, and a resumed run sees what an
     uninterrupted one would.
 
     Raises:
-        ValueError: as `AuxiliaryLosses`.
+        ValueError: as `AuxiliaryLosses`, or if a checkpoint cannot be written.
     """
-    checkpoint = last_checkpoint(output)
+    checkpoint = find_sound_checkpoint(output)
     if checkpoint and checkpoint_step(checkpoint) >= config.steps:  # the Trainer would take one step more
         load_weights(model, checkpoint)
         model.to(device)
@@ -208,7 +228,7 @@ def train(
         prediction_loss_only=True,
         save_strategy="steps",
         save_steps=config.checkpoint_every,
-        save_total_limit=1,
+        save_total_limit=2,
         dataloader_pin_memory=device.type == "cuda",
         dataloader_drop_last=True,
         remove_unused_columns=False,
@@ -289,14 +309,3 @@ def no_progress_bars() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
-
-
-def last_checkpoint(output: Path) -> Path | None:
-    """The newest whole checkpoint below `output`; one that a kill left half-written is passed over."""
-    whole = [path.parent for path in output.glob("checkpoint-*/trainer_state.json") if path.stat().st_size]
-    return max(whole, key=checkpoint_step, default=None)
-
-
-def checkpoint_step(checkpoint: Path) -> int:
-    """The optimizer step that a checkpoint was written after."""
-    return int(checkpoint.name.removeprefix("checkpoint-"))

@@ -1,0 +1,93 @@
+"""What reports read of a record: the types of its settings and the forms of its arrays."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import ConfigDict, Field
+from typing_extensions import TypedDict
+
+_OPEN = ConfigDict(extra="allow", strict=True)  # settings come and go with versions; what is there must be right
+_Count = Annotated[int, Field(ge=1)]
+
+
+class Variant(TypedDict, total=False):
+    """The registry's row that an arm trained."""
+
+    __pydantic_config__ = _OPEN  # type: ignore[misc]  # pydantic's way with a TypedDict
+
+    name: str
+    description: str
+    cites: list[str]
+
+
+class Data(TypedDict, total=False):
+    """Which text was read, and how."""
+
+    __pydantic_config__ = _OPEN  # type: ignore[misc]
+
+    source: str
+    validation: str | None
+    text_field: str
+    tokenizer: str
+    block_size: _Count
+    bos: bool
+
+
+class Train(TypedDict, total=False):
+    """How it was trained."""
+
+    __pydantic_config__ = _OPEN  # type: ignore[misc]
+
+    steps: _Count
+    batch_size: _Count
+    accumulation: _Count
+    learning_rate: float
+    weight_decay: float
+    precision: str
+    compile: bool
+
+
+class Settings(TypedDict, total=False):
+    """A resolved configuration."""
+
+    __pydantic_config__ = _OPEN  # type: ignore[misc]
+
+    variant: Variant
+    size: dict[str, Any]
+    parameters: dict[str, int]
+    data: Data
+    train: Train
+    model: dict[str, Any]
+    start: str | None
+    rope_theta: float | None
+    study_learning_rate: float
+
+
+class Stored(TypedDict, total=False):
+    """The part of `result.json` and `config.json` that is looked at first; a schema may be anything yet."""
+
+    __pydantic_config__ = _OPEN  # type: ignore[misc]
+
+    schema: Any
+    config: Settings
+
+
+_DIMENSIONS = {"attention_maps": 3, "attention_layers": 1, "gate_histogram_": 2, "gate_edges_": 1, "expert_load": 2}
+"""Dimensions of arrays by the beginnings of their names."""
+
+
+def find_fault(arrays: Mapping[str, np.ndarray]) -> str | None:
+    """The first array that is not of its form, in words; None if all are."""
+    for name, array in arrays.items():
+        dimensions = next((count for start, count in _DIMENSIONS.items() if name.startswith(start)), array.ndim)
+        if array.dtype.kind not in "fiub" or array.ndim != dimensions:
+            return f"{name!r} of shape {array.shape} and type {array.dtype}, not numbers in {dimensions} dimensions"
+    for name, layers in (("attention_maps", "attention_layers"), ("attention_layers", "attention_maps")):
+        if name in arrays and (layers not in arrays or len(arrays[name]) != len(arrays[layers])):
+            return f"{name!r} without as many {layers!r}"
+    for name, counts in arrays.items():
+        edges = arrays.get(name.replace("histogram", "edges"))
+        if name.startswith("gate_histogram_") and (edges is None or len(edges) != counts.shape[1] + 1):
+            return f"{name!r} without its edges"
+    return None
