@@ -8,16 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
+from gated_attention.cli_entry import run
 from gated_attention.cli_models import Device, TextField, model_commands
 from gated_attention.files import claimed
-
-INTERRUPTED = 130
-"""Exit code after Ctrl-C."""
 
 app = typer.Typer(
     name="gated-attention",
     help="Train, compare and inspect gated softmax attention.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -99,6 +96,11 @@ def compare(
     Run the same command again to go on where an interrupted one stopped; finished arms are kept. Each GPU trains an arm
     of its own; CUDA_VISIBLE_DEVICES=0,1 takes two of them.
     """
+    from gated_attention.studies.choices import check_study, split_names
+
+    chosen_variants = None if variants is None else split_names(variants, "variant")
+    check_study(device=device, size=size, variants=chosen_variants, table=table, name=name)
+
     from gated_attention.studies.device import count_like, pick_device
     from gated_attention.studies.display import Display
     from gated_attention.studies.plan import make_plan
@@ -108,7 +110,7 @@ def compare(
     chosen = pick_device(device)
     plan = make_plan(
         name=name,
-        variants=None if variants is None else [part.strip() for part in variants.split(",") if part.strip()],
+        variants=chosen_variants,
         table=table,
         size=size,
         seeds=seeds,
@@ -203,15 +205,5 @@ def _cache_folder() -> Path:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run a command; bad input is one line and exit code 2, an interruption exit code 130."""
-    try:
-        app(arguments)
-    except ValueError as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(2)
-    except SystemExit as stop:
-        if stop.code == INTERRUPTED:  # typer turns Ctrl-C into this
-            words = sys.argv[1:] if arguments is None else arguments
-            resumes = "; the same command goes on from the last checkpoint" if words[:1] == ["compare"] else ""
-            typer.echo(f"stopped{resumes}", err=True)
-        raise
+    """Run a command; bad input is one line and exit code 2, an interruption exit code 130 or 143."""
+    run(app, sys.argv[1:] if arguments is None else arguments)

@@ -44,6 +44,12 @@ def analyze(
 
     Writes a page that compares the models, analysis.json, measures.csv and figures.
     """
+    from gated_attention.ranges import require_choice
+    from gated_attention.studies.choices import DEVICES, LEVELS
+
+    require_choice("device", device, DEVICES)
+    require_choice("level", level, LEVELS)
+
     from gated_attention.studies.analysis_display import AnalysisDisplay
     from gated_attention.studies.analysis_report import write_analysis
     from gated_attention.studies.analyze import AnalysisPlan, analyze
@@ -78,6 +84,11 @@ def demo(
     output: Annotated[Path, typer.Option(help="The figure, .png or .svg.")] = Path("demo.png"),
 ) -> None:
     """Show what models look at in one prompt: attention maps, sinks and gates, side by side in one figure."""
+    from gated_attention.ranges import require_choice
+    from gated_attention.studies.choices import DEVICES
+
+    require_choice("device", device, DEVICES)
+
     from rich.console import Console
 
     from gated_attention.studies.demo import DEFAULT_PROMPT, DemoPlan, parse_layers, summary_table
@@ -152,14 +163,23 @@ def evaluate(
 
     Writes evaluation.json, evaluation.csv and figures.
     """
+    from gated_attention.ranges import require_choice
+    from gated_attention.studies.choices import DEVICES, MODES, TASKS, split_names
+
+    chosen_tasks = split_names(tasks, "task")
+    for task in chosen_tasks:
+        require_choice("task", task, TASKS)
+    require_choice("device", device, DEVICES)
+    require_choice("mode", mode, MODES)
+
     from gated_attention.studies.device import pick_device
-    from gated_attention.studies.evaluate import EvaluationPlan
     from gated_attention.studies.evaluate import evaluate as run
+    from gated_attention.studies.evaluation_plan import EvaluationPlan
     from gated_attention.studies.evaluation_report import print_evaluation, write_evaluation
 
     plan = EvaluationPlan(
         model=model,
-        tasks=tuple(dict.fromkeys(part.strip() for part in tasks.split(",") if part.strip())),
+        tasks=tuple(chosen_tasks),
         source=data,
         text_field=text_field,
         domain_field=field,
@@ -183,8 +203,9 @@ def evaluate(
     )
     chosen = pick_device(device)
     with claimed(output):
-        evaluation = run(plan, chosen, lambda message: typer.echo(message, err=True))
-        write_evaluation(evaluation, output)
+        evaluation = run(
+            plan, chosen, lambda message: typer.echo(message, err=True), lambda found: write_evaluation(found, output)
+        )
     print_evaluation(evaluation, output)
 
 
@@ -234,15 +255,18 @@ def convert(
     ] = False,
 ) -> None:
     """Convert a checkpoint: the paper's release, Qwen3, Qwen3-Next, Qwen3.5 in; Qwen3-Next, Qwen3.5 out."""
+    from gated_attention.studies.variants import gates_of
+
+    gates = gates_of(add_gate) if add_gate is not None else None
+
     from gated_attention.models.convert import convert as convert_checkpoint
     from gated_attention.models.convert.storage import parse_size
-    from gated_attention.studies.variants import gates_of
 
     done = convert_checkpoint(
         source,
         target,
         cast(Any, to),
-        gates_of(add_gate) if add_gate else None,
+        gates,
         init=cast(Any, init),
         max_shard_bytes=parse_size(max_shard_size),
         self_contained=self_contained,

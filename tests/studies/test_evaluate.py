@@ -16,7 +16,8 @@ from gated_attention.models import GatedQwen3Config
 from gated_attention.models.build import build_model
 from gated_attention.spec import GateSpec
 from gated_attention.studies.domain_text import tokenise
-from gated_attention.studies.evaluate import EvaluationPlan, evaluate
+from gated_attention.studies.evaluate import evaluate
+from gated_attention.studies.evaluation_plan import EvaluationPlan
 from gated_attention.train.tokenizer import load_tokenizer
 
 CONTEXT = 64

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Num
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from gated_attention.analysis.plots import styled
 
@@ -61,4 +61,5 @@ def head_heatmaps(
         bar.set_label(title)
         if log:
             bar.ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            bar.ax.xaxis.set_minor_formatter(NullFormatter())
     return figure

@@ -79,8 +79,7 @@ def overview(models: Mapping[str, ReadPrompt], strokes: Mapping[str, Stroke], ti
 def _name_tokens(ax: Axes, tokens: Sequence[str]) -> None:
     if len(tokens) > _LABELLED_TOKENS:
         return
-    # A dollar sign would begin a formula.
-    texts = [token.strip().replace("$", r"\$") or "·" for token in tokens]
+    texts = [token.strip() or "·" for token in tokens]
     ax.set_xticks(range(len(texts)), texts, rotation=90, fontsize=6)
     ax.set_yticks(range(len(texts)), texts, fontsize=6)
 
@@ -96,7 +95,7 @@ def _draw_sinks(ax: Axes, models: Mapping[str, ReadPrompt], strokes: Mapping[str
         )
     ax.set_ylabel("Share, mean over heads")
     ax.set_ylim(bottom=0)
-    ax.legend(frameon=False, fontsize="small")
+    _add_legend(ax)
 
 
 def _draw_gates(ax: Axes, models: Mapping[str, ReadPrompt], strokes: Mapping[str, Stroke]) -> None:
@@ -108,7 +107,12 @@ def _draw_gates(ax: Axes, models: Mapping[str, ReadPrompt], strokes: Mapping[str
     ax.set_ylabel("Mean score, 0 is closed")
     low, high = ax.get_ylim()
     ax.set_ylim(min(0.0, low), max(1.0, high))  # a sigmoid's whole range: 0 is closed, 1 is open
-    ax.legend(frameon=False, fontsize="small")
+    _add_legend(ax)
+
+
+def _add_legend(ax: Axes) -> None:
+    # Handed over one by one: left to itself, matplotlib drops those whose names begin with an underscore.
+    ax.legend(handles=list(ax.lines), frameon=False, fontsize="small")
 
 
 def _draw_layers(ax: Axes, values: np.ndarray, label: str, stroke: Stroke) -> None:

@@ -6,12 +6,14 @@ each label a colour that stays its own in every figure of a report. `to_svg` wri
 equal data gives equal bytes.
 """
 
+import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from io import StringIO
 from itertools import chain
 from math import ceil
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import IO, Any, NamedTuple, ParamSpec, TypeVar
 
 import matplotlib as mpl
 import numpy as np
@@ -58,7 +60,10 @@ _STYLE: dict[str, Any] = {
     "font.family": ["sans-serif"],
     "font.sans-serif": ["DejaVu Sans"],
     "svg.fonttype": "none",
+    "text.parse_math": False,  # names and tokens are text, dollar signs too
 }
+
+_NO_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -100,7 +105,8 @@ def styled(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
     @wraps(function)
     def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        with mpl.rc_context():
+        with mpl.rc_context(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")  # browsers have fonts of their own
             mpl.rcdefaults()
             mpl.rcParams.update(_STYLE)
             return function(*args, **kwargs)
@@ -282,7 +288,13 @@ def to_svg(figure: Figure, salt: str) -> str:
     buffer = StringIO()
     metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     FigureCanvasSVG(figure).print_svg(buffer, metadata=metadata)
-    return buffer.getvalue()
+    return _NO_XML.sub("\N{REPLACEMENT CHARACTER}", buffer.getvalue())
+
+
+@styled
+def write_png(figure: Figure, file: IO[bytes], dpi: int) -> None:
+    """Write the figure as PNG."""
+    figure.savefig(file, format="png", dpi=dpi)
 
 
 def _of_layers(values: np.ndarray) -> Curve:

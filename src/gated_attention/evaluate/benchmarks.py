@@ -99,6 +99,21 @@ def require_subword(tokenizer: PreTrainedTokenizerBase) -> None:
         )
 
 
+def check_benchmark(tokenizer: PreTrainedTokenizerBase, name: str, *, local: Path | None, run_code: bool) -> None:
+    """Refuse what can be refused before a model reads; arguments as those of `run_benchmark`.
+
+    Raises:
+        ValueError: if the harness or a file is missing, the tokenizer does not suit, or code may not run.
+    """
+    require_harness()
+    if name == "humaneval" and not run_code:
+        raise ValueError("humaneval runs the program text that the model writes; allow it with --run-code")
+    if name == RULER:
+        require_subword(tokenizer)
+    elif local is not None:
+        local_files(name, local)
+
+
 def run_benchmark(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -128,11 +143,7 @@ def run_benchmark(
     Raises:
         ValueError: if the harness is missing, a file is, the tokenizer does not suit, or the harness fails.
     """
-    require_harness()
-    if name == "humaneval" and not run_code:
-        raise ValueError("humaneval runs the program text that the model writes; allow it with --run-code")
-    if name == RULER:
-        require_subword(tokenizer)
+    check_benchmark(tokenizer, name, local=local, run_code=run_code)
     with tempfile.TemporaryDirectory() as folder:
         tasks, shots_from = _tasks(name, local, Path(folder))
         usual = 0 if name == RULER else BENCHMARKS[name].shots

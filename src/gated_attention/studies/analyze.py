@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from gated_attention.analysis import Inspection, TextBatch, inspect_model
 from gated_attention.analysis.families import find_attention
 from gated_attention.analysis.inspect import Level
+from gated_attention.ranges import require_within
 from gated_attention.spec import Site
 from gated_attention.studies.checkpoint import Checkpoint, check_tokenizer, find_checkpoint, load_checkpoint
 from gated_attention.studies.device import device_name
@@ -52,10 +53,8 @@ class AnalysisPlan:
             raise ValueError("analyze needs at least one model; give a folder or a hub name")
         if self.level not in get_args(Level):
             raise ValueError(f"unknown level {self.level!r}; choose from {', '.join(get_args(Level))}")
-        if self.num_tokens < 2:
-            raise ValueError(f"tokens is {self.num_tokens}; it must be at least 2")
-        if self.context is not None and self.context < 2:
-            raise ValueError(f"context is {self.context}; attention is measured from 2 tokens on")
+        require_within("tokens", self.num_tokens, least=2, most=2**40)
+        require_within("context", self.context, least=2, most=2**30)
 
 
 @dataclass(frozen=True, slots=True)

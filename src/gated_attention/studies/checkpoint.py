@@ -44,7 +44,7 @@ def find_checkpoint(name: str) -> Checkpoint:
         path = newest or folder
         if not (path / "config.json").exists():
             raise ValueError(f"{name} holds no model (no config.json); give a model's folder or a hub name")
-        return Checkpoint(name, _label(path.resolve()), str(path))
+        return Checkpoint(_printable(name), _label(path.resolve()), str(path))
     if folder.exists() or not _HUB_NAME.fullmatch(name):
         raise ValueError(f"no model folder {name!r}; give a folder that exists or a hub name")
     require_hub(name)
@@ -53,7 +53,12 @@ def find_checkpoint(name: str) -> Checkpoint:
 
 def _label(path: Path) -> str:
     arm = path.parent if path.name.startswith("checkpoint-") else path
-    return f"{arm.parent.name} {arm.name}" if re.fullmatch(r"seed\d+", arm.name) else path.name
+    return _printable(f"{arm.parent.name} {arm.name}" if re.fullmatch(r"seed\d+", arm.name) else path.name)
+
+
+def _printable(name: str) -> str:
+    """A name that pages and figures can hold."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name)
 
 
 def _require_tokenizer(checkpoint: Checkpoint) -> None:

@@ -119,7 +119,7 @@ def draw(plan: DemoPlan, readings: Sequence[Reading]) -> Figure:
     longest = max(reading.num_tokens for reading in readings)
     cut = f"; maps of the first {MAP_TOKENS} tokens" if longest > MAP_TOKENS else ""
     strokes = plots.strokes_for(reading.label for reading in readings)
-    title = f"“{shown}”{cut}".replace("$", r"\$")
+    title = f"“{shown}”{cut}"
     return overview({reading.label: _shown(reading) for reading in readings}, strokes, title)
 
 
@@ -147,7 +147,7 @@ def _write(figure: Figure, path: Path) -> None:
             write_text(path, plots.to_svg(figure, salt="demo"))
         else:
             with replacing(path) as file:
-                figure.savefig(file, format="png", dpi=_DOTS_PER_INCH)
+                plots.write_png(figure, file, _DOTS_PER_INCH)
 
 
 def summary_table(readings: Sequence[Reading]) -> Table:

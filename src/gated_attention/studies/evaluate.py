@@ -1,101 +1,41 @@
 """`evaluate`: one model by the paper's yardsticks, under plain RoPE and whatever overrides are asked for."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from gated_attention.evaluate.benchmarks import BENCHMARKS, RULER, BenchmarkScore, require_harness, run_benchmark
+from gated_attention.evaluate.benchmarks import (
+    BENCHMARKS,
+    RULER,
+    BenchmarkScore,
+    check_benchmark,
+    require_harness,
+    run_benchmark,
+)
 from gated_attention.evaluate.length import Damage, LengthLoss, damage_inside, length_losses
 from gated_attention.evaluate.loss import evaluating
-from gated_attention.evaluate.perplexity import Mode, Perplexity, average_domains, document_losses
+from gated_attention.evaluate.perplexity import Document, Mode, Perplexity, average_domains, document_losses
 from gated_attention.evaluate.quantization import Quantization, quantization_losses
-from gated_attention.evaluate.retrieval import KINDS, Encode, RetrievalScore, make_samples, score_samples
+from gated_attention.evaluate.retrieval import KINDS, Encode, RetrievalScore, Sample, make_samples, score_samples
 from gated_attention.evaluate.rope import Rope, overridden, override_parameters
 from gated_attention.studies.analyze import BATCH_TOKENS, Say
 from gated_attention.studies.checkpoint import check_tokenizer, find_checkpoint, load_checkpoint
 from gated_attention.studies.device import device_name
 from gated_attention.studies.domain_text import read_domains, tokenise
+from gated_attention.studies.evaluation_plan import EvaluationPlan
 from gated_attention.studies.passages import cut_passages
 from gated_attention.train.corpus import load_documents
 
 DEFAULT_CONTEXT = 4096
 """Tokens of context, if the model has as many positions."""
 
-TASKS = ("perplexity", "length", "retrieval", "quantization", *BENCHMARKS, RULER)
-"""What `--tasks` picks among."""
-
 _OF_TEXT = {"perplexity", "length", "quantization"}
 _FILLER_CHARACTERS = 2_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class EvaluationPlan:
-    """What is measured of which model on which text.
-
-    Attributes:
-        model: Folder or hub name.
-        tasks: Of `TASKS`.
-        source, text_field, domain_field: As `train.corpus.load_documents`.
-        num_tokens: Tokens of text that each task of text reads, about.
-        context: Tokens of context; None is `DEFAULT_CONTEXT` or the model's positions if those are fewer.
-        mode, stride: As `evaluate.perplexity.document_losses`; a stride of None is half the context.
-        multiples: Lengths of the task `length`, in contexts.
-        lengths: Tokens of the tasks `retrieval` and `ruler`; empty is the context.
-        yarn: YaRN's factors, each a setting of its own beside plain RoPE.
-        rope_theta: RoPE's base of settings other than plain.
-        depths, num_samples, seed, filler: Of `retrieval`; a filler of None is generated.
-        local, limit, shots, run_code: As `evaluate.benchmarks.run_benchmark`.
-    """
-
-    model: str
-    tasks: tuple[str, ...] = ("perplexity",)
-    source: str = "stdlib"
-    text_field: str = "text"
-    domain_field: str = "domain"
-    num_tokens: int = 262_144
-    context: int | None = None
-    tokenizer: str | None = None
-    mode: str = "start"
-    stride: int | None = None
-    multiples: tuple[int, ...] = (1, 2, 4, 8)
-    lengths: tuple[int, ...] = ()
-    yarn: tuple[float, ...] = ()
-    rope_theta: float | None = None
-    depths: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
-    num_samples: int = 8
-    seed: int = 0
-    filler: str | None = None
-    local: Path | None = None
-    limit: int | None = None
-    shots: int | None = None
-    run_code: bool = False
-
-    def __post_init__(self) -> None:
-        for task in self.tasks:
-            if task not in TASKS:
-                raise ValueError(f"unknown task {task!r}; choose from {', '.join(TASKS)}")
-        if not self.tasks:
-            raise ValueError(f"no task is named; choose from {', '.join(TASKS)}")
-        if self.mode not in get_args(Mode):
-            raise ValueError(f"unknown mode {self.mode!r}; choose from {', '.join(get_args(Mode))}")
-        if self.context is not None and self.context < 2:
-            raise ValueError(f"context is {self.context}; a token is scored from 2 on")
-        for name, least in (("num_tokens", 1), ("num_samples", 1), ("limit", 1), ("stride", 1), ("shots", 0)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name} is {value}; it must be at least {least}")
-        if any(one < 1 for one in (*self.multiples, *self.lengths)) or 1 not in self.multiples:
-            raise ValueError("multiples must be whole numbers from 1 on with 1 among them, and lengths at least 1")
-
-    def ropes(self) -> list[Rope]:
-        """Plain RoPE first, then the base's change alone, then YaRN by factor."""
-        base = [Rope(self.rope_theta)] if self.rope_theta is not None else []
-        return [Rope(), *base, *(Rope(self.rope_theta, factor) for factor in self.yarn)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +56,11 @@ class RopeEvaluation:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Everything that was found, plain RoPE first."""
+    """Everything that was found, plain RoPE first.
+
+    Attributes:
+        is_complete: Whether every task is in it; if not, the evaluation goes on or was interrupted.
+    """
 
     plan: EvaluationPlan
     label: str
@@ -127,10 +71,20 @@ class Evaluation:
     context: int
     ropes: tuple[RopeEvaluation, ...]
     quantization: Quantization | None
+    is_complete: bool = False
 
 
-def evaluate(plan: EvaluationPlan, device: torch.device, say: Say = lambda message: None) -> Evaluation:
-    """Run the tasks; everything that can be refused beforehand is.
+Keep = Callable[[Evaluation], object]
+"""Takes what has been found so far, after every task."""
+
+
+def evaluate(
+    plan: EvaluationPlan,
+    device: torch.device,
+    say: Say = lambda message: None,
+    keep: Keep = lambda evaluation: None,
+) -> Evaluation:
+    """Run the tasks; all of them are checked, and their texts cut, before the first one runs.
 
     Raises:
         ValueError: if the model, the text or the tokenizer cannot be read or do not fit together, or a length is
@@ -148,11 +102,7 @@ def evaluate(plan: EvaluationPlan, device: torch.device, say: Say = lambda messa
     _require_causal(model, checkpoint.name)
     run = _Run(plan, model, tokenizer, documents, device, say)
     run.check(checkpoint.name)
-    ropes: list[RopeEvaluation] = []
-    for rope in plan.ropes():
-        with overridden(model, rope, run.positions or run.context):
-            ropes.append(run.under(rope, ropes[0] if ropes else None))
-    return Evaluation(
+    found = Evaluation(
         plan=plan,
         label=checkpoint.label,
         family=model.config.model_type,
@@ -160,9 +110,20 @@ def evaluate(plan: EvaluationPlan, device: torch.device, say: Say = lambda messa
         dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
         device=device_name(device),
         context=run.context,
-        ropes=tuple(ropes),
-        quantization=run.quantization() if "quantization" in plan.tasks else None,
+        ropes=(),
+        quantization=None,
     )
+    for rope in plan.ropes():
+        done = found.ropes
+        with overridden(model, rope, run.positions or run.context):
+            for one in run.under(rope, done[0] if done else None):
+                found = replace(found, ropes=(*done, one))
+                keep(found)
+    if "quantization" in plan.tasks:
+        found = replace(found, quantization=run.quantization())
+    found = replace(found, is_complete=True)
+    keep(found)
+    return found
 
 
 def _documents(plan: EvaluationPlan) -> Dataset:
@@ -227,37 +188,83 @@ class _Run:
             )
         sample = str(self.documents[0]["text"][:4096]) if self.documents is not None else "pass key 0123456789"
         check_tokenizer(self.model, max(tokenise(self.tokenizer, sample).ids, default=0), name)
+        if "perplexity" in plan.tasks:
+            _ = self.domains
+        if "length" in plan.tasks:
+            self._passages(max(plan.multiples) * self.context)
+        if "quantization" in plan.tasks and len(self._passages(self.context)) < 2:
+            raise ValueError("quantization needs two passages, one to calibrate; give more --tokens or less --context")
+        if "retrieval" in plan.tasks:
+            _ = self.samples
+        for task in plan.tasks:
+            if task in {*BENCHMARKS, RULER}:
+                check_benchmark(self.tokenizer, task, local=plan.local, run_code=plan.run_code)
 
-    def under(self, rope: Rope, plain: RopeEvaluation | None) -> RopeEvaluation:
-        """All tasks but quantisation under one rotary embedding, which is in place already."""
+    def under(self, rope: Rope, plain: RopeEvaluation | None) -> Iterator[RopeEvaluation]:
+        """What is found under one rotary embedding, which is in place already: more after every task."""
         tasks = self.plan.tasks
-        length = self._length(rope) if "length" in tasks else ()
-        return RopeEvaluation(
-            rope,
-            self._perplexity(rope) if "perplexity" in tasks else None,
-            length,
-            damage_inside(plain.length[0], length[0]) if plain and length else None,
-            self._retrieval(rope) if "retrieval" in tasks else (),
-            tuple(score for task in tasks if task in {*BENCHMARKS, RULER} for score in self._benchmark(task, rope)),
-        )
+        found = RopeEvaluation(rope)
+        if "perplexity" in tasks:
+            found = replace(found, perplexity=self._perplexity(rope))
+            yield found
+        if "length" in tasks:
+            length = self._length(rope)
+            found = replace(found, length=length, damage=damage_inside(plain.length[0], length[0]) if plain else None)
+            yield found
+        if "retrieval" in tasks:
+            found = replace(found, retrieval=self._retrieval(rope))
+            yield found
+        for task in tasks:
+            if task in {*BENCHMARKS, RULER}:
+                found = replace(found, benchmarks=(*found.benchmarks, *self._benchmark(task, rope)))
+                yield found
 
-    def _perplexity(self, rope: Rope) -> Perplexity:
-        mode = cast(Mode, self.plan.mode)
-        self.say(f"perplexity, {rope.label}")
+    @cached_property
+    def domains(self) -> tuple[list[Document], list[str]]:
+        """Documents of each domain, for perplexity."""
         documents, domains = read_domains(
-            cast(Dataset, self.documents), self.tokenizer, num_tokens=self.plan.num_tokens, mode=mode,
-            context=self.context,
+            cast(Dataset, self.documents), self.tokenizer, num_tokens=self.plan.num_tokens,
+            mode=cast(Mode, self.plan.mode), context=self.context,
         )  # fmt: skip
         if not documents:
             raise ValueError(f"{self.plan.source} has no document of two tokens; give more text")
         check_tokenizer(self.model, max(max(document.ids) for document in documents), self.plan.model)
+        return documents, domains
+
+    @cached_property
+    def samples(self) -> list[Sample]:
+        """Retrieval's questions."""
+        filler = read_filler(self.plan.filler)
+        return [
+            sample
+            for kind in KINDS
+            for length in self.lengths
+            for sample in make_samples(
+                kind, plain_encoder(self.tokenizer), length=length, depths=self.plan.depths,
+                num_samples=self.plan.num_samples, seed=self.plan.seed, filler=filler,
+            )
+        ]  # fmt: skip
+
+    def _perplexity(self, rope: Rope) -> Perplexity:
+        mode = cast(Mode, self.plan.mode)
+        self.say(f"perplexity, {rope.label}")
+        documents, domains = self.domains
         stride = self.plan.stride or max(1, self.context // 2)
         losses = document_losses(
             self.model, documents, mode=mode, context=self.context, stride=stride, batch_tokens=self.batch_tokens
         )
         return average_domains(losses, domains)
 
+    @cached_property
+    def _cut(self) -> dict[int, torch.Tensor]:
+        return {}
+
     def _passages(self, length: int) -> torch.Tensor:
+        if length not in self._cut:
+            self._cut[length] = self._cut_passages(length)
+        return self._cut[length]
+
+    def _cut_passages(self, length: int) -> torch.Tensor:
         batches = cut_passages(
             cast(Dataset, self.documents), self.tokenizer, length=length, num_tokens=self.plan.num_tokens, batch_size=1
         )
@@ -273,18 +280,7 @@ class _Run:
 
     def _retrieval(self, rope: Rope) -> tuple[RetrievalScore, ...]:
         self.say(f"retrieval, {rope.label}")
-        encode = plain_encoder(self.tokenizer)
-        filler = read_filler(self.plan.filler)
-        samples = [
-            sample
-            for kind in KINDS
-            for length in self.lengths
-            for sample in make_samples(
-                kind, encode, length=length, depths=self.plan.depths, num_samples=self.plan.num_samples,
-                seed=self.plan.seed, filler=filler,
-            )
-        ]  # fmt: skip
-        return tuple(score_samples(self.model, encode, samples))
+        return tuple(score_samples(self.model, plain_encoder(self.tokenizer), self.samples))
 
     def _benchmark(self, task: str, rope: Rope) -> list[BenchmarkScore]:
         self.say(f"{task}, {rope.label}")
@@ -299,8 +295,6 @@ class _Run:
         """Every fourth passage calibrates, the others are scored."""
         self.say("quantization")
         ids = self._passages(self.context)
-        if len(ids) < 2:
-            raise ValueError("quantization needs two passages, one to calibrate; give more --tokens or less --context")
         calibrating = torch.arange(len(ids)) % 4 == 1
         split = partial(torch.split, split_size_or_sections=max(1, self.batch_tokens // self.context))
         return quantization_losses(self.model, split(ids[~calibrating]), split(ids[calibrating]))

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import NullFormatter
 
 from gated_attention.analysis.plots import INK, strokes_for, styled, to_svg
 from gated_attention.evaluate.retrieval import RetrievalScore
@@ -18,10 +19,9 @@ _WIDTH = 7.2  # inches
 
 def evaluation_figures(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
     """File names and SVG texts of the figures that the tasks give."""
-    if evaluation.ropes[0].length:
+    if any(one.length for one in evaluation.ropes):
         yield "length.svg", to_svg(length_profile(evaluation), salt="length")
-    if evaluation.ropes[0].retrieval:
-        grids = {one.rope.label: one.retrieval for one in evaluation.ropes}
+    if grids := {one.rope.label: one.retrieval for one in evaluation.ropes if one.retrieval}:
         yield "retrieval.svg", to_svg(retrieval_grid(grids), salt="retrieval")
 
 
@@ -30,8 +30,9 @@ def length_profile(evaluation: Evaluation) -> Figure:
     """Loss of the same tokens by length on the left, loss by position in the longest context on the right."""
     figure = Figure(figsize=(_WIDTH, 3.4), layout="constrained")
     same, position = figure.subplots(1, 2, sharey=True)
-    strokes = strokes_for(one.rope.label for one in evaluation.ropes)
-    for one in evaluation.ropes:
+    ropes = [one for one in evaluation.ropes if one.length]
+    strokes = strokes_for(one.rope.label for one in ropes)
+    for one in ropes:
         stroke = strokes[one.rope.label]
         lengths = [at.length for at in one.length]
         errors = [at.standard_error or 0.0 for at in one.length]
@@ -43,13 +44,14 @@ def length_profile(evaluation: Evaluation) -> Figure:
         edges = [*longest.starts, longest.length]
         position.stairs(longest.buckets, edges, baseline=None, color=stroke.color, linestyle=stroke.dashes)
     same.set_xscale("log", base=2)
-    same.set_xticks([at.length for at in evaluation.ropes[0].length])
-    same.set_xticklabels([f"{at.length // evaluation.context}x" for at in evaluation.ropes[0].length])
+    same.xaxis.set_minor_formatter(NullFormatter())
+    same.set_xticks([at.length for at in ropes[0].length])
+    same.set_xticklabels([f"{at.length // evaluation.context}x" for at in ropes[0].length])
     same.set_xlabel(f"Context, 1x is {evaluation.context} tokens")
     same.set_ylabel("Loss (nats/token)")
     same.set_title("The same tokens, more context")
     position.set_xlabel("Position")
-    position.set_title(f"By position, {evaluation.ropes[0].length[-1].length} tokens")
+    position.set_title(f"By position, {ropes[0].length[-1].length} tokens")
     _mark_context(position, evaluation.context)
     handles = [Line2D([], [], color=s.color, linestyle=s.dashes, label=label) for label, s in strokes.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)

@@ -103,6 +103,7 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
     plan = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(evaluation.plan).items()}
     return {
         "schema": SCHEMA,
+        "is_complete": evaluation.is_complete,
         "model": evaluation.label,
         "family": evaluation.family,
         "num_parameters": evaluation.num_parameters,
@@ -118,7 +119,7 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _harness_version(evaluation: Evaluation) -> dict[str, str]:
-    return {"lm-eval": metadata.version("lm-eval")} if evaluation.ropes[0].benchmarks else {}
+    return {"lm-eval": metadata.version("lm-eval")} if any(one.benchmarks for one in evaluation.ropes) else {}
 
 
 def csv_text(found: Sequence[Number]) -> str:

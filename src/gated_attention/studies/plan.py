@@ -67,8 +67,6 @@ def make_plan(
     chosen, left_out = _choose(variants, table, shape)
     if start is not None and not (data or {}).get("tokenizer"):
         data_values["tokenizer"] = str(last_checkpoint(start / chosen[0].name / "seed0") or start)
-    if rope_theta is not None and not rope_theta > 1:
-        raise ValueError(f"RoPE's base is {rope_theta:g}; it must be above 1, e.g. 1000000")
     steps = train_values["steps"]
     # About 50 points on the loss curve, ten on the validation curve, and at most a tenth of a run to repeat.
     every = {

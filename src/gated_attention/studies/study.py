@@ -10,6 +10,7 @@ from transformers import AutoConfig
 
 from gated_attention.models import GatedQwen3Config, GatedQwen3MoeConfig
 from gated_attention.models.configuration import make_config
+from gated_attention.ranges import require_folder_name, require_within
 from gated_attention.sizes import ModelSize, count_parameters
 from gated_attention.studies.record import CONFIG_NAME, RESULT_NAME, SCHEMA, Result, read_config, read_result
 from gated_attention.studies.variants import Variant
@@ -44,8 +45,9 @@ class StudyPlan:
     rope_theta: float | None = None
 
     def __post_init__(self) -> None:
-        if self.seeds < 1:
-            raise ValueError(f"seeds is {self.seeds}; it must be at least 1")
+        require_folder_name("study name", self.name)
+        require_within("seeds", self.seeds, least=1, most=10_000)
+        require_within("rope_theta", self.rope_theta, above=1, most=1e15)
         if not self.variants:
             raise ValueError("a study needs at least one variant")
         names = [variant.name for variant in self.variants]

@@ -22,6 +22,7 @@ from torch.utils.data import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from gated_attention.files import PART, is_held, waiting_for, writing_to
+from gated_attention.ranges import require_within
 from gated_attention.train.corpus import STDLIB, load_documents, source_files
 from gated_attention.train.tokenizer import check_tokenizer_name, load_tokenizer, tokenizer_files
 
@@ -59,16 +60,10 @@ class DataConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.block_size < 2:
-            raise ValueError(f"block_size is {self.block_size}; a sequence needs at least 2 tokens")
-        if not 0 < self.held_out < 1:
-            raise ValueError(f"held_out is {self.held_out}; it is a share between 0 and 1")
-        if self.max_validation_tokens is not None and self.max_validation_tokens < 1:
-            raise ValueError(
-                f"max_validation_tokens is {self.max_validation_tokens}; it must be at least 1, or None for all"
-            )
-        if self.seed < 0:
-            raise ValueError(f"data seed is {self.seed}; it must be at least 0")
+        require_within("block_size", self.block_size, least=2, most=2**30)
+        require_within("held_out", self.held_out, above=0, below=1)
+        require_within("max_validation_tokens", self.max_validation_tokens, least=1)
+        require_within("data seed", self.seed, least=0)
         check_tokenizer_name(self.tokenizer)
 
 

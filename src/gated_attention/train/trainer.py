@@ -18,6 +18,7 @@ from transformers import TrainingArguments as Arguments
 from transformers.utils import logging
 
 from gated_attention.nn import AttentionGate
+from gated_attention.ranges import require_within
 from gated_attention.train.auxiliary import AuxiliaryLosses, AuxiliaryWeights
 from gated_attention.train.checkpoints import checkpoint_step, find_sound_checkpoint, last_checkpoint, seal
 
@@ -62,10 +63,19 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulation", "log_every", "evaluate_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate is {self.learning_rate}; it must be above 0")
+            require_within(name, getattr(self, name), least=1, most=10**9)
+        require_within("learning_rate", self.learning_rate, above=0, most=1000)
+        for name in ("weight_decay", "gate_weight_decay", "gate_learning_rate", "max_grad_norm"):
+            require_within(name, getattr(self, name), least=0)
+        for name in ("beta1", "beta2"):
+            require_within(name, getattr(self, name), least=0, below=1)
+        for name in ("min_learning_rate", "warmup"):
+            require_within(name, getattr(self, name), least=0, most=1)
+        if self.weight_decay * self.learning_rate >= 1:
+            raise ValueError(
+                f"weight_decay is {self.weight_decay}; at this learning rate every step turns the "
+                f"weights' signs; it must be below {1 / self.learning_rate:g}"
+            )
 
     @property
     def warmup_steps(self) -> int:

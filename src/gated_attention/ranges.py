@@ -1,0 +1,62 @@
+"""Numbers that callers give, held to what a run can use; imports nothing, so that a wrong one costs no time."""
+
+from collections.abc import Iterable
+from math import isfinite
+
+
+def require_within(
+    name: str,
+    value: float | None,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    most: float | None = None,
+) -> None:
+    """Refuse a number that is out of range or not finite; None stands for a default and passes.
+
+    Raises:
+        ValueError: with the number and the range.
+    """
+    if value is None:
+        return
+    fits = (
+        isfinite(value)
+        and (least is None or value >= least)
+        and (above is None or value > above)
+        and (below is None or value < below)
+        and (most is None or value <= most)
+    )
+    if not fits:
+        bounds = {"at least": least, "above": above, "below": below, "at most": most}
+        words = " and ".join(f"{word} {bound:,}" for word, bound in bounds.items() if bound is not None)
+        raise ValueError(f"{name} is {value}; it must be {words or 'finite'}")
+
+
+def require_choice(what: str, name: str, choices: Iterable[str]) -> None:
+    """Refuse a name that is none of the choices.
+
+    Raises:
+        ValueError: with the name and the choices.
+    """
+    choices = list(choices)
+    if name not in choices:
+        raise ValueError(f"unknown {what} {name!r}; choose from {', '.join(choices)}")
+
+
+def require_folder_name(what: str, name: str) -> None:
+    """Refuse what cannot be the name of one folder: parts of a path, names that hide or look like options.
+
+    Raises:
+        ValueError: with the name and the reason.
+    """
+    reasons = {
+        "it is empty": not name.strip(),
+        "it has a slash": "/" in name or "\\" in name,
+        "it begins with a dot or a dash": name.startswith((".", "-")),
+        "it begins or ends with a space": name != name.strip(),
+        "it has characters that cannot be printed": not name.isprintable(),
+        "it takes more than 200 bytes": len(name.encode("utf-8", "surrogatepass")) > 200,
+    }
+    if reason := next((words for words, holds in reasons.items() if holds), None):
+        raise ValueError(f"{what} {name[:40]!r} cannot name a folder: {reason}; choose letters, digits, - and _")

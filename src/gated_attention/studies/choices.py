@@ -1,0 +1,49 @@
+"""What the command line refuses before it loads PyTorch: names of no variant, size, task or device."""
+
+from collections.abc import Sequence
+
+from gated_attention.ranges import require_choice, require_folder_name
+from gated_attention.sizes import get_size
+from gated_attention.studies.variants import get_variant, variants_of
+
+TASKS = (
+    *("perplexity", "length", "retrieval", "quantization"),
+    *("hellaswag", "mmlu", "gsm8k", "humaneval", "ceval", "cmmlu", "ruler"),
+)
+"""What `evaluate --tasks` picks among."""
+
+DEVICES = ("auto", "cpu", "cuda")
+LEVELS = ("summary", "full")
+MODES = ("start", "sliding")
+
+
+def split_names(text: str, what: str) -> list[str]:
+    """Names separated by commas.
+
+    Raises:
+        ValueError: if there is none, or one is there twice.
+    """
+    names = [part.strip() for part in text.split(",") if part.strip()]
+    if not names:
+        raise ValueError(f"no {what} is named in {text!r}; name at least one")
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"a {what} is named twice, {twice}; name each once")
+    return names
+
+
+def check_study(*, device: str, size: str, variants: Sequence[str] | None, table: int | None, name: str | None) -> None:
+    """Refuse a study that the registry alone can refuse.
+
+    Raises:
+        ValueError: if a name is unknown, or variants and a table are both given.
+    """
+    require_choice("device", device, DEVICES)
+    if name is not None:
+        require_folder_name("study name", name)
+    get_size(size)
+    if table is not None and variants is not None:
+        raise ValueError(f"table {table} and variants {', '.join(variants)} were both asked for; choose one of them")
+    if table is not None:
+        variants_of(table)
+    for variant in variants or ():
+        get_variant(variant).resize(get_size(size))
