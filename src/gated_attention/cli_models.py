@@ -203,9 +203,7 @@ def evaluate(
     )
     chosen = pick_device(device)
     with claimed(output):
-        evaluation = run(
-            plan, chosen, lambda message: typer.echo(message, err=True), lambda found: write_evaluation(found, output)
-        )
+        evaluation = run(plan, chosen, typer.echo, lambda found: write_evaluation(found, output))
     print_evaluation(evaluation, output)
 
 
