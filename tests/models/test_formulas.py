@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from gated_attention.models.build import build_model
 from gated_attention.models.configuration import make_config
+from gated_attention.models.parent import CACHE_NAME
 from gated_attention.penalty import TARGET_BAND
 from gated_attention.sizes import ModelSize
 from gated_attention.spec import BlockSpec, GateSpec, SwitchSpec
@@ -257,7 +258,7 @@ def test_gates_on_the_log_sum_exp_heed_padding_and_the_cache(implementation, bia
     together = model(padded, attention_mask=mask, position_ids=positions).logits[:, 3:]
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
     first = model(ids[:, :5], use_cache=True)
-    second = model(ids[:, 5:], past_key_values=first.past_key_values)
+    second = model(ids[:, 5:], **{CACHE_NAME: first[CACHE_NAME]})
     torch.testing.assert_close(second.logits, alone[:, 5:], rtol=1e-4, atol=1e-4)
 
 

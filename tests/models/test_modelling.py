@@ -6,6 +6,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from gated_attention.models import GatedQwen3Config, GatedQwen3ForCausalLM
+from gated_attention.models.parent import CACHE_NAME
 from gated_attention.nn import AttentionGate
 from gated_attention.spec import SITES, GateSpec
 
@@ -81,7 +82,7 @@ def test_generation_with_the_cache_is_the_uncached_forward(gates, attention):
     cached = model.generate(prompt, use_cache=True, **options)
     uncached = model.generate(prompt, use_cache=False, **options)
     assert cached.sequences.equal(uncached.sequences)
-    assert cached.past_key_values.get_seq_length() == 15
+    assert cached[CACHE_NAME].get_seq_length() == 15
     whole = model(cached.sequences).logits[:, 6:-1]
     torch.testing.assert_close(torch.stack(cached.logits, 1), whole, rtol=1e-4, atol=1e-5)
     assert whole.argmax(-1).equal(cached.sequences[:, 7:])
@@ -90,7 +91,7 @@ def test_generation_with_the_cache_is_the_uncached_forward(gates, attention):
 def test_the_cache_continues_a_context_in_blocks():
     model, context = gated(EVERY_SITE), tokens(2, 11)
     first = model(context[:, :5], use_cache=True)
-    second = model(context[:, 5:], past_key_values=first.past_key_values)
+    second = model(context[:, 5:], **{CACHE_NAME: first[CACHE_NAME]})
     torch.testing.assert_close(second.logits, model(context).logits[:, 5:], rtol=1e-4, atol=1e-5)
 
 

@@ -17,7 +17,7 @@ from transformers.masking_utils import sdpa_mask
 
 from gated_attention.analysis.attention import AttentionCall, attend
 from gated_attention.analysis.families import Attention, Gate, decoder_layers, find_attention
-from gated_attention.models.attention import LSE_ATTENTION
+from gated_attention.models.implementations import LSE_ATTENTION
 
 _IMPLEMENTATION = "gated_attention_capture"
 
@@ -56,7 +56,7 @@ def _watched_lse_attention(
     s_aux: Tensor | None = None,
     position_bias: Tensor | None = None,
     **_: Any,
-) -> tuple[Float[Tensor, "b t h e"], Float[Tensor, "b h t"]]:
+) -> tuple[Float[Tensor, "b t h e"], None, Float[Tensor, "b h t"]]:
     """Attention as transformers calls it, computed once with its log-sum-exp and shown to the watcher."""
     watcher, layers = _current.get()
     name = type(module).__name__
@@ -73,11 +73,11 @@ def _watched_lse_attention(
     out, lse = attend(query, key, value, scale=scale, mask=attention_mask, softcap=softcap, sinks=s_aux)
     layer = layers[id(module)]
     watcher.attention(AttentionCall(layer, query, key, value, out, lse, scale, softcap, attention_mask, s_aux))
-    return out, lse
+    return out, None, lse
 
 
 def _watched_attention(*args: Any, **kwargs: Any) -> tuple[Float[Tensor, "b t h e"], None]:
-    out, _ = _watched_lse_attention(*args, **kwargs)
+    out, *_ = _watched_lse_attention(*args, **kwargs)
     return out, None
 
 

@@ -11,12 +11,13 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
-from transformers import Qwen3MoeConfig
 from transformers.models.qwen3_moe.modeling_qwen3_moe import (
     Qwen3MoeExperts,
     Qwen3MoeSparseMoeBlock,
     Qwen3MoeTopKRouter,
 )
+
+from gated_attention.models.parent import init_with
 
 ALIGNMENT = 8
 """Multiple of channels to which a bfloat16 row fills whole 16 bytes."""
@@ -68,7 +69,4 @@ def count_experts(chosen: Int[Tensor, "n k"], num_experts: int) -> Int[Tensor, "
 class GatedQwen3MoeSparseMoeBlock(Qwen3MoeSparseMoeBlock):  # type: ignore[misc]
     """Qwen3-MoE's router and the experts above."""
 
-    def __init__(self, config: Qwen3MoeConfig) -> None:
-        super(Qwen3MoeSparseMoeBlock, self).__init__()  # past Qwen3MoeSparseMoeBlock, which would build its own experts
-        self.experts = GatedQwen3MoeExperts(config)
-        self.gate = Qwen3MoeTopKRouter(config)
+    __init__ = init_with(Qwen3MoeSparseMoeBlock, Qwen3MoeExperts=GatedQwen3MoeExperts)

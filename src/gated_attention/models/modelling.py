@@ -1,21 +1,19 @@
 """Gated Qwen3: transformers' Qwen3 with the attention replaced and nothing else."""
 
-from torch import nn
 from transformers.models.qwen3.modeling_qwen3 import (
     Qwen3Attention,
     Qwen3DecoderLayer,
     Qwen3ForCausalLM,
-    Qwen3MLP,
     Qwen3Model,
     Qwen3PreTrainedModel,
     Qwen3RMSNorm,
-    Qwen3RotaryEmbedding,
 )
 
-from gated_attention.models.attention import GatedSelfAttention, GateInitialisation, OnlyCausal
+from gated_attention.models.attention import GatedSelfAttention, GateInitialisation
 from gated_attention.models.card import CardedModel
 from gated_attention.models.configuration import GatedQwen3Config
 from gated_attention.models.layer import GatedLayer
+from gated_attention.models.parent import forward_told_causal, init_with
 
 
 class GatedQwen3Attention(GatedSelfAttention, Qwen3Attention):  # type: ignore[misc]  # transformers is untyped
@@ -25,13 +23,10 @@ class GatedQwen3Attention(GatedSelfAttention, Qwen3Attention):  # type: ignore[m
 class GatedQwen3DecoderLayer(GatedLayer, Qwen3DecoderLayer):  # type: ignore[misc]
     """Qwen3's decoder layer around gated attention."""
 
+    _init_parent = init_with(Qwen3DecoderLayer, Qwen3Attention=GatedQwen3Attention)
+
     def __init__(self, config: GatedQwen3Config, layer_idx: int) -> None:
-        super(Qwen3DecoderLayer, self).__init__()  # past Qwen3DecoderLayer, which would build ungated attention
-        self.hidden_size = config.hidden_size
-        self.self_attn = GatedQwen3Attention(config, layer_idx)
-        self.mlp = Qwen3MLP(config)
-        self.input_layernorm = Qwen3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.post_attention_layernorm = Qwen3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self._init_parent(config, layer_idx)
         self.add_residual_control(config, Qwen3RMSNorm)
 
 
@@ -46,28 +41,14 @@ class GatedQwen3PreTrainedModel(CardedModel, GateInitialisation, Qwen3PreTrained
     }
 
 
-class GatedQwen3Model(OnlyCausal, GatedQwen3PreTrainedModel, Qwen3Model):  # type: ignore[misc]
+class GatedQwen3Model(GatedQwen3PreTrainedModel, Qwen3Model):  # type: ignore[misc]
     """The decoder without a head."""
 
-    def __init__(self, config: GatedQwen3Config) -> None:
-        super(Qwen3Model, self).__init__(config)  # past Qwen3Model, which would build ungated layers first
-        self.padding_idx = config.pad_token_id
-        self.vocab_size = config.vocab_size
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
-        self.layers = nn.ModuleList(GatedQwen3DecoderLayer(config, index) for index in range(config.num_hidden_layers))
-        self.norm = Qwen3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.rotary_emb = Qwen3RotaryEmbedding(config=config)
-        self.gradient_checkpointing = False
-        self.has_sliding_layers = "sliding_attention" in config.layer_types
-        self.post_init()
+    __init__ = init_with(Qwen3Model, Qwen3DecoderLayer=GatedQwen3DecoderLayer)
+    forward = forward_told_causal(Qwen3Model)
 
 
 class GatedQwen3ForCausalLM(GatedQwen3PreTrainedModel, Qwen3ForCausalLM):  # type: ignore[misc]
     """The language model; without gates its logits are `Qwen3ForCausalLM`'s exactly."""
 
-    def __init__(self, config: GatedQwen3Config) -> None:
-        super(Qwen3ForCausalLM, self).__init__(config)  # past Qwen3ForCausalLM, which would build Qwen3Model
-        self.model = GatedQwen3Model(config)
-        self.vocab_size = config.vocab_size
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()
+    __init__ = init_with(Qwen3ForCausalLM, Qwen3Model=GatedQwen3Model)

@@ -1,0 +1,176 @@
+"""Attention functions of our own, behind the call that transformers' attention makes.
+
+What a mask of None means is theirs to say: one query sees every key, several see the upper-left triangle, so that
+keys beyond them are the unused end of a static cache.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import sdpa_mask
+
+from gated_attention import ops
+from gated_attention.ops.attention import AttentionBackend
+
+FUSED_ATTENTION = "gated_attention"
+"""The name under which transformers knows `ops.gated_attention`: `model.set_attn_implementation("gated_attention")`."""
+
+LseAttention = Callable[..., tuple[Tensor, Tensor | None, Tensor]]
+"""Attention as transformers calls it: the output, (B, T, H, D), the weights or None, and the log-sum-exp, (B, H, T)."""
+
+# What callers pass along that changes no score once the mask is made.
+_SAY_NO_MORE = {
+    "cu_seq_lens_k",
+    "cu_seq_lens_q",
+    "max_length_k",
+    "max_length_q",
+    "num_items_in_batch",
+    "output_attentions",
+    "output_hidden_states",
+    "output_router_logits",
+    "position_ids",
+    "return_dict",
+    "seq_idx",
+    "use_cache",
+}
+
+
+def _fused_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    gate_logits: Tensor | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Attention as transformers calls it, gated where logits are given."""
+    name = f"attention implementation {FUSED_ATTENTION!r}"
+    if attention_mask is not None:
+        raise ValueError(
+            f"{name} takes no mask: padding, sliding windows and chunks that continue a cache need one; use 'sdpa'"
+        )
+    if dropout:
+        raise ValueError(f"{name} has no dropout, {dropout} was asked for; use 0.0")
+    key, value, causal = _visible(name, module, query, key, value, None, **options)
+    if gate_logits is None:
+        y, _lse = ops.attention(query, key, value, causal=causal, scale=scaling)
+        return y.transpose(1, 2), None
+    return ops.gated_attention(query, key, value, gate_logits, causal=causal, scale=scaling), None
+
+
+AttentionInterface.register(FUSED_ATTENTION, _fused_attention)
+AttentionMaskInterface.register(FUSED_ATTENTION, sdpa_mask)
+
+
+def _attend_with_lse(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    *,
+    backend: AttentionBackend,
+    **options: Any,
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    if dropout:
+        raise ValueError(f"a gate on the log-sum-exp has no attention dropout, {dropout} was asked for; use 0.0")
+    mask = None if attention_mask is None else attention_mask[..., : key.shape[-2]]
+    key, value, causal = _visible("a gate on the log-sum-exp", module, query, key, value, mask, **options)
+    if backend == "eager":
+        if causal:
+            mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()[None, None]
+        return _eager_with_lse(query, key, value, mask, query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if mask is not None and mask.dtype != torch.bool:
+        raise ValueError(
+            f"a gate on the log-sum-exp takes boolean masks with {backend!r}, not {mask.dtype}; use 'eager' for a bias"
+        )
+    y, lse = ops.attention(query, key, value, causal=causal, scale=scaling, mask=mask, backend=backend)
+    return y.transpose(1, 2), None, lse
+
+
+def _eager_with_lse(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The eager attention of transformers and its log-sum-exp; a query that sees no key gives 0 and -inf."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    scores = query @ key.transpose(-1, -2) * scale  # (B, H, T, S)
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    blind = None
+    if mask is not None:
+        hidden = ~mask if mask.dtype == torch.bool else mask <= torch.finfo(mask.dtype).min
+        blind = hidden.all(-1, keepdim=True)  # scored unmasked and then dropped: their gradients would be NaN
+        if mask.dtype != torch.bool:
+            scores = scores + mask.masked_fill(hidden, 0.0)
+        scores = scores.masked_fill(hidden & ~blind, float("-inf"))
+    weights, lse = scores.softmax(-1), scores.logsumexp(-1)
+    if blind is not None:
+        weights, lse = weights.masked_fill(blind, 0.0), lse.masked_fill(blind.squeeze(-1), float("-inf"))
+    weights = weights.to(value.dtype)
+    return (weights @ value).transpose(1, 2), weights, lse
+
+
+LSE_ATTENTION: dict[str, LseAttention] = {
+    "eager": partial(_attend_with_lse, backend="eager"),
+    "sdpa": partial(_attend_with_lse, backend="sdpa"),
+}
+"""Attention implementations, by transformers' names, that return the log-sum-exp as well."""
+
+
+def lse_attention(implementation: str) -> LseAttention:
+    """The implementation of that name for a block with a gate on the log-sum-exp.
+
+    Raises:
+        ValueError: if it returns none.
+    """
+    if implementation not in LSE_ATTENTION:
+        raise ValueError(
+            f"attention implementation {implementation!r} returns no log-sum-exp, which a gate reads; "
+            f"choose from {', '.join(LSE_ATTENTION)}"
+        )
+    return LSE_ATTENTION[implementation]
+
+
+def _visible(
+    name: str,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    *,
+    is_causal: bool | None = None,
+    sliding_window: int | None = None,
+    **others: Any,
+) -> tuple[Tensor, Tensor, bool]:
+    """The keys and values that any query may see, and whether the causal triangle still applies to them.
+
+    Raises:
+        ValueError: if something was asked for that `name` does not know or cannot do.
+    """
+    if unknown := [f"{key}={value!r}" for key, value in others.items() if _matters(key, value)]:
+        raise ValueError(f"{name} does not know {unknown[0]}; use 'eager' or 'sdpa' with a gate that reads no scores")
+    if mask is not None:
+        if mask.dtype != torch.bool and not mask.is_floating_point():
+            raise ValueError(f"{name} takes boolean masks or a bias, not {mask.dtype}; give mask.bool()")
+        return key, value, False
+    length = query.shape[2]
+    causal = length > 1 and (getattr(module, "is_causal", True) if is_causal is None else is_causal)
+    if causal and key.shape[2] > length:
+        key, value = key[:, :, :length], value[:, :, :length]
+    if sliding_window is not None and key.shape[2] > sliding_window:
+        raise ValueError(f"{name} sees a window of {sliding_window} keys through a mask, and was given none")
+    return key, value, causal
+
+
+def _matters(name: str, value: Any) -> bool:
+    return value is not None and value is not False and name not in _SAY_NO_MORE
