@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from gated_attention.models.build import build_model
@@ -35,6 +36,17 @@ def test_initialisation_is_the_specs():
     assert not weights[prefix + "g_proj.weight"].any()
     assert (weights[prefix + "g_proj.bias"] == 1.5).all()
     assert abs(weights[prefix + "q_g_proj.weight"].std() - 0.02) < 0.001
+
+
+def test_the_row_of_the_padding_token_is_zero_and_no_other():
+    config = make_config(SIZES["tiny"], BlockSpec(), pad_token_id=3)
+    weight = build_model(config, 0).state_dict()["model.embed_tokens.weight"]
+    assert weight.any(-1).logical_not().nonzero().tolist() == [[3]]
+
+
+def test_generators_of_other_devices_are_not_reseeded(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail(f"GPUs were reseeded with {seed}"))
+    build()
 
 
 def test_global_random_state_is_left_alone():

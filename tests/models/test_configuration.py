@@ -120,3 +120,11 @@ def test_a_mean_over_heads_needs_the_gate_whole_on_every_rank():
     assert config.base_model_tp_plan["layers.*.self_attn.g_proj"] == "replicated_with_grad_allreduce"
     config.gates = GateSpec(granularity="headwise", input="lse")
     assert "layers.*.self_attn.g_proj" not in config.base_model_tp_plan
+
+
+def test_every_configuration_has_an_auto_map_that_no_file_shows(tmp_path):
+    config = GatedQwen3Config(gates=GateSpec())
+    assert config.auto_map == {}  # what trl reads
+    config.save_pretrained(tmp_path)
+    assert "auto_map" not in (tmp_path / "config.json").read_text()
+    assert GatedQwen3Config.from_pretrained(tmp_path).auto_map == {}

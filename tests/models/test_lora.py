@@ -3,6 +3,7 @@
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
 from gated_attention.models import GatedQwen3Config, GatedQwen3ForCausalLM, GatedQwen3MoeConfig
 from gated_attention.models.build import build_model
@@ -100,3 +101,10 @@ def test_a_checkpoint_in_several_files_comes_back_whole(experts, tmp_path):
     assert all(torch.equal(p, again.state_dict()[name]) for name, p in model.state_dict().items())
     with torch.no_grad():
         assert torch.equal(again(tokens).logits, model(tokens).logits)
+
+
+@pytest.mark.parametrize("experts", [{}, {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}])
+def test_without_targets_peft_adapts_what_it_adapts_in_qwen3(experts):
+    model = get_peft_model(make_model(**experts), LoraConfig(r=4, task_type="CAUSAL_LM"))
+    adapted = {name.split(".lora_")[0].rsplit(".", 1)[-1] for name, _ in model.named_parameters() if ".lora_" in name}
+    assert adapted == set(TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING["qwen3"])

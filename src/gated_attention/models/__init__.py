@@ -1,24 +1,57 @@
 """Hugging Face models with gated attention, registered with the Auto classes on import."""
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 
 from gated_attention.models.configuration import GatedQwen3Config, GatedQwen3MoeConfig
-from gated_attention.models.modelling import GatedQwen3ForCausalLM, GatedQwen3Model
-from gated_attention.models.modelling_moe import GatedQwen3MoeForCausalLM, GatedQwen3MoeModel
+from gated_attention.models.modelling import (
+    GatedQwen3ForCausalLM,
+    GatedQwen3ForQuestionAnswering,
+    GatedQwen3ForSequenceClassification,
+    GatedQwen3ForTokenClassification,
+    GatedQwen3Model,
+)
+from gated_attention.models.modelling_moe import (
+    GatedQwen3MoeForCausalLM,
+    GatedQwen3MoeForQuestionAnswering,
+    GatedQwen3MoeForSequenceClassification,
+    GatedQwen3MoeForTokenClassification,
+    GatedQwen3MoeModel,
+)
 
 __all__ = [
     "GatedQwen3Config",
     "GatedQwen3ForCausalLM",
+    "GatedQwen3ForQuestionAnswering",
+    "GatedQwen3ForSequenceClassification",
+    "GatedQwen3ForTokenClassification",
     "GatedQwen3Model",
     "GatedQwen3MoeConfig",
     "GatedQwen3MoeForCausalLM",
+    "GatedQwen3MoeForQuestionAnswering",
+    "GatedQwen3MoeForSequenceClassification",
+    "GatedQwen3MoeForTokenClassification",
     "GatedQwen3MoeModel",
 ]
 
-for _config, _model, _causal in (
-    (GatedQwen3Config, GatedQwen3Model, GatedQwen3ForCausalLM),
-    (GatedQwen3MoeConfig, GatedQwen3MoeModel, GatedQwen3MoeForCausalLM),
+AutoConfig.register(GatedQwen3Config.model_type, GatedQwen3Config)
+AutoConfig.register(GatedQwen3MoeConfig.model_type, GatedQwen3MoeConfig)
+for _auto, _dense, _moe in (
+    (AutoModel, GatedQwen3Model, GatedQwen3MoeModel),
+    (AutoModelForCausalLM, GatedQwen3ForCausalLM, GatedQwen3MoeForCausalLM),
+    (
+        AutoModelForSequenceClassification,
+        GatedQwen3ForSequenceClassification,
+        GatedQwen3MoeForSequenceClassification,
+    ),
+    (AutoModelForTokenClassification, GatedQwen3ForTokenClassification, GatedQwen3MoeForTokenClassification),
+    (AutoModelForQuestionAnswering, GatedQwen3ForQuestionAnswering, GatedQwen3MoeForQuestionAnswering),
 ):
-    AutoConfig.register(_config.model_type, _config)
-    AutoModel.register(_config, _model)
-    AutoModelForCausalLM.register(_config, _causal)
+    _auto.register(GatedQwen3Config, _dense)
+    _auto.register(GatedQwen3MoeConfig, _moe)

@@ -14,11 +14,17 @@ def build_model(config: GatedQwen3Config | GatedQwen3MoeConfig, seed: int) -> Pr
     Two variants built with one seed therefore start from the same weights wherever names and shapes
     agree: an added gate does not shift the random numbers of the layers after it.
     """
-    with torch.random.fork_rng(devices=[]):
+    device = torch.empty(0).device  # of the tensors that are made next
+    is_gpu = device.type == "cuda"
+    generator = torch.cuda.default_generators[device.index] if is_gpu else torch.default_generator
+    with torch.random.fork_rng(devices=[device] if is_gpu else []):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
         with torch.no_grad():
             for name, module in model.named_modules():
                 if any(True for _ in module.parameters(recurse=False)):
-                    torch.manual_seed(crc32(f"{seed}/{name}".encode()))
+                    generator.manual_seed(crc32(f"{seed}/{name}".encode()))
                     model._init_weights(module)
+            embedding = model.get_input_embeddings()  # last: tied weights were drawn again for the head
+            if embedding.padding_idx is not None:
+                embedding.weight[embedding.padding_idx].zero_()
     return model

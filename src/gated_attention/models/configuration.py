@@ -1,5 +1,6 @@
 """The configurations of gated Qwen3 models, dense and mixture-of-experts: Qwen3's, and what a `BlockSpec` holds."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any
@@ -40,9 +41,12 @@ class GatedConfig:
     base_model_tp_plan: dict[str, str]
     _attn_implementation: str
     _auto_class: str | None
+    auto_map: dict[str, str] | None
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)  # type: ignore[misc]  # of the transformers configuration behind this class
+        if getattr(self, "auto_map", None) is None:
+            self.auto_map = {}  # trl asks every configuration that transformers does not define for it
         for spec in self.block.gates:
             spec.in_features(self.geometry)
 
@@ -70,11 +74,23 @@ class GatedConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """As transformers writes it, gates and switch as dictionaries."""
+        _give_peft_defaults(self.model_type)
         content: dict[str, Any] = super().to_dict()  # type: ignore[misc]
         if self._auto_class is None:
             content.pop("auto_map", None)  # of the folder it was read from: these classes save no code that it names
         switch = None if self.switch is None else asdict(self.switch)
         return {**content, "gates": [spec.to_dict() for spec in self.gates], "switch": switch}
+
+
+def _give_peft_defaults(model_type: str) -> None:
+    """Give a gated model type the adapter targets that PEFT has for the one it is built on; once PEFT is imported.
+
+    PEFT has no other way in, and reads a configuration as a dictionary right before it looks its targets up.
+    """
+    tables = vars(sys.modules.get("peft.utils.constants", object))
+    for name, table in tables.items():
+        if name.startswith("TRANSFORMERS_MODELS_TO_") and isinstance(table, dict) and "qwen3" in table:
+            table.setdefault(model_type, table["qwen3"])
 
 
 def _tp_plan(gates: tuple[GateSpec, ...]) -> dict[str, str]:

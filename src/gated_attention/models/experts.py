@@ -6,10 +6,11 @@ bfloat16 only with rows of a multiple of 16 bytes. Everything else ends, without
 experts. The weights are therefore cast, and their width padded, before transformers' experts see them.
 """
 
+from typing import Any
+
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F
 from transformers.models.qwen3_moe.modeling_qwen3_moe import (
     Qwen3MoeExperts,
@@ -37,13 +38,25 @@ class GatedQwen3MoeExperts(Qwen3MoeExperts):  # type: ignore[misc]  # transforme
         if self.gate_up_proj.dtype == dtype and not padding:
             plain: Tensor = super().forward(hidden_states, top_k_index, top_k_weights)
             return plain
-        weights = {"gate_up_proj": self.gate_up_proj.to(dtype), "down_proj": self.down_proj.to(dtype)}
+        gate_up, down = self.gate_up_proj.to(dtype), self.down_proj.to(dtype)
         if padding:
-            gate_and_up = weights["gate_up_proj"].unflatten(1, (2, -1))  # (E, 2, F, C)
-            weights["gate_up_proj"] = F.pad(gate_and_up, (0, 0, 0, padding)).flatten(1, 2)
-            weights["down_proj"] = F.pad(weights["down_proj"], (0, padding))
-        result: Tensor = functional_call(self, weights, (hidden_states, top_k_index, top_k_weights))
+            gate_up = F.pad(gate_up.unflatten(1, (2, -1)), (0, 0, 0, padding)).flatten(1, 2)  # (E, 2 F, C)
+            down = F.pad(down, (0, padding))
+        # Not through `self`: hooks of those who offload would put the stored weights back and call this again.
+        result: Tensor = Qwen3MoeExperts.forward(
+            _WithWeights(self, gate_up, down), hidden_states, top_k_index, top_k_weights
+        )
         return result
+
+
+class _WithWeights:
+    """Experts as their module describes them, with other weights."""
+
+    def __init__(self, experts: Qwen3MoeExperts, gate_up_proj: Tensor, down_proj: Tensor) -> None:
+        self._experts, self.gate_up_proj, self.down_proj = experts, gate_up_proj, down_proj
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._experts, name)
 
 
 def product_dtype(x: Tensor, weight: Tensor) -> torch.dtype:

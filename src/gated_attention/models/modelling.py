@@ -1,5 +1,12 @@
 """Gated Qwen3: transformers' Qwen3 with the attention replaced and nothing else."""
 
+from types import SimpleNamespace
+
+from transformers.modeling_layers import (
+    GenericForQuestionAnswering,
+    GenericForSequenceClassification,
+    GenericForTokenClassification,
+)
 from transformers.models.qwen3.modeling_qwen3 import (
     Qwen3Attention,
     Qwen3DecoderLayer,
@@ -52,3 +59,24 @@ class GatedQwen3ForCausalLM(GatedQwen3PreTrainedModel, Qwen3ForCausalLM):  # typ
     """The language model; without gates its logits are `Qwen3ForCausalLM`'s exactly."""
 
     __init__ = init_with(Qwen3ForCausalLM, Qwen3Model=GatedQwen3Model)
+
+
+_DECODER = SimpleNamespace(from_config=GatedQwen3Model._from_config)  # also where the Auto classes do not know it
+
+
+class GatedQwen3ForSequenceClassification(GenericForSequenceClassification, GatedQwen3PreTrainedModel):  # type: ignore[misc]
+    """The decoder and one score per label, read at the last token that is no padding."""
+
+    __init__ = init_with(GenericForSequenceClassification, AutoModel=_DECODER)
+
+
+class GatedQwen3ForTokenClassification(GenericForTokenClassification, GatedQwen3PreTrainedModel):  # type: ignore[misc]
+    """The decoder and one score per label at every token."""
+
+    __init__ = init_with(GenericForTokenClassification, AutoModel=_DECODER)
+
+
+class GatedQwen3ForQuestionAnswering(GenericForQuestionAnswering, GatedQwen3PreTrainedModel):  # type: ignore[misc]
+    """The decoder and the scores of every token as the start and the end of an answer."""
+
+    __init__ = init_with(GenericForQuestionAnswering, AutoModel=_DECODER)

@@ -4,7 +4,14 @@ transformers lets a model choose how its experts run only if it reads `@use_expe
 the file of the model's class. The decorated experts are Qwen3-MoE's own, and these words say so for it.
 """
 
+from types import SimpleNamespace
+
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
+from transformers.modeling_layers import (
+    GenericForQuestionAnswering,
+    GenericForSequenceClassification,
+    GenericForTokenClassification,
+)
 from transformers.models.qwen3_moe.modeling_qwen3_moe import (
     Qwen3MoeAttention,
     Qwen3MoeDecoderLayer,
@@ -63,6 +70,27 @@ class GatedQwen3MoeForCausalLM(GatedQwen3MoePreTrainedModel, Qwen3MoeForCausalLM
     """The language model; without gates its logits are `Qwen3MoeForCausalLM`'s exactly."""
 
     __init__ = init_with(Qwen3MoeForCausalLM, Qwen3MoeModel=GatedQwen3MoeModel)
+
+
+_DECODER = SimpleNamespace(from_config=GatedQwen3MoeModel._from_config)  # also where the Auto classes do not know it
+
+
+class GatedQwen3MoeForSequenceClassification(GenericForSequenceClassification, GatedQwen3MoePreTrainedModel):  # type: ignore[misc]
+    """The decoder and one score per label, read at the last token that is no padding."""
+
+    __init__ = init_with(GenericForSequenceClassification, AutoModel=_DECODER)
+
+
+class GatedQwen3MoeForTokenClassification(GenericForTokenClassification, GatedQwen3MoePreTrainedModel):  # type: ignore[misc]
+    """The decoder and one score per label at every token."""
+
+    __init__ = init_with(GenericForTokenClassification, AutoModel=_DECODER)
+
+
+class GatedQwen3MoeForQuestionAnswering(GenericForQuestionAnswering, GatedQwen3MoePreTrainedModel):  # type: ignore[misc]
+    """The decoder and the scores of every token as the start and the end of an answer."""
+
+    __init__ = init_with(GenericForQuestionAnswering, AutoModel=_DECODER)
 
 
 # Without it experts are saved as fused tensors, which no other reader of Qwen3-MoE checkpoints knows. It may be there:

@@ -29,13 +29,13 @@ _LEAVE_THE_MASK = {
 _MASKED = ("eager", "sdpa", "flex_attention", "gated_attention")  # implementations that read no lengths
 
 
-def init_with(parent: type, **classes: type) -> Callable[..., None]:
+def init_with(parent: type, **classes: Any) -> Callable[..., None]:
     """The constructor of `parent`, building our classes where it names its own.
 
     Nothing is built and thrown away, and attributes that a later version adds are there.
 
     Args:
-        classes: By the parent's name for each.
+        classes: By the parent's name for each, which is a global of its module.
 
     Raises:
         TypeError: if the constructor does not use one of the names.

@@ -27,6 +27,7 @@ _MODELS = {
     "gated_qwen3": ("modeling_gated_qwen3", "GatedQwen3"),
     "gated_qwen3_moe": ("modeling_gated_qwen3_moe", "GatedQwen3Moe"),
 }
+_HEADS = ("CausalLM", "SequenceClassification", "TokenClassification", "QuestionAnswering")
 _OPERATOR = re.compile(rf'"{_PACKAGE}::')
 _OWN_OPERATOR = f'f"{_PACKAGE}_{{__name__.encode().hex()}}::'
 
@@ -64,7 +65,7 @@ def write_self_contained(folder: Path | str) -> list[Path]:
     config["auto_map"] = {
         "AutoConfig": f"configuration_gated_qwen3.{prefix}Config",
         "AutoModel": f"{module}.{prefix}Model",
-        "AutoModelForCausalLM": f"{module}.{prefix}ForCausalLM",
+        **{f"AutoModelFor{head}": f"{module}.{prefix}For{head}" for head in _HEADS},
     }
     card = folder / CARD_NAME
     if card.exists():

@@ -60,7 +60,7 @@ def write_model_card(
         _count(config),
         base_model=base_model,
         license=license,
-        carries_code=getattr(config, "auto_map", None) is not None,
+        carries_code=bool(getattr(config, "auto_map", None)),
         tables=tables,
     )
     write_text(folder / CARD_NAME, card)
