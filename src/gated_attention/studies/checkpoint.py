@@ -9,8 +9,10 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 import gated_attention.models  # noqa: F401  registers the gated models
+from gated_attention.models.convert.storage import has_weights
+from gated_attention.models.loading import check_folder, load_model
 from gated_attention.train.checkpoints import last_checkpoint
-from gated_attention.train.corpus import one_line, quiet, require_hub
+from gated_attention.train.corpus import quiet, require_hub
 from gated_attention.train.tokenizer import has_tokenizer, load_tokenizer
 from gated_attention.train.trainer import no_progress_bars
 
@@ -40,9 +42,11 @@ def find_checkpoint(name: str) -> Checkpoint:
     """
     folder = Path(os.path.expanduser(name))
     if folder.is_dir():
-        newest = None if (folder / "model.safetensors").exists() else last_checkpoint(folder)
+        newest = None if has_weights(folder) else last_checkpoint(folder)
         path = newest or folder
         if not (path / "config.json").exists():
+            if (path / "adapter_config.json").exists():
+                check_folder(path)
             raise ValueError(f"{name} holds no model (no config.json); give a model's folder or a hub name")
         return Checkpoint(_printable(name), _label(path.resolve()), str(path))
     if folder.exists() or not _HUB_NAME.fullmatch(name):
@@ -78,25 +82,14 @@ def load_checkpoint(
         tokenizer: As `train.tokenizer.load_tokenizer`; None is the one beside the model.
 
     Raises:
-        ValueError: if either cannot be loaded, or weights are missing.
+        ValueError: if either cannot be loaded, or the weights are not the model's, all of them and nothing else.
     """
     if tokenizer is None:
         _require_tokenizer(checkpoint)
     read = load_tokenizer(checkpoint.path if tokenizer is None else tokenizer)
     dtype = torch.float32 if device.type == "cpu" else "auto"
-    try:
-        with quiet(), no_progress_bars():
-            model, info = AutoModelForCausalLM.from_pretrained(
-                checkpoint.path, dtype=dtype, output_loading_info=True, trust_remote_code=False
-            )
-    except Exception as error:  # configuration, weights and hub each raise their own
-        raise ValueError(
-            f"{checkpoint.name} cannot be loaded as a causal language model ({one_line(error)})"
-        ) from error
-    if missing := sorted(info["missing_keys"]):
-        raise ValueError(
-            f"{checkpoint.name} lacks {len(missing)} weights of its model, e.g. {missing[0]}; give a whole checkpoint"
-        )
+    with quiet(), no_progress_bars():
+        model = load_model(AutoModelForCausalLM, checkpoint.path, checkpoint.name, dtype=dtype)
     return model.to(device).eval(), read
 
 

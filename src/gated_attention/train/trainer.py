@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 from transformers import TrainingArguments as Arguments
 from transformers.utils import logging
 
+from gated_attention.models.loading import load_model
 from gated_attention.nn import AttentionGate
 from gated_attention.ranges import require_within
 from gated_attention.train.auxiliary import AuxiliaryLosses, AuxiliaryWeights
@@ -271,9 +272,13 @@ def train(
 
 
 def load_weights(model: PreTrainedModel, checkpoint: Path) -> None:
-    """Read a checkpoint's weights into a model, by way of `from_pretrained`, which knows how experts are stored."""
+    """Read a checkpoint's weights into a model, by way of `from_pretrained`, which knows how experts are stored.
+
+    Raises:
+        ValueError: if the checkpoint is not whole.
+    """
     with quiet():
-        saved = type(model).from_pretrained(checkpoint, dtype="auto")
+        saved = load_model(type(model), checkpoint, dtype="auto")
     model.load_state_dict(saved.state_dict())
 
 

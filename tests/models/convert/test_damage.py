@@ -167,6 +167,21 @@ def test_a_tensor_of_the_wrong_shape_in_a_shard(sharded, capfd):
     assert_refused(sharded, capfd, f"tensor {K_PROJ} of {path} has shape [3, 3]")
 
 
+@pytest.mark.parametrize("outside", ["../{}", "/{}", "sub/../../{}", ""])
+def test_an_index_that_leaves_its_folder(outside, sharded, capfd):
+    path = sharded / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    index["weight_map"][K_PROJ] = listed = outside.format(index["weight_map"][K_PROJ])
+    path.write_text(json.dumps(index))
+    assert_refused(sharded, capfd, f"{path} lists {listed!r}, which is outside its folder")
+
+
+def test_a_tensor_that_the_index_does_not_list(sharded, capfd):
+    path = file_of(sharded, K_PROJ)
+    save_file(load_file(path) | {"model.extra": torch.zeros(1)}, path)
+    assert_refused(sharded, capfd, f"tensor model.extra of {path} is not in model.safetensors.index.json")
+
+
 @pytest.mark.parametrize("weight_map", [None, [], {"model.norm.weight": 3}])
 def test_an_index_that_maps_nothing(weight_map, sharded, capfd):
     (sharded / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
@@ -251,3 +266,4 @@ def test_a_stop_half_way_leaves_nothing_that_looks_whole(name, tmp_path):
             AutoModelForCausalLM.from_pretrained(target.parent / left[0])
     done = convert(source, target)
     assert sorted(os.listdir(target)) == list(done.files)
+    assert os.listdir(target.parent) == ["out"]  # what was killed is removed

@@ -44,7 +44,7 @@ def test_export_keeps_logits_and_comes_back(to, granularity, moe, num_kv_heads, 
     values = sizes(num_kv_heads) | (EXPERTS if moe else {})
     source = save((GatedQwen3MoeConfig if moe else GatedQwen3Config)(**values, gates=gate), tmp_path / "source")
     convert(source, tmp_path / "out", to)
-    allowed = 1e-6 if granularity == "elementwise" and not moe else 1e-5
+    allowed = 1e-6 if granularity == "elementwise" and not moe else 2e-5
     assert distance(logits(tmp_path / "out"), logits(source)) <= allowed
     convert(tmp_path / "out", tmp_path / "back")
     assert_same_model(source, tmp_path / "back")

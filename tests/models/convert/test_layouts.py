@@ -204,9 +204,10 @@ def test_fused_experts_are_split(tmp_path):
 
 def test_weights_for_predicting_several_tokens_are_left_out(tmp_path):
     source = save(STOCK["qwen3_next"](), tmp_path / "source")
+    (source / "model.safetensors").rename(source / "model-1.safetensors")
     extra = {"mtp.fc.weight": torch.zeros(2, 2)}
     save_file(extra, source / "model-2.safetensors")
-    names = dict.fromkeys(random_model(STOCK["qwen3_next"]()).state_dict(), "model.safetensors")
+    names = dict.fromkeys(random_model(STOCK["qwen3_next"]()).state_dict(), "model-1.safetensors")
     index = {"weight_map": names | dict.fromkeys(extra, "model-2.safetensors")}
     (source / "model.safetensors.index.json").write_text(json.dumps(index))
     done = convert(source, tmp_path / "gated")

@@ -1,13 +1,15 @@
 """One model folder into another: read, change the layout, write, all or nothing."""
 
+import fcntl
+import glob
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from secrets import token_hex
 from typing import Literal, get_args
 
 import torch
@@ -18,7 +20,7 @@ from gated_attention.models.card import CARD_NAME, measured_sections, model_card
 from gated_attention.models.convert.canonical import Config, one_line
 from gated_attention.models.convert.read import model_dtype, read_model
 from gated_attention.models.convert.retrofit import WARNING, retrofit
-from gated_attention.models.convert.source import find_source
+from gated_attention.models.convert.source import check_links, find_source
 from gated_attention.models.convert.storage import Stored, is_weight_file, write_checkpoint
 from gated_attention.models.convert.write import export
 from gated_attention.models.self_contained import write_self_contained
@@ -107,6 +109,7 @@ def convert(
         raise ValueError(f"{target_folder} is not an empty folder; give one that is absent or empty")
     folder = find_source(source)
     checkpoint = read_model(folder)
+    check_links(folder)
     gates = as_gates(add_gate)
     if gates:
         checkpoint = retrofit(checkpoint, gates, init)
@@ -151,16 +154,40 @@ def _all_or_nothing(folder: Path) -> Iterator[Path]:
     place = folder.resolve()
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{place.name}.partial-", dir=place.parent))
+        _remove_abandoned(place)
+        partial = place.parent / f"{_partial(place)}{token_hex(4)}"
+        partial.mkdir()
         try:
-            partial.chmod(0o755)
-            yield partial
-            os.replace(partial, place)
+            with _locked(partial):
+                yield partial
+                os.replace(partial, place)
         except BaseException:
             shutil.rmtree(partial)
             raise
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{folder} cannot be written ({one_line(error)}); nothing was left there") from error
+
+
+def _partial(place: Path) -> str:
+    return f".{place.name}.partial-"
+
+
+@contextmanager
+def _locked(partial: Path) -> Iterator[None]:
+    """Hold a lock, which the kernel gives back when the process ends, however it ends."""
+    handle = os.open(partial, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _remove_abandoned(place: Path) -> None:
+    """Remove what conversions to the same folder left that were killed."""
+    for left in place.parent.glob(f"{glob.escape(_partial(place))}*"):
+        with suppress(OSError), _locked(left):  # of one that still runs
+            shutil.rmtree(left)
 
 
 def _count(tensors: Mapping[str, Stored]) -> int:

@@ -13,7 +13,7 @@ from transformers import AutoConfig
 from gated_attention.models.configuration import GatedQwen3Config, GatedQwen3MoeConfig
 from gated_attention.models.convert.canonical import Checkpoint, Config, check_complete, one_line, split_experts
 from gated_attention.models.convert.layouts import merge_rows, shift_exactly, split_per_group, split_per_head
-from gated_attention.models.convert.storage import Stored, find_weights, open_checkpoint, read_json
+from gated_attention.models.convert.storage import Stored, check_floating, find_weights, open_checkpoint, read_json
 from gated_attention.spec import GateSpec, Granularity, ScoreDtype
 
 Tensors = dict[str, Stored]
@@ -61,6 +61,8 @@ def read_model(folder: Path) -> Checkpoint:
             raise ValueError(f"tensor {name} of {tensor.origin} is of a vision model; give a text-only checkpoint")
     left_out = tuple(name for name in tensors if name.startswith("mtp.") or name.endswith("rotary_emb.inv_freq"))
     kept = {name: tensor for name, tensor in tensors.items() if name not in left_out}
+    for name, tensor in kept.items():
+        check_floating(name, tensor)
     try:
         config, kept, origin = _READERS[model_type](content, _split_fused_experts(kept))
         return check_complete(Checkpoint(config, kept, origin, left_out), find_weights(folder))

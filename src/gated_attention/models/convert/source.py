@@ -4,6 +4,8 @@ from pathlib import Path
 
 import huggingface_hub
 
+from gated_attention.models.convert.storage import find_weights, read_json
+
 _WANTED = ("*.json", "*.safetensors", "*.bin", "*.txt", "*.model", "*.jinja", "*.md", "LICENSE*", "NOTICE*")
 _PARTS_OF_A_NAME = 2
 
@@ -33,3 +35,23 @@ def find_source(source: str | Path) -> Path:
     if not folder.is_dir():
         raise ValueError(f"{name} on the hub has no folder {inside}; check the name")
     return folder
+
+
+def check_links(folder: Path) -> None:
+    """Refuse links that lead out of a model's folder: an export would give away what they point to.
+
+    The hub's cache links the files of a snapshot to `blobs` beside `snapshots`; those links are followed.
+
+    Raises:
+        ValueError: if a file that is read or copied is such a link.
+    """
+    homes = [folder.resolve()]
+    snapshots = [place for place in homes[0].parents if place.name == "snapshots"]
+    homes += [place.parent / "blobs" for place in snapshots if place.parent.name.startswith("models--")]
+    weights = find_weights(folder)
+    listed = read_json(weights).get("weight_map") if weights.suffix == ".json" else None
+    shards = [folder / name for name in listed.values() if isinstance(name, str)] if isinstance(listed, dict) else []
+    for path in sorted({*folder.iterdir(), *shards}):
+        target = path.resolve()
+        if path.is_file() and not any(target.is_relative_to(home) for home in homes):
+            raise ValueError(f"{path} is a link to {target}, outside its folder; copy the file itself there")

@@ -16,7 +16,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-_SINGLE = ("model.safetensors", "pytorch_model.bin")
+_NAMES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+"""Files of weights, or their index, in the order in which transformers looks for them."""
+
 _LFS_POINTER = b"version https://git-lfs"
 _REFUSED = re.compile(r"Unsupported global: GLOBAL (\S+)")
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".index.json", ".gguf", ".h5", ".msgpack", ".onnx")
@@ -75,40 +77,79 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def open_checkpoint(folder: Path) -> dict[str, Stored]:
-    """Every tensor of a model folder, sharded or not, safetensors or pickled.
+def open_checkpoint(folder: Path, allow_repeats: bool = True) -> dict[str, Stored]:
+    """Every tensor of a model folder, sharded or not, safetensors or pickled, in any dtype.
 
     Pickles are read with `weights_only=True`: one that asks for anything but tensors is refused.
 
+    Args:
+        allow_repeats: Whether two files may hold one tensor; that of the file which the index names is taken.
+
     Raises:
-        ValueError: if weights are missing, damaged or refused; the message names the file.
+        ValueError: if weights are missing, damaged or refused, or the index and its files disagree; names the file.
     """
     path = find_weights(folder)
-    return _open_sharded(folder, path) if path.suffix == ".json" else _open_file(path)
+    return _open_sharded(folder, path, allow_repeats) if path.suffix == ".json" else _open_file(path)
 
 
 def find_weights(folder: Path) -> Path:
-    """The single file of weights in a model folder, or the index of several.
+    """The single file of weights in a model folder, or the index of several: the one that transformers loads.
 
     Raises:
         ValueError: if there is none.
     """
-    for single in _SINGLE:
-        for name in (f"{single}.index.json", single):
-            if (folder / name).is_file():
-                return folder / name
-    raise ValueError(f"{folder} holds no weights; expected {' or '.join(_SINGLE)}, or their index")
+    named = _named_weights(folder)
+    names = _NAMES if named is None else (named,)
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise ValueError(f"{folder} holds no weights; expected {' or '.join(names)}")
 
 
-def _open_sharded(folder: Path, index: Path) -> dict[str, Stored]:
+def has_weights(folder: Path) -> bool:
+    """Whether a model's weights lie in the folder."""
+    return any((folder / name).is_file() for name in _NAMES)
+
+
+def _named_weights(folder: Path) -> str | None:
+    """The file that config.json names instead of the usual ones, if it does."""
+    path = folder / "config.json"
+    if not path.is_file() or (named := read_json(path).get("transformers_weights")) is None:
+        return None
+    if not isinstance(named, str) or not named.endswith((".safetensors", ".safetensors.index.json")):
+        raise ValueError(f"{path} has transformers_weights {named!r}; expected a file of safetensors or its index")
+    return _inside(named, path)
+
+
+def _inside(name: str, listed_by: Path) -> str:
+    """The name of a file in the folder of the file that lists it.
+
+    Raises:
+        ValueError: if it leads out of that folder.
+    """
+    if Path(name).is_absolute() or ".." in Path(name).parts or not name:
+        raise ValueError(f"{listed_by} lists {name!r}, which is outside its folder; fetch it again")
+    return name
+
+
+def _open_sharded(folder: Path, index: Path, allow_repeats: bool) -> dict[str, Stored]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
         raise ValueError(f"{index} has no weight_map from tensors to files; fetch it again")
     tensors: dict[str, Stored] = {}
-    for name in sorted(set(weight_map.values())):
+    for name in sorted({_inside(file, index) for file in weight_map.values()}):
         if not (folder / name).is_file():
             raise ValueError(f"{folder / name} is missing, and {index.name} lists it; fetch it again")
-        tensors |= _open_file(folder / name)
+        for tensor, stored in _open_file(folder / name).items():
+            if tensor not in weight_map:
+                raise ValueError(f"tensor {tensor} of {folder / name} is not in {index.name}; fetch it again")
+            if weight_map[tensor] == name:
+                tensors[tensor] = stored
+            elif not allow_repeats:
+                raise ValueError(
+                    f"tensor {tensor} is in {folder / name} too, and {index.name} names {weight_map[tensor]}; "
+                    "gated-attention convert writes a folder with the one that is named"
+                )
     for name, file in weight_map.items():
         if name not in tensors:
             raise ValueError(f"tensor {name} is missing from {folder / file}; fetch it again")
@@ -133,18 +174,30 @@ def _open_safetensors(path: Path) -> dict[str, Stored]:
     tensors = {}
     for name in file.keys():  # noqa: SIM118  not a mapping
         lazy = file.get_slice(name)
-        dtype = _DTYPES.get(lazy.get_dtype())
-        if dtype is None:
-            raise _wrong_dtype(name, path, lazy.get_dtype())
+        named = lazy.get_dtype()
+        if named not in _DTYPES | _OTHER_DTYPES:
+            raise ValueError(f"tensor {name} of {path} has dtype {named}; choose from {', '.join(_DTYPES)}")
+        dtype = (_DTYPES | _OTHER_DTYPES)[named]
         tensors[name] = Stored(tuple(lazy.get_shape()), dtype, _loader(path, name), str(path))
     return tensors
 
 
-def _wrong_dtype(name: str, path: Path, dtype: object) -> ValueError:
-    return ValueError(f"tensor {name} of {path} has dtype {dtype}; choose from {', '.join(_DTYPES)}, not quantised")
+def check_floating(name: str, tensor: Stored) -> None:
+    """Refuse a weight that is not a plain floating-point number, such as one of a quantised model.
+
+    Raises:
+        ValueError: if it is of another dtype.
+    """
+    if tensor.dtype not in _DTYPES.values():
+        raise ValueError(f"tensor {name} of {tensor.origin} has dtype {tensor.dtype}; choose from {', '.join(_DTYPES)}")
 
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_OTHER_DTYPES = {
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "BOOL": torch.bool, "U8": torch.uint8,
+    "I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64,
+}  # fmt: skip
+"""Of buffers and quantised weights."""
 
 
 def _loader(path: Path, name: str) -> Callable[[], Tensor]:
@@ -164,9 +217,6 @@ def _open_pickle(path: Path) -> dict[str, Stored]:
     content = _read_pickle(path, "meta")
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ValueError(f"{path} is no mapping of names to tensors; give a state dict")
-    for name, tensor in content.items():
-        if tensor.dtype not in _DTYPES.values():
-            raise _wrong_dtype(name, path, tensor.dtype)
     load = _map_tensor if zipfile.is_zipfile(path) else partial(_copy_tensor, lru_cache(maxsize=1)(_read_pickle))
     return {
         name: Stored(tuple(tensor.shape), tensor.dtype, partial(load, path, name), str(path))
@@ -208,6 +258,7 @@ def write_checkpoint(folder: Path, tensors: Mapping[str, Stored], max_shard_byte
     for number, names in enumerate(shards, start=1):
         file = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         save_file({name: _own(tensors[name].load()) for name in names}, folder / file, metadata={"format": "pt"})
+        (folder / file).chmod(folder.stat().st_mode & 0o666)  # safetensors gives its owner alone the right to read
         weight_map |= dict.fromkeys(names, file)
     if len(shards) > 1:
         index = {
