@@ -41,6 +41,10 @@ Bos = Annotated[bool, typer.Option("--bos", help="Begin every sequence with the 
 BatchSize = Annotated[int | None, typer.Option(help="Sequences per pass; default by size.", show_default=False)]
 Accumulation = Annotated[int | None, typer.Option(help="Passes per step; default by size.", show_default=False)]
 LearningRate = Annotated[float | None, typer.Option(help="Peak learning rate; default by size.", show_default=False)]
+Warmup = Annotated[
+    float | None,
+    typer.Option(help="Share of the steps in which the learning rate rises; default by size.", show_default=False),
+]
 WeightDecay = Annotated[float, typer.Option(help="AdamW's weight decay on matrices.")]
 Compile = Annotated[
     bool | None, typer.Option("--compile/--no-compile", help="torch.compile; default: on a GPU.", show_default=False)
@@ -77,6 +81,7 @@ def compare(
     batch_size: BatchSize = None,
     accumulation: Accumulation = None,
     learning_rate: LearningRate = None,
+    warmup: Warmup = None,
     weight_decay: WeightDecay = 0.1,
     device: Device = "auto",
     compile: Compile = None,
@@ -132,6 +137,7 @@ def compare(
             "batch_size": batch_size,
             "accumulation": accumulation,
             "learning_rate": learning_rate,
+            "warmup": warmup,
             "weight_decay": weight_decay,
             "compile": compile,
         },

@@ -25,7 +25,14 @@ def write_arm(
         "model": {"num_hidden_layers": LAYERS, "hidden_size": 128, "num_attention_heads": 6, "num_key_value_heads": 3},
         "parameters": {"total": 919_040},
         "data": {"source": "/home/someone/corpus.jsonl", "tokenizer": "bytes", "block_size": 256, "bos": False},
-        "train": {"steps": 100, "batch_size": 8, "learning_rate": 0.004, "precision": "float32", "compile": False},
+        "train": {
+            "steps": 100,
+            "batch_size": 8,
+            "learning_rate": 0.004,
+            "warmup": 0.02,
+            "precision": "float32",
+            "compile": False,
+        },
         **(config or {}),
     }
     measures = {

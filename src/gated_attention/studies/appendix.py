@@ -65,6 +65,7 @@ _OPTIONS = {
     "batch-size": ("train", "batch_size"),
     "accumulation": ("train", "accumulation"),
     "learning-rate": ("train", "learning_rate"),
+    "warmup": ("train", "warmup"),
     "weight-decay": ("train", "weight_decay"),
     "compile": ("train", "compile"),
 }
