@@ -1,0 +1,81 @@
+"""Study 2 of reports/README.md: the loss of three variants at seven learning rates, size `s`.
+
+    python reports/learning-rates-s/study.py TRAIN.jsonl VALIDATION.jsonl OUTPUT
+
+trains every arm that OUTPUT does not hold yet, one per GPU, seed 0 of every rate first, and leaves their records in
+OUTPUT/runs/learning-rate-<rate>/<variant>/seed<k>/. It is interrupted and run again like `compare`.
+"""
+
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from gated_attention.studies.device import count_like, pick_device
+from gated_attention.studies.plan import make_plan
+from gated_attention.studies.record import Result
+from gated_attention.studies.run import run_arm
+from gated_attention.studies.study import Arm, ArmObserver, StudyPlan
+from gated_attention.studies.workers import run_side_by_side
+from gated_attention.train.callbacks import Progress
+from gated_attention.train.data import load_data
+
+SEEDS = {8e-3: 3, 3.2e-2: 3, 4e-3: 3, 1.6e-2: 3, 6.4e-2: 3, 2e-3: 1, 1e-3: 1}
+"""Learning rate to number of seeds."""
+
+
+def plan(rate: float, source: str, validation: str, output: Path, device: torch.device) -> StudyPlan:
+    """The three variants at one learning rate."""
+    return make_plan(
+        name=f"learning-rate-{rate:g}",
+        size="s",
+        seeds=SEEDS[rate],
+        output=output,
+        device=device,
+        data={"source": source, "validation": validation, "bos": True},
+        train={"steps": 1800, "batch_size": 16, "learning_rate": rate, "warmup": 0.01, "checkpoint_every": 1800},
+    )
+
+
+def run_one(arm: Arm, observer: ArmObserver, *, device: torch.device, cache: Path) -> Result:
+    """One arm, in a process of its own."""
+    return run_arm(arm, load_data(arm.plan.data, cache, observer.say), device, observer)
+
+
+class Lines:
+    """An observer that prints a line per event."""
+
+    def __init__(self) -> None:
+        self.start_s = time.perf_counter()
+
+    def say(self, message: str) -> None:
+        """Print it."""
+        print(f"{time.perf_counter() - self.start_s:6.0f} s  {message}", flush=True)  # noqa: T201
+
+    def start(self, arm: Arm) -> None:
+        """Say that an arm starts."""
+        self.say(f"{arm.plan.name} {arm}")
+
+    def progress(self, arm: Arm, progress: Progress) -> None:
+        """Nothing: an arm takes a minute."""
+
+    def finish(self, arm: Arm, result: Result, kept: bool) -> None:
+        """Say how it ended."""
+        self.say(f"{arm.plan.name} {arm}: {result.measures['val_loss_nats'].value:.4f}")
+
+
+def main() -> None:
+    """Train what is missing."""
+    source, validation, output = sys.argv[1:]
+    device, cache, observer = pick_device("auto"), Path(output, "cache"), Lines()
+    plans = [plan(rate, source, validation, Path(output), device) for rate in SEEDS]
+    arms = sorted((arm for one in plans for arm in one.arms if not arm.finished()), key=lambda arm: arm.seed)
+    load_data(plans[0].data, cache, observer.say)
+    run = partial(run_one, device=device, cache=cache)
+    run_side_by_side(arms, run, observer, min(count_like(device), len(arms)), on_gpus=device.type == "cuda")
+
+
+if __name__ == "__main__":
+    main()
