@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: compare test trust pins wheel newest oldest format clean
+.PHONY: compare test trust peer pins wheel newest oldest format clean
 
 compare: $(READY)
 	$(BIN)/gated-attention compare
@@ -18,6 +18,9 @@ test: $(READY)
 
 trust: $(READY)
 	$(BIN)/pytest -m trust
+
+peer: $(READY)  # the test classes of the installed transformers, from its sdist; plain Qwen3 is the control
+	$(BIN)/python tests/peer/run.py
 
 pins: $(READY)  # the constraints resolve on the plain package index, whatever wheels lie on this machine
 	@for python in 3.11 3.12 3.13; do \

@@ -141,3 +141,21 @@ def test_parents_build_our_classes_and_draw_the_same_numbers():
         assert parameter.equal(expected), name
     with pytest.raises(TypeError, match="Qwen3DecoderLayer of this transformers builds no Qwen3Model"):
         init_with(Qwen3DecoderLayer, Qwen3Model=Qwen3Model)
+
+
+@pytest.mark.parametrize("gates", [(), SINK, GateSpec()], ids=["none", "lse", "elementwise"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("training", [False, True])
+def test_packed_documents_stay_apart_without_being_asked_for_no_cache(gates, attention, training):
+    model = gated(gates, attention).train(training)
+    packed = torch.cat((torch.arange(4), torch.arange(5))).expand(2, -1)
+    found = model(IDS, position_ids=packed).logits[:, 4:]
+    torch.testing.assert_close(found, model(IDS[:, 4:]).logits, rtol=1e-4, atol=1e-5)
+    for beside in ({"attention_mask": torch.ones_like(IDS)}, {"use_cache": True}):
+        with pytest.raises(ValueError, match="packed documents do not keep them apart beside"):
+            model(IDS, position_ids=packed, **beside)
+
+
+def test_positions_of_one_document_keep_the_cache():
+    positions = torch.arange(3, 12).expand(2, -1)
+    assert gated()(IDS, position_ids=positions)[CACHE_NAME].get_seq_length() == 9

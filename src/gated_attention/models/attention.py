@@ -49,7 +49,7 @@ class GatedSelfAttention(GatedBlock):
 
         Args:
             cache: Also taken as `past_key_values`, its name before transformers 5.24.
-            only_causal: That the mask, if there is one, is causal and nothing else; see `forward_told_causal`.
+            only_causal: That the mask, if there is one, is causal and nothing else; see `causal.forward_of`.
             kwargs: For the attention function; ours refuse what they do not know.
         """
         x = hidden_states

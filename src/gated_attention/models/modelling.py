@@ -18,9 +18,10 @@ from transformers.models.qwen3.modeling_qwen3 import (
 
 from gated_attention.models.attention import GatedSelfAttention, GateInitialisation
 from gated_attention.models.card import CardedModel
+from gated_attention.models.causal import forward_of
 from gated_attention.models.configuration import GatedQwen3Config
 from gated_attention.models.layer import GatedLayer
-from gated_attention.models.parent import forward_told_causal, init_with
+from gated_attention.models.parent import init_with
 
 
 class GatedQwen3Attention(GatedSelfAttention, Qwen3Attention):  # type: ignore[misc]  # transformers is untyped
@@ -52,7 +53,7 @@ class GatedQwen3Model(GatedQwen3PreTrainedModel, Qwen3Model):  # type: ignore[mi
     """The decoder without a head."""
 
     __init__ = init_with(Qwen3Model, Qwen3DecoderLayer=GatedQwen3DecoderLayer)
-    forward = forward_told_causal(Qwen3Model)
+    forward = forward_of(Qwen3Model)
 
 
 class GatedQwen3ForCausalLM(GatedQwen3PreTrainedModel, Qwen3ForCausalLM):  # type: ignore[misc]

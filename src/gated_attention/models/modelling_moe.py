@@ -23,10 +23,11 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import (
 
 from gated_attention.models.attention import GatedSelfAttention, GateInitialisation
 from gated_attention.models.card import CardedModel
+from gated_attention.models.causal import forward_of
 from gated_attention.models.configuration import GatedQwen3MoeConfig
 from gated_attention.models.experts import GatedQwen3MoeSparseMoeBlock
 from gated_attention.models.layer import GatedLayer
-from gated_attention.models.parent import forward_told_causal, init_with
+from gated_attention.models.parent import init_with
 
 
 class GatedQwen3MoeAttention(GatedSelfAttention, Qwen3MoeAttention):  # type: ignore[misc]  # transformers is untyped
@@ -63,7 +64,7 @@ class GatedQwen3MoeModel(GatedQwen3MoePreTrainedModel, Qwen3MoeModel):  # type: 
     """The decoder without a head."""
 
     __init__ = init_with(Qwen3MoeModel, Qwen3MoeDecoderLayer=GatedQwen3MoeDecoderLayer)
-    forward = forward_told_causal(Qwen3MoeModel)
+    forward = forward_of(Qwen3MoeModel)
 
 
 class GatedQwen3MoeForCausalLM(GatedQwen3MoePreTrainedModel, Qwen3MoeForCausalLM):  # type: ignore[misc]

@@ -14,20 +14,6 @@ CACHE_NAME = "cache" if "cache" in signature(Qwen3Attention.forward).parameters 
 
 _CACHE_NAMES = tuple(dict.fromkeys((CACHE_NAME, "past_key_values")))
 
-# Arguments that leave the mask as it would be without them.
-_LEAVE_THE_MASK = {
-    "input_ids",
-    "inputs_embeds",
-    "num_items_in_batch",
-    "output_attentions",
-    "output_hidden_states",
-    "output_router_logits",
-    "return_dict",
-    "use_cache",
-}
-
-_MASKED = ("eager", "sdpa", "flex_attention", "gated_attention")  # implementations that read no lengths
-
 
 def init_with(parent: type, **classes: Any) -> Callable[..., None]:
     """The constructor of `parent`, building our classes where it names its own.
@@ -55,35 +41,6 @@ def _global_names(code: CodeType) -> Iterator[str]:
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from _global_names(constant)
-
-
-def forward_told_causal(parent: type) -> Callable[..., Any]:
-    """The forward pass of the decoder `parent`, which tells the layers `only_causal` where the caller asks for no more.
-
-    While it compiles, transformers cannot see that positions it counted itself hold no packed documents, and builds
-    a mask. PyTorch's attention would then score what the mask hides, on keys and values repeated for every head.
-    """
-
-    @wraps(parent.forward)  # type: ignore[attr-defined]
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        _check_lengths(self.config._attn_implementation, args, kwargs)
-        asks = len(args) > 1 or any(value is not None and name not in _LEAVE_THE_MASK for name, value in kwargs.items())
-        if not asks and getattr(self.config, "is_causal", True):
-            kwargs["only_causal"] = True
-        return parent.forward(self, *args, **kwargs)  # type: ignore[attr-defined]
-
-    return forward
-
-
-def _check_lengths(implementation: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Refuse lengths of packed documents where attention would not keep the documents apart."""
-    lengths, positions = kwargs.get("cu_seq_lens_q"), args[2] if len(args) > 2 else kwargs.get("position_ids")
-    packed = lengths is not None and lengths.numel() > 2
-    if packed and positions is None and implementation in _MASKED:
-        raise ValueError(
-            f"attention implementation {implementation!r} keeps packed documents apart by position_ids, "
-            "not by cu_seq_lens_q alone; pass position_ids too"
-        )
 
 
 def take_cache(kwargs: dict[str, Any], cache: Cache | None = None) -> Cache | None:

@@ -1,0 +1,83 @@
+"""What a decoder makes of the caller's words about who sees whom, before transformers builds its masks."""
+
+from collections.abc import Callable
+from functools import wraps
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gated_attention.models.parent import CACHE_NAME
+
+# Arguments that leave the mask as it would be without them.
+_LEAVE_THE_MASK = {
+    "input_ids",
+    "inputs_embeds",
+    "num_items_in_batch",
+    "output_attentions",
+    "output_hidden_states",
+    "output_router_logits",
+    "return_dict",
+    "use_cache",
+}
+_MASKED = ("eager", "sdpa", "flex_attention", "gated_attention")
+"""Attention implementations that know of packed documents by the mask alone."""
+
+
+def forward_of(parent: type) -> Callable[..., Any]:
+    """The forward pass of the decoder `parent`, under its signature, with two things added.
+
+    Layers are told `only_causal` where the caller asks for no more: while it compiles, transformers cannot see that
+    positions it counted itself hold no packed documents, and builds a mask. PyTorch's attention would then score what
+    the mask hides, on keys and values repeated for every head.
+
+    Packed documents are kept apart or refused. transformers reads them from `position_ids`, but not beside a padding
+    mask, nor when it makes a cache, as it does unasked.
+    """
+    decode = parent.forward  # type: ignore[attr-defined]
+    names = list(signature(decode).parameters)[1:]
+
+    @wraps(decode)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        given = {name: value for name, value in given.items() if value is not None}
+        if self.config._attn_implementation in _MASKED:
+            _keep_documents_apart(self.config._attn_implementation, given)
+        if getattr(self.config, "is_causal", True) and given.keys() <= _LEAVE_THE_MASK:
+            given["only_causal"] = True
+        return decode(self, **given)
+
+    return forward
+
+
+def _keep_documents_apart(implementation: str, given: dict[str, Any]) -> None:
+    """Have no cache made beside packed documents, and refuse what would let them see each other.
+
+    Args:
+        given: Of the decoder's arguments; may gain `use_cache`.
+    """
+    positions, lengths = given.get("position_ids"), given.get("cu_seq_lens_q")
+    if positions is None:
+        if lengths is not None and lengths.numel() > 2:
+            raise ValueError(
+                f"attention implementation {implementation!r} keeps packed documents apart by position_ids, "
+                "not by cu_seq_lens_q alone; pass position_ids too"
+            )
+        return
+    mask = given.get("attention_mask")
+    prepared = mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2)
+    if prepared or positions.ndim != 2 or given.keys() & {CACHE_NAME, "past_key_values"}:
+        return
+    if torch.compiler.is_compiling():  # positions cannot be read
+        given.setdefault("use_cache", False)
+        return
+    starts = positions[:, 1:] != positions[:, :-1] + 1
+    if mask is not None and mask.shape[-1] == positions.shape[-1]:
+        starts = starts & mask[:, 1:].bool() & mask[:, :-1].bool()  # those of padding are no documents
+    if not starts.any():
+        return
+    if mask is not None or given.get("use_cache"):
+        beside = "an attention_mask" if mask is not None else "use_cache=True"
+        raise ValueError(f"position_ids of packed documents do not keep them apart beside {beside}; leave it out")
+    given["use_cache"] = False

@@ -1,0 +1,1 @@
+"""What the test classes of transformers import and its sdist leaves out."""
