@@ -75,7 +75,7 @@ def our_train(model: torch.nn.Module, config: TrainConfig, data: RandomBlocks, d
     """Tokens/s of `gated_attention.train`, read from the metrics that it writes itself."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder)
-        metrics = MetricsCallback(output / "metrics.jsonl", config.batch_size * data.ids.shape[1])
+        metrics = MetricsCallback(output / "metrics.jsonl")
         train(
             model,
             config,

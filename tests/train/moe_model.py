@@ -74,7 +74,7 @@ def train_tiny(output, model=None, device=torch.device("cpu"), **settings):  # n
         output=output,
         seed=0,
         device=device,
-        callbacks=[MetricsCallback(output / "metrics.jsonl", 1), keep],
+        callbacks=[MetricsCallback(output / "metrics.jsonl"), keep],
     )
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     return {"gradients": keep.gradients, "lines": lines}

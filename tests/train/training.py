@@ -46,21 +46,21 @@ class Stop(TrainerCallback):
 HEADWISE = GateSpec(granularity="headwise")
 
 
-def run(output, gates=HEADWISE, stop=None, seed=0, **settings):
+def run(output, gates=HEADWISE, stop=None, seed=0, num_rows=64, validation_rows=8, **settings):
     config = TrainConfig(
         **{"steps": 8, "batch_size": 4, "learning_rate": 1e-2, "log_every": 1, "evaluate_every": 4}
         | {"checkpoint_every": 3}
         | settings
     )
     model = build_model(make_config(SIZES["tiny"], BlockSpec(gates), num_hidden_layers=2), seed)
-    data = Rows()
+    data = Rows(num_rows)
     checkpoint = find_sound_checkpoint(output)
-    metrics = MetricsCallback(output / "metrics.jsonl", 64, checkpoint_step(checkpoint) if checkpoint else 0)
-    train(
+    metrics = MetricsCallback(output / "metrics.jsonl", checkpoint_step(checkpoint) if checkpoint else 0)
+    model.tokens_seen = train(
         model,
         config,
         train_data=data,
-        validation_data=Rows(8),
+        validation_data=Rows(validation_rows),
         collate=collate,
         tokenizer=None,
         output=output,

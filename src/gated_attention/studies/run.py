@@ -31,7 +31,7 @@ from gated_attention.studies.workers import run_side_by_side
 from gated_attention.train.callbacks import MetricsCallback, tensorboard_callback
 from gated_attention.train.checkpoints import checkpoint_step, find_sound_checkpoint, keep_newest, last_checkpoint
 from gated_attention.train.data import PackedData, collate, load_data
-from gated_attention.train.trainer import load_weights, train
+from gated_attention.train.trainer import check_batch, load_weights, train
 
 
 def run_study(
@@ -64,6 +64,7 @@ def _run_claimed(
             missing.append(arm)
     if missing:
         data = load_data(plan.data, cache, observer.say)
+        check_batch(data.train, plan.train)
         num_workers = min(side_by_side, len(missing))
         if num_workers > 1:
             run_packed = partial(_run_packed_arm, device=device, cache=cache)
@@ -94,14 +95,12 @@ def run_arm(arm: Arm, data: PackedData, device: torch.device, observer: ArmObser
     if arm.start:
         _load_start(model, arm.start)
     checkpoint = find_sound_checkpoint(arm.folder, observer.say)
-    tokens_per_step = settings.sequences_per_step * plan.data.block_size
     metrics = MetricsCallback(
         arm.folder / METRICS_NAME,
-        tokens_per_step,
         checkpoint_step(checkpoint) if checkpoint else 0,
         lambda progress: observer.progress(arm, progress),
     )
-    train(
+    num_tokens = train(
         model,
         settings,
         train_data=data.train,
@@ -126,7 +125,7 @@ def run_arm(arm: Arm, data: PackedData, device: torch.device, observer: ArmObser
             "study_learning_rate": plan.train.learning_rate,  # of which a variant's may be a multiple
         },
         measures=measures,
-        tokens_seen=settings.steps * tokens_per_step,
+        tokens_seen=num_tokens,
         device=device_name(device),
         git_commit=git_commit(),
         versions=library_versions(),

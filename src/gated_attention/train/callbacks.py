@@ -40,15 +40,12 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]  # transformers is
 
     Args:
         path: The metrics file.
-        tokens_per_step: Training tokens of one optimizer step.
         resume_step: Step of the checkpoint the run goes on from; 0 for a new run.
         report: Called with the progress after every step that was logged.
     """
 
-    def __init__(
-        self, path: Path, tokens_per_step: int, resume_step: int = 0, report: Callable[[Progress], None] | None = None
-    ) -> None:
-        self.path, self.tokens_per_step, self.report = path, tokens_per_step, report
+    def __init__(self, path: Path, resume_step: int = 0, report: Callable[[Progress], None] | None = None) -> None:
+        self.path, self.report = path, report
         self._clock: _Clock | None = None
         self._compiling = True
         self._resume_step = resume_step
@@ -61,7 +58,7 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]  # transformers is
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Start the clock once the first step, which compiles and allocates, is over."""
         if self._clock is None and not self._compiling:
-            self._clock = _Clock(state.global_step)
+            self._clock = _Clock(state.num_input_tokens_seen)
         self._compiling = False
 
     def on_log(
@@ -70,13 +67,13 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]  # transformers is
         """Write a training line; the Trainer's own summary and evaluation lines are passed over."""
         if "loss" not in logs or not state.is_world_process_zero:
             return
-        tokens_per_s = self._clock.read(state.global_step, self.tokens_per_step) if self._clock else None
+        tokens_per_s = self._clock.read(state.num_input_tokens_seen) if self._clock else None
         line = {
             "step": state.global_step,
             "loss_nats": logs["loss"],
             "learning_rate": logs["learning_rate"],
             "grad_norm": logs.get("grad_norm"),
-            "tokens": state.global_step * self.tokens_per_step,
+            "tokens": state.num_input_tokens_seen,
             "tokens_per_s": tokens_per_s,
             **{name: logs[name] for name in AUXILIARY if name in logs},
         }
@@ -104,15 +101,15 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]  # transformers is
 
 @dataclass(slots=True)
 class _Clock:
-    """Throughput from one step to a later one."""
+    """Throughput from one count of tokens to a later one."""
 
-    start_step: int
+    start_tokens: int
     start: float = field(default_factory=time.perf_counter)
 
-    def read(self, step: int, tokens_per_step: int) -> float | None:
-        if step == self.start_step:
+    def read(self, tokens: int) -> float | None:
+        if tokens == self.start_tokens:
             return None
-        return (step - self.start_step) * tokens_per_step / (time.perf_counter() - self.start)
+        return (tokens - self.start_tokens) / (time.perf_counter() - self.start)
 
 
 def tensorboard_callback(folder: Path) -> TrainerCallback:

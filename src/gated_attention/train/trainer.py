@@ -1,27 +1,30 @@
-"""Training on transformers' Trainer: settings, parameter groups, resuming from the last sound checkpoint."""
+"""Training on transformers' Trainer: settings, counted tokens, resuming from the last sound checkpoint."""
 
+import json
 import shutil
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch._inductor.config
 from safetensors import SafetensorError
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback
 from transformers import TrainingArguments as Arguments
 from transformers.utils import logging
 
 from gated_attention.models.loading import load_model
-from gated_attention.nn import AttentionGate
 from gated_attention.ranges import require_within
 from gated_attention.train.auxiliary import AuxiliaryLosses, AuxiliaryWeights
 from gated_attention.train.checkpoints import checkpoint_step, find_sound_checkpoint, last_checkpoint, seal
+from gated_attention.train.parameters import parameter_groups
+from gated_attention.train.schedule import Passes, rate_factor
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -33,11 +36,11 @@ class TrainConfig:
     Attributes:
         batch_size: Sequences per forward and backward pass.
         accumulation: Passes per optimizer step.
-        min_learning_rate: Where the cosine ends, as a share of `learning_rate`; the paper's is 3e-5 / 2e-3.
-        warmup: Share of the steps in which the learning rate rises.
-        weight_decay: On matrices; norms and biases are not decayed.
+        min_learning_rate: Rate of the last step as a share of `learning_rate`; the paper's is 3e-5 / 2e-3.
+        warmup: Share of the steps in which the learning rate rises, the last of them at its peak.
+        weight_decay: On the weights that `parameters.decayed_names` names.
         gate_learning_rate: Factor on the learning rate of gate parameters.
-        gate_weight_decay: Weight decay of gate matrices; None is `weight_decay`.
+        gate_weight_decay: Weight decay of gates' projections; None is `weight_decay`.
         auxiliary: Losses of routers and gates beside the cross-entropy.
         precision: `bfloat16` computes under autocast and keeps float32 weights.
         log_every, evaluate_every, checkpoint_every: In optimizer steps.
@@ -89,32 +92,15 @@ class TrainConfig:
         return self.batch_size * self.accumulation
 
 
-def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
-    """AdamW's groups: matrices with decay, vectors without, and gates with their own rate and decay."""
-    gates = {id(p) for m in model.modules() if isinstance(m, AttentionGate) for p in m.parameters()}
-    trained = [p for p in model.parameters() if p.requires_grad]
-
-    def group(name: str, members: Iterable[nn.Parameter], decay: float, rate: float = 1.0) -> dict[str, Any]:
-        return {"name": name, "params": list(members), "weight_decay": decay, "lr": config.learning_rate * rate}
-
-    gate_decay = config.weight_decay if config.gate_weight_decay is None else config.gate_weight_decay
-    rate = config.gate_learning_rate
-    groups = [
-        group("matrices", (p for p in trained if p.ndim >= 2 and id(p) not in gates), config.weight_decay),
-        group("vectors", (p for p in trained if p.ndim < 2 and id(p) not in gates), 0.0),
-        group("gate matrices", (p for p in trained if p.ndim >= 2 and id(p) in gates), gate_decay, rate),
-        group("gate vectors", (p for p in trained if p.ndim < 2 and id(p) in gates), 0.0, rate),
-    ]
-    return [group for group in groups if group["params"]]
-
-
 class AuxiliaryTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
-    """`transformers.Trainer` with the parameter groups above and auxiliary losses.
+    """`transformers.Trainer` with this package's parameter groups, schedule, data order and auxiliary losses.
 
     The losses that it logs and evaluates stay the cross-entropy alone; the auxiliary ones are logged beside it.
+    `state.num_input_tokens_seen` counts the tokens of every batch trained on, over all ranks and resumptions.
     """
 
     optimizer: torch.optim.Optimizer | None
+    lr_scheduler: LambdaLR | None
 
     def __init__(self, *args: Any, config: TrainConfig, auxiliary: AuxiliaryLosses, **kwargs: Any) -> None:
         self.config, self.auxiliary = config, auxiliary
@@ -129,6 +115,23 @@ class AuxiliaryTrainer(Trainer):  # type: ignore[misc]  # transformers is untype
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
             self.optimizer = optimizer_class(parameter_groups(model, self.config), **options)
         return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:
+        """`rate_factor` of every step."""
+        if self.lr_scheduler is None:
+            config = self.config
+
+            def factor(step: int) -> float:
+                minimum = config.min_learning_rate
+                return rate_factor(step, steps=config.steps, warmup_steps=config.warmup_steps, minimum=minimum)
+
+            self.lr_scheduler = LambdaLR(cast(torch.optim.Optimizer, optimizer or self.optimizer), factor)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Passes:
+        sequences = self.config.steps * self.config.sequences_per_step * self.args.world_size
+        return Passes(self.train_dataset if train_dataset is None else train_dataset, sequences, self.args.data_seed)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[dict[str, Any]], torch.Tensor | int | None]:
         """A step's batches; where it has several, experts are counted over all of them before the first is trained."""
@@ -150,9 +153,10 @@ class AuxiliaryTrainer(Trainer):  # type: ignore[misc]  # transformers is untype
         loss = cross_entropy + self.auxiliary.loss(self.expert_counts, self.current_gradient_accumulation_steps)
         return (loss, found[1]) if return_outputs else loss
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """Forward and backward; what is returned, summed and logged is the cross-entropy."""
-        loss: torch.Tensor = super().training_step(*args, **kwargs)
+        self.state.num_input_tokens_seen += inputs["input_ids"].numel() * self.args.world_size  # ranks' are equal
+        loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
         return loss if self.cross_entropy is None else self.cross_entropy
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
@@ -195,7 +199,7 @@ def train(
     seed: int,
     device: torch.device,
     callbacks: Iterable[TrainerCallback] = (),
-) -> None:
+) -> int:
     """Train in place, from the last sound checkpoint below `output` if there is one.
 
     Checkpoints are `output/checkpoint-<step>`, readable by `from_pretrained`; the last two are kept, so that a damaged
@@ -203,14 +207,19 @@ def train(
     The data order depends on the seed only, so runs of one seed pair, and a resumed run sees what an
     uninterrupted one would.
 
+    Returns:
+        Tokens of all batches trained on, counted as they were read, on all ranks and before resumptions too.
+
     Raises:
-        ValueError: as `AuxiliaryLosses`, or if a checkpoint cannot be written.
+        ValueError: as `AuxiliaryLosses` and `check_batch`, or if a checkpoint cannot be written.
     """
+    check_batch(train_data, config)  # type: ignore[arg-type]  # every map has a length
     checkpoint = find_sound_checkpoint(output)
+    tokens_before = tokens_seen(checkpoint) if checkpoint else 0
     if checkpoint and checkpoint_step(checkpoint) >= config.steps:  # the Trainer would take one step more
         load_weights(model, checkpoint)
         model.to(device)
-        return
+        return tokens_before
     arguments = Arguments(
         output_dir=str(output),
         max_steps=config.steps,
@@ -218,9 +227,6 @@ def train(
         per_device_eval_batch_size=config.batch_size,
         gradient_accumulation_steps=config.accumulation,
         learning_rate=config.learning_rate,
-        lr_scheduler_type="cosine_with_min_lr",
-        lr_scheduler_kwargs={"min_lr_rate": config.min_learning_rate},
-        warmup_steps=config.warmup_steps,
         weight_decay=config.weight_decay,
         adam_beta1=config.beta1,
         adam_beta2=config.beta2,
@@ -241,7 +247,6 @@ def train(
         save_steps=config.checkpoint_every,
         save_total_limit=2,
         dataloader_pin_memory=device.type == "cuda",
-        dataloader_drop_last=True,
         remove_unused_columns=False,
         disable_tqdm=True,
         report_to="none",
@@ -269,6 +274,20 @@ def train(
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         auxiliary.remove()
+    return int(trainer.state.num_input_tokens_seen)
+
+
+def check_batch(data: Sized, config: TrainConfig) -> None:
+    """Refuse text that does not fill one pass.
+
+    Raises:
+        ValueError: if there are fewer sequences than a pass takes.
+    """
+    if len(data) < config.batch_size:
+        raise ValueError(
+            f"batch size {config.batch_size} exceeds the training text, which fills {len(data)} sequences; "
+            f"use a --batch-size of at most {max(1, len(data))}, a smaller --context or more text"
+        )
 
 
 def load_weights(model: PreTrainedModel, checkpoint: Path) -> None:
@@ -324,3 +343,15 @@ def no_progress_bars() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
+
+
+def tokens_seen(checkpoint: Path) -> int:
+    """Tokens that a run had trained on when it wrote a checkpoint.
+
+    Raises:
+        ValueError: if the checkpoint does not say, as those of earlier versions do not.
+    """
+    count = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8")).get("num_input_tokens_seen", 0)
+    if not count:
+        raise ValueError(f"{checkpoint} does not count its tokens; train this arm again under another --name")
+    return int(count)

@@ -1,0 +1,42 @@
+"""When what is read: the learning rate of every step, and the order of sequences through a whole run."""
+
+from collections.abc import Iterator, Sized
+from math import cos, pi
+
+import torch
+from torch.utils.data import Sampler
+
+
+def rate_factor(step: int, *, steps: int, warmup_steps: int, minimum: float) -> float:
+    """Share of the peak learning rate in a step, counted from 0.
+
+    It rises linearly, to 1 in step `warmup_steps - 1`, and falls as a cosine, to `minimum` in step `steps - 1`: no step
+    has a rate of 0 but the last one where `minimum` is 0.
+    """
+    done = step + 1
+    if done <= warmup_steps:
+        return done / warmup_steps
+    progress = min(1.0, (done - warmup_steps) / max(1, steps - warmup_steps))  # PyTorch asks for one step more
+    return minimum + (1 - minimum) * (1 + cos(pi * progress)) / 2
+
+
+class Passes(Sampler[int]):
+    """Indices of a whole run: every sequence once, in a new order each time, until `num_samples` are drawn.
+
+    One run is one pass of the loader over it, so no step is cut short where the text begins again. The seed alone
+    decides the order.
+    """
+
+    def __init__(self, data: Sized, num_samples: int, seed: int) -> None:
+        self.data, self.num_samples, self.seed = data, num_samples, seed
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed)
+        left = self.num_samples
+        while left > 0:
+            order = torch.randperm(len(self.data), generator=generator).tolist()[:left]
+            yield from order
+            left -= len(order)
