@@ -18,6 +18,7 @@ TERMINATED = 143
 """Exit code after SIGTERM, which batch systems send before they kill."""
 
 _BROKEN_PIPE = 141
+_LONGEST = 1000  # characters of a refusal, which may repeat what was given
 
 
 def run(app: typer.Typer, words: Sequence[str]) -> NoReturn:
@@ -47,7 +48,8 @@ def run(app: typer.Typer, words: Sequence[str]) -> NoReturn:
 
 
 def _refuse(message: str) -> NoReturn:
-    typer.echo(f"error: {' '.join(message.split(chr(10)))}", err=True)
+    line = " ".join(message.splitlines())
+    typer.echo(f"error: {line if len(line) <= _LONGEST else line[: _LONGEST - 3] + '...'}", err=True)
     sys.exit(2)
 
 

@@ -127,6 +127,12 @@ def waiting_for(path: Path, say: Callable[[str], None]) -> Iterator[None]:
         _let_go(lock)
 
 
+def remove_parts(folder: Path) -> None:
+    """Remove the unfinished files that killed processes left anywhere below a folder that is claimed."""
+    for part in folder.rglob(f"{PART}*"):
+        _remove_if_abandoned(part)
+
+
 def is_held(path: Path) -> bool:
     """Whether some process has the lock `path`; the file is gone afterwards if none has."""
     lock = FileLock(path)

@@ -1,7 +1,9 @@
 """Figures say what the data says, and equal data gives equal bytes."""
 
+import re
 import subprocess
 import sys
+from xml.etree import ElementTree
 
 import matplotlib as mpl
 import numpy as np
@@ -161,3 +163,15 @@ def test_pyplot_is_never_imported():
     )
     done = subprocess.run([sys.executable, "-c", program, plots.__file__], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("label", ["$x^{$", "_x", "<b>&", "a\x00b\x1b", "名 ☃", "%s"])
+def test_a_label_is_text_whatever_it_is(label):
+    figure = per_layer({label: [[1.0, 2.0]], "other": [[2.0, 3.0]]}, strokes_for([label, "other"]), "y")
+    svg = to_svg(figure, salt="f")
+    texts = [
+        "".join(text.itertext()).strip()
+        for text in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")
+    ]
+    assert re.sub("[\x00-\x1f]", "\N{REPLACEMENT CHARACTER}", label) in texts

@@ -155,3 +155,31 @@ def test_benchmarks_are_shown_with_shots_and_the_harness_version(model, tmp_path
     content = json.loads((out / "evaluation.json").read_text())
     assert content["versions"]["lm-eval"] == "0.4.13"
     assert [(one["item"], one["value"]) for one in content["numbers"]] == [("gsm8k", 0.25)]
+
+
+def test_all_tasks_are_checked_before_the_first_one_runs(model, text, tmp_path, capsys):
+    out = tmp_path / "out"
+    few = ["--data", text, "--tokens", "64"]
+    for tasks, options in (
+        ("perplexity,length", ["--multiples", "1,64", "--yarn", "64"]),
+        ("perplexity,retrieval", ["--lengths", "8"]),
+        ("perplexity,quantization", []),
+        ("perplexity,humaneval", []),
+    ):
+        code, printed, errors = run(capsys, model, "--tasks", tasks, *few, *options, "--output", str(out))
+        assert (code, errors.count("\n")) == (2, 1), tasks
+        assert "perplexity, plain" not in printed
+        assert not out.exists()
+
+
+def test_what_was_measured_before_an_interruption_is_kept(model, text, tmp_path, capsys, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gated_attention.studies.evaluate.score_samples", interrupt)
+    tasks = ["--tasks", "perplexity,retrieval", "--samples", "1", "--depths", "0", "--lengths", "256", "--yarn", "8"]
+    code, _, errors = run(capsys, model, *tasks, "--data", text, "--tokens", "200", "--output", str(tmp_path / "out"))
+    assert (code, errors) == (130, "stopped\n")
+    content = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert content["is_complete"] is False
+    assert {one["task"] for one in content["numbers"]} == {"perplexity"}

@@ -2,6 +2,8 @@
 
 import multiprocessing
 import os
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -112,3 +114,30 @@ def test_a_killed_process_is_told_in_one_line(plan):
     with pytest.raises(RuntimeError, match="killed, perhaps for want of memory; run the study again"):
         run_side_by_side(plan().arms, worker_tasks.die, Watcher(), 2, on_gpus=False)
     assert multiprocessing.active_children() == []
+
+
+@pytest.mark.trust
+def test_workers_end_with_a_killed_study(plan):
+    study = plan()
+    parent = multiprocessing.get_context("spawn").Process(target=worker_tasks.start_and_wait, args=(study.arms,))
+    parent.start()
+    deadline = time.monotonic() + 300
+    try:
+        while len(found := list(study.runs.glob("*/seed0/*"))) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+    finally:
+        parent.kill()
+        parent.join()
+    workers = [int(path.name) for path in found]
+    assert len(workers) == 2
+    while any(state(pid) not in "ZX" for pid in workers):
+        assert time.monotonic() < deadline, "a worker outlived its study"
+        time.sleep(0.05)
+
+
+def state(pid):
+    """One letter: Z is a process that ended and that nobody asked about, X one that is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return "X"

@@ -30,7 +30,7 @@ def write_model_card(
     folder: Path | str,
     *,
     name: str | None = None,
-    result: Path | str | None = None,
+    result: Result | Path | str | None = None,
     analysis: Path | str | None = None,
     base_model: str | None = None,
     license: str | None = None,
@@ -40,7 +40,7 @@ def write_model_card(
     Args:
         folder: A saved gated model.
         name: From which the card says to load; None is the folder's own name.
-        result: `result.json` of the arm that trained it.
+        result: Of the arm that trained it, or its `result.json`.
         analysis: `analysis.json` of `gated-attention analyze` that has the folder among its models.
         base_model, license: As `models.card.model_card`.
 
@@ -51,7 +51,7 @@ def write_model_card(
     config = _read_config(folder)
     tables = []
     if result is not None:
-        tables += arm_tables(read_result(Path(result)))
+        tables += arm_tables(result if isinstance(result, Result) else read_result(Path(result)))
     if analysis is not None:
         tables.append(_analysis_table(Path(analysis), folder))
     card = model_card(

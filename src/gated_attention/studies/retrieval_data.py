@@ -6,6 +6,7 @@ from pathlib import Path
 
 from gated_attention.evaluate.retrieval import KINDS, make_samples
 from gated_attention.files import write_text, writing_to
+from gated_attention.ranges import require_within
 from gated_attention.studies.evaluate import plain_encoder, read_filler
 from gated_attention.train.tokenizer import load_tokenizer
 
@@ -25,6 +26,19 @@ def write_retrieval_data(
     Raises:
         ValueError: if the tokenizer or the filler cannot be read, a length is too short, or nothing can be written.
     """
+    for name, values, bounds in (
+        ("length", lengths, {"least": 1, "most": 2**30}),
+        ("depth", depths, {"least": 0, "most": 1}),
+        ("samples", [num_samples], {"least": 1, "most": 10**7}),
+        ("seed", [seed], {"least": 0, "most": 2**63}),
+    ):
+        if not values:
+            raise ValueError(f"no {name} is given; give at least one")
+        for value in values:
+            require_within(name, value, **bounds)
+    with writing_to(path, "choose another file"):
+        if not path.parent.is_dir() or path.is_dir():
+            raise ValueError(f"{path} cannot be written: its folder must exist, and it must be a file")
     encode, text = plain_encoder(load_tokenizer(tokenizer)), read_filler(filler)
     lines = [
         json.dumps({"text": f"{sample.prompt}{sample.answer}", "domain": sample.kind}, ensure_ascii=False) + "\n"

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from gated_attention.files import claimed
+from gated_attention.files import claimed, remove_parts
 from gated_attention.models import GatedQwen3MoeConfig
 from gated_attention.models.build import build_model
 from gated_attention.studies.device import device_name
@@ -49,6 +49,7 @@ def run_study(
             nothing can be written.
     """
     with claimed(plan.runs):
+        remove_parts(plan.runs)
         return _run_claimed(plan, device, cache, observer, side_by_side)
 
 
@@ -130,10 +131,10 @@ def run_arm(arm: Arm, data: PackedData, device: torch.device, observer: ArmObser
         git_commit=git_commit(),
         versions=library_versions(),
     )
-    write_result(arm.folder, result)
-    keep_newest(arm.folder)
     if saved := last_checkpoint(arm.folder):
-        write_model_card(saved, name=f"{arm.variant.name}-seed{arm.seed}", result=arm.folder / RESULT_NAME)
+        write_model_card(saved, name=f"{arm.variant.name}-seed{arm.seed}", result=result)
+    keep_newest(arm.folder)
+    write_result(arm.folder, result)  # last: with it the arm is done, and nothing of it is looked at again
     return read_result(arm.folder / RESULT_NAME)
 
 

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -121,7 +122,16 @@ def _enter(events: "SimpleQueue[Any]", num_threads: int) -> None:
     global _events  # noqa: PLW0603  # where a pool's initialiser can leave what its tasks need
     _events = events
     torch.set_num_threads(num_threads)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the waiting one acts
+
+
+def _end_with_parent() -> None:
+    """End this process once the waiting one is gone: a killed study must not go on in its workers, unlocked."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _run_watched(run: _Run, arm: Arm) -> Result:
