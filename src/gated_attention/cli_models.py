@@ -240,7 +240,9 @@ def retrieval_data(
 def convert(
     source: Annotated[str, typer.Argument(help="Folder or hub name: owner/repository or owner/repository/folder.")],
     target: Annotated[Path, typer.Argument(help="Folder to write: absent or empty.")],
-    to: Annotated[str, typer.Option(help="'gated', or the stock architecture: 'qwen3_next', 'qwen3_5'.")] = "gated",
+    to: Annotated[
+        str, typer.Option(help="'gated', or what servers know: 'qwen3_next', 'qwen3_5', 'llama_cpp'.")
+    ] = "gated",
     add_gate: Annotated[
         str | None, typer.Option(help="Variant whose gates a model without any gets.", show_default=False)
     ] = None,

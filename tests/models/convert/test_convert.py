@@ -25,7 +25,7 @@ def test_a_gate_is_added_and_changes_nothing_at_first(moe, add_gate, tmp_path):
     done = convert(source, tmp_path / "gated", add_gate=add_gate)
     assert torch.equal(logits(tmp_path / "gated"), logits(source))
     assert {gate.scale for gate in done.gates} == {2.0}
-    assert "neither removes" in done.warning
+    assert "neither removes" in done.warnings[0]
     convert(source, tmp_path / "normal", add_gate=add_gate, init="normal")
     assert not torch.equal(logits(tmp_path / "normal"), logits(source))
 

@@ -1,5 +1,7 @@
 """Stock architectures out: logits stay, the way back is exact to the bit, and the rest is refused."""
 
+import json
+
 import pytest
 import torch
 from checkpoints import (
@@ -15,6 +17,7 @@ from checkpoints import (
     weights,
     write_release,
 )
+from safetensors.torch import load_file, save_file
 
 from gated_attention.models import GatedQwen3Config, GatedQwen3MoeConfig
 from gated_attention.models.convert import convert
@@ -22,6 +25,7 @@ from gated_attention.spec import GateSpec
 
 GROUPS = pytest.mark.parametrize("num_kv_heads", [4, 2, 1])
 TARGETS = pytest.mark.parametrize("to", STOCK)
+EXPORTS = ["qwen3_next", "qwen3_5", "llama_cpp"]
 
 
 @GROUPS
@@ -83,10 +87,66 @@ def test_tied_heads_and_yarn_are_carried(to, tmp_path):
     values = sizes() | {"tie_word_embeddings": True, "rope_parameters": yarn}
     source = save(GatedQwen3Config(**values, gates=GateSpec()), tmp_path / "source")
     convert(source, tmp_path / "out", to)
-    assert "lm_head.weight" not in weights(tmp_path / "out")
+    has_head = to == "qwen3_next"  # vLLM never ties it
+    assert ("lm_head.weight" in weights(tmp_path / "out")) == has_head
+    assert read_config(tmp_path / "out")["tie_word_embeddings"] != has_head
     assert distance(logits(tmp_path / "out"), logits(source)) <= 1e-5
     convert(tmp_path / "out", tmp_path / "back")
     assert_same_model(source, tmp_path / "back")
+
+
+@pytest.mark.parametrize("to", EXPORTS)
+def test_servers_read_what_transformers_moved(to, tmp_path):
+    source = save(GatedQwen3Config(**sizes(), gates=GateSpec()), tmp_path / "source")
+    convert(source, tmp_path / "out", to)
+    config = read_config(tmp_path / "out")
+    assert (config["rope_theta"], config["partial_rotary_factor"]) == (10000.0, 1.0)
+    assert config["rope_parameters"]["rope_theta"] == 10000.0
+    assert config.get("full_attention_interval") == (None if to == "llama_cpp" else 1)
+
+
+def test_qwen3_next_has_one_expert_where_the_model_is_dense(tmp_path):
+    source = save(GatedQwen3Config(**sizes(), gates=GateSpec(granularity="headwise")), tmp_path / "source")
+    convert(source, tmp_path / "out", "qwen3_next")
+    config, held = read_config(tmp_path / "out"), weights(tmp_path / "out")
+    assert (config["num_experts"], config["num_experts_per_tok"], config["mlp_only_layers"]) == (1, 1, [])
+    assert not held["model.layers.0.mlp.gate.weight"].any()
+    assert held["model.layers.0.mlp.shared_expert.down_proj.weight"].shape == (32, 1)
+    up = weights(source)["model.layers.1.mlp.up_proj.weight"]
+    assert torch.equal(held["model.layers.1.mlp.experts.0.up_proj.weight"], up)
+    assert distance(logits(tmp_path / "out"), logits(source)) <= 2e-5
+
+
+@pytest.mark.parametrize("granularity", ["headwise", "elementwise"])
+@pytest.mark.parametrize("moe", [False, True])
+def test_llama_cpp_gets_an_idle_layer_of_linear_attention(moe, granularity, tmp_path):
+    own, experts = (GatedQwen3MoeConfig, EXPERTS) if moe else (GatedQwen3Config, {})
+    values = sizes() | experts | {"tie_word_embeddings": True}
+    source = save(own(**values, gates=GateSpec(granularity=granularity)), tmp_path / "source")
+    convert(source, tmp_path / "out", "llama_cpp")
+    config = read_config(tmp_path / "out")
+    assert config["layer_types"] == ["full_attention", "full_attention", "linear_attention"]
+    assert (config["linear_num_key_heads"], config["linear_value_head_dim"]) == (1, 128)
+    idle = [tensor for name, tensor in weights(tmp_path / "out").items() if name.startswith("model.layers.2.")]
+    assert len(idle) > 10
+    assert not any(tensor.any() for tensor in idle)
+    assert distance(logits(tmp_path / "out"), logits(source)) <= 2e-5
+    convert(tmp_path / "out", tmp_path / "back")
+    assert_same_model(source, tmp_path / "back")
+    path = next((tmp_path / "out").glob("*.safetensors"))
+    name = "model.layers.2.linear_attn.out_proj.weight"
+    save_file(load_file(path) | {name: torch.ones(32, 128)}, path)
+    with pytest.raises(ValueError, match=f"tensor {name} of .* is not zero"):
+        convert(tmp_path / "out", tmp_path / "again")
+
+
+@pytest.mark.parametrize(("name", "warned"), [("bytes", True), ("large", False)])
+def test_a_tokenizer_that_llama_cpp_does_not_know_is_named(name, warned, tmp_path, capsys):
+    source = save(GatedQwen3Config(**sizes(), gates=GateSpec()), tmp_path / "source")
+    vocab = {str(index): index for index in range(257 if name == "bytes" else 50_000)}
+    (source / "tokenizer.json").write_text(json.dumps({"model": {"type": "BPE", "vocab": vocab}}))
+    assert bool(convert(source, tmp_path / "out", "llama_cpp").warnings) == warned
+    assert convert(source, tmp_path / "served", "qwen3_5").warnings == ()
 
 
 def test_the_folder_says_what_it_is(tmp_path):

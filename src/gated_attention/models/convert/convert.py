@@ -2,6 +2,7 @@
 
 import fcntl
 import glob
+import json
 import os
 import shutil
 import time
@@ -16,17 +17,18 @@ import torch
 from huggingface_hub import ModelCard
 from safetensors import SafetensorError
 
+from gated_attention.files import write_text
 from gated_attention.models.card import CARD_NAME, measured_sections, model_card
 from gated_attention.models.convert.canonical import Config, one_line
 from gated_attention.models.convert.read import model_dtype, read_model
 from gated_attention.models.convert.retrofit import WARNING, retrofit
 from gated_attention.models.convert.source import check_links, find_source
-from gated_attention.models.convert.storage import Stored, is_weight_file, write_checkpoint
-from gated_attention.models.convert.write import export
+from gated_attention.models.convert.storage import Stored, is_weight_file, read_json, write_checkpoint
+from gated_attention.models.convert.write import export, top_level
 from gated_attention.models.self_contained import write_self_contained
 from gated_attention.spec import Gates, GateSpec, Init, as_gates
 
-Target = Literal["gated", "qwen3_next", "qwen3_5"]
+Target = Literal["gated", "qwen3_next", "qwen3_5", "llama_cpp"]
 DEFAULT_SHARD_BYTES = 10**9
 
 
@@ -51,7 +53,7 @@ class Conversion:
     left_out: tuple[str, ...]
     widened: int
     time_s: float
-    warning: str | None = None
+    warnings: tuple[str, ...] = ()
 
     def describe(self) -> list[str]:
         """The summary, line by line."""
@@ -65,9 +67,7 @@ class Conversion:
             lines.append(f"left out: {len(self.left_out)} tensors, {self.left_out[0]} first")
         if self.widened:
             lines.append(f"{self.widened} norms are stored in float32: less one, they do not fit the model's dtype")
-        if self.warning:
-            lines.append(f"note: {self.warning}")
-        return lines
+        return lines + [f"note: {warning}" for warning in self.warnings]
 
 
 def convert(
@@ -103,7 +103,7 @@ def convert(
     if init != "zeros" and not add_gate:
         raise ValueError(f"init {init!r} starts gates that are added; name them with add_gate")
     if self_contained and to != "gated":
-        raise ValueError(f"self_contained is for to='gated'; transformers itself has the code of {to}")
+        raise ValueError("self_contained is for to='gated'; transformers itself has the code of the others")
     target_folder = Path(target_folder)
     if target_folder.exists() and (not target_folder.is_dir() or any(target_folder.iterdir())):
         raise ValueError(f"{target_folder} is not an empty folder; give one that is absent or empty")
@@ -118,12 +118,18 @@ def convert(
         config.architectures = [_CLASSES[config.model_type]]
     else:
         config, tensors = export(checkpoint, to)
+    warnings: tuple[str, ...] = (WARNING,) if gates else ()
+    if to == "llama_cpp":
+        warnings += _llama_cpp_warnings(folder)
     dtype = model_dtype(tensors)
     config.dtype = str(dtype).removeprefix("torch.")
     num_parameters = _count(tensors)
     with _all_or_nothing(target_folder) as partial:
         _copy_other_files(folder, partial)
         config.save_pretrained(partial)
+        if to != "gated":
+            path = partial / "config.json"
+            write_text(path, json.dumps(read_json(path) | top_level(config), indent=2, sort_keys=True) + "\n")
         write_checkpoint(partial, tensors, max_shard_bytes)
         name = target_folder.resolve().name
         own, became = checkpoint.config, config.model_type
@@ -142,7 +148,22 @@ def convert(
         left_out=checkpoint.left_out,
         widened=sum(tensor.dtype.itemsize > dtype.itemsize for tensor in tensors.values()),
         time_s=time.monotonic() - start,
-        warning=WARNING if gates else None,
+        warnings=warnings,
+    )
+
+
+_FEWEST_TOKENS = 32_000
+
+
+def _llama_cpp_warnings(folder: Path) -> tuple[str, ...]:
+    """What llama.cpp's converter will not take: it knows tokenizers of byte pairs by what they make of one text."""
+    path = folder / "tokenizer.json"
+    model = read_json(path).get("model") if path.is_file() else None
+    if not isinstance(model, dict) or model.get("type") != "BPE" or len(model.get("vocab") or ()) >= _FEWEST_TOKENS:
+        return ()
+    return (
+        "llama.cpp's convert_hf_to_gguf.py refuses tokenizers that it does not know (BPE pre-tokenizer was not "
+        "recognized), such as this one, trained here or of bytes; docs/checkpoints.md says how to name it",
     )
 
 

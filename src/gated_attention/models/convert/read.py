@@ -13,6 +13,7 @@ from transformers import AutoConfig
 from gated_attention.models.configuration import GatedQwen3Config, GatedQwen3MoeConfig
 from gated_attention.models.convert.canonical import Checkpoint, Config, check_complete, one_line, split_experts
 from gated_attention.models.convert.layouts import merge_rows, shift_exactly, split_per_group, split_per_head
+from gated_attention.models.convert.stand_ins import drop_idle_layer, drop_zero_shared_experts, from_one_expert, is_tied
 from gated_attention.models.convert.storage import Stored, check_floating, find_weights, open_checkpoint, read_json
 from gated_attention.spec import GateSpec, Granularity, ScoreDtype
 
@@ -116,6 +117,9 @@ def _read_release(content: dict[str, Any], tensors: Tensors) -> tuple[Config, Te
 
 def _read_next(content: dict[str, Any], tensors: Tensors) -> tuple[Config, Tensors, str]:
     stock = AutoConfig.for_model(**content)
+    if stock.layer_types[-1:] == ["linear_attention"] and "full_attention" in stock.layer_types:
+        stock.num_hidden_layers, stock.layer_types = stock.num_hidden_layers - 1, stock.layer_types[:-1]
+        tensors = drop_idle_layer(tensors, stock.num_hidden_layers)
     if any(kind != "full_attention" for kind in stock.layer_types):
         raise ValueError(
             f"layer_types of {stock.model_type} has linear attention; only full attention has a place here"
@@ -129,11 +133,15 @@ def _read_next(content: dict[str, Any], tensors: Tensors) -> tuple[Config, Tenso
     hint = content.get(HINT) or {}
     gate = GateSpec(**{"dtype": "model", **{name: hint[name] for name in HINTS if name in hint}})
     values = {**stock.to_dict(), "rope_parameters": rope}
+    if hint.get("tie_word_embeddings") and is_tied(tensors):
+        values["tie_word_embeddings"] = True
+    tensors = drop_zero_shared_experts(tensors)
     moe = _has_experts(stock)
+    if moe and stock.num_experts == 1 and hint.get("dense"):
+        moe, tensors = False, from_one_expert(tensors)
     if stock.model_type == "qwen3_5_moe_text":
         values["norm_topk_prob"] = True  # that class always normalises
     config = _own_config(values, moe, (gate,))
-    tensors = _drop_zero_shared_experts(tensors)
     dtype = model_dtype(tensors)
     tensors = {
         name: shifted(tensor, 1.0, dtype) if name.endswith("norm.weight") else tensor
@@ -261,10 +269,3 @@ def _load_expert(fused: Stored, part: str, rows: int) -> Tensor:
     *_, index, kind, _ = part.split(".")
     start = rows if kind == "up_proj" else 0
     return _load_whole(fused)[int(index), start : start + rows].clone()
-
-
-def _drop_zero_shared_experts(tensors: Tensors) -> Tensors:
-    for name, tensor in tensors.items():
-        if name.endswith(".shared_expert.down_proj.weight") and tensor.load().any():
-            raise ValueError(f"tensor {name} of {tensor.origin} is a shared expert, which Qwen3-MoE does not have")
-    return {name: tensor for name, tensor in tensors.items() if ".mlp.shared_expert" not in name}

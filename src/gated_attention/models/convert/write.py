@@ -1,11 +1,9 @@
 """Checkpoints out: a gated model as a stock architecture, Qwen3-Next or Qwen3.5, that servers know."""
 
-from collections.abc import Callable
 from dataclasses import fields, replace
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import (
     PreTrainedConfig,
@@ -18,6 +16,13 @@ from gated_attention.models.configuration import GatedQwen3MoeConfig
 from gated_attention.models.convert.canonical import Checkpoint, Config
 from gated_attention.models.convert.layouts import join_per_head
 from gated_attention.models.convert.read import HINT, HINTS, model_dtype, shifted
+from gated_attention.models.convert.stand_ins import (
+    IDLE_LAYER,
+    as_one_expert,
+    head_of_its_own,
+    idle_layer,
+    zero_shared_expert,
+)
 from gated_attention.models.convert.storage import Stored
 from gated_attention.spec import BlockSpec
 
@@ -30,6 +35,8 @@ _CARRIED_MOE = (
     "moe_intermediate_size", "num_experts", "num_experts_per_tok", "norm_topk_prob", "output_router_logits",
     "router_aux_loss_coef", "decoder_sparse_step", "mlp_only_layers",
 )  # fmt: skip
+_ONE_EXPERT = {"num_experts": 1, "num_experts_per_tok": 1, "norm_topk_prob": True, "decoder_sparse_step": 1,
+              "mlp_only_layers": []}  # fmt: skip
 _ONLY_GATES = {"combine": "multiply", "activation": "sigmoid", "input": "hidden_state", "scale": 1.0}
 
 
@@ -42,8 +49,6 @@ def export(checkpoint: Checkpoint, to: str) -> tuple[PreTrainedConfig, dict[str,
     config = checkpoint.config
     _check_expressible(config, to)
     is_moe = isinstance(config, GatedQwen3MoeConfig)
-    stock = _next_config(config) if to == "qwen3_next" else _qwen3_5_config(config)
-    stock.architectures = [_ARCHITECTURES[stock.model_type]]
     dtype = model_dtype(checkpoint.tensors)
     tensors: dict[str, Stored] = {}
     for name, tensor in checkpoint.tensors.items():
@@ -56,8 +61,31 @@ def export(checkpoint: Checkpoint, to: str) -> tuple[PreTrainedConfig, dict[str,
         elif not name.endswith(".self_attn.g_proj.weight"):
             tensors[name] = tensor
             if is_moe and name.endswith(".mlp.gate.weight"):
-                tensors |= _zero_shared_expert(name.removesuffix("gate.weight"), config.hidden_size, tensor)
+                tensors |= zero_shared_expert(name.removesuffix(".gate.weight"), tensor)
+    stock = _next_config(config) if to == "qwen3_next" else _qwen3_5_config(config)
+    if to == "qwen3_next":
+        tensors = tensors if is_moe else as_one_expert(tensors)
+        if config.tie_word_embeddings:
+            tensors = head_of_its_own(tensors)
+    if to == "llama_cpp":
+        _append_idle_layer(stock)
+        tensors |= idle_layer(stock, dtype)
+    stock.architectures = [_ARCHITECTURES[stock.model_type]]
     return stock, tensors
+
+
+def top_level(stock: PreTrainedConfig) -> dict[str, Any]:
+    """What mlx-lm and SGLang read at the top of config.json; transformers writes it in `rope_parameters` alone."""
+    return {name: stock.rope_parameters[name] for name in ("rope_theta", "partial_rotary_factor")}
+
+
+def _append_idle_layer(stock: PreTrainedConfig) -> None:
+    # llama.cpp keeps these models in a hybrid memory, which has to have a recurrent part.
+    stock.num_hidden_layers += 1
+    stock.layer_types = [*stock.layer_types, "linear_attention"]
+    del stock.full_attention_interval  # none describes such a model
+    for name, value in IDLE_LAYER.items():
+        setattr(stock, name, value)
 
 
 _ARCHITECTURES = {
@@ -83,10 +111,10 @@ def _check_expressible(config: Config, to: str) -> None:
         raise ValueError(f"{to} would give the gate a bias too where attention_bias is true; convert with --to gated")
     if getattr(config, "sliding_window", None) is not None:
         raise ValueError(f"{to} cannot express sliding_window={config.sliding_window}; convert with --to gated")
-    if to == "qwen3_5" and isinstance(config, GatedQwen3MoeConfig):
+    if to != "qwen3_next" and isinstance(config, GatedQwen3MoeConfig):
         for name, only in (("norm_topk_prob", True), ("decoder_sparse_step", 1), ("mlp_only_layers", [])):
             if getattr(config, name) != only:
-                raise ValueError(f"qwen3_5 cannot express {name}={getattr(config, name)!r}; use --to qwen3_next")
+                raise ValueError(f"{to} cannot express {name}={getattr(config, name)!r}; use --to qwen3_next")
 
 
 def foreign_fields(config: Config) -> dict[str, Any]:
@@ -103,6 +131,7 @@ def _shared_values(config: Config) -> dict[str, Any]:
     return {
         **{name: getattr(config, name) for name in _CARRIED},
         "layer_types": ["full_attention"] * config.num_hidden_layers,
+        "full_attention_interval": 1,  # read by mlx-lm and SGLang, which know no layer_types
         "rope_parameters": {**config.rope_parameters, "partial_rotary_factor": 1.0},
         "attn_output_gate": True,  # read by vLLM and SGLang
         HINT: {name: getattr(config.gates[0], name) for name in HINTS},
@@ -110,11 +139,15 @@ def _shared_values(config: Config) -> dict[str, Any]:
 
 
 def _next_config(config: Config) -> PreTrainedConfig:
-    values = _shared_values(config)
+    values = _shared_values(config) | {"shared_expert_intermediate_size": 1}
+    if config.tie_word_embeddings:  # vLLM never ties the head of this architecture
+        values["tie_word_embeddings"] = False
+        values[HINT]["tie_word_embeddings"] = True
     if isinstance(config, GatedQwen3MoeConfig):
-        values |= {name: getattr(config, name) for name in _CARRIED_MOE} | {"shared_expert_intermediate_size": 1}
-    else:
-        values |= {"num_experts": 0, "mlp_only_layers": list(range(config.num_hidden_layers))}
+        values |= {name: getattr(config, name) for name in _CARRIED_MOE}
+    else:  # vLLM has no dense layer of this architecture
+        values |= _ONE_EXPERT | {"moe_intermediate_size": config.intermediate_size}
+        values[HINT]["dense"] = True
     return Qwen3NextConfig(**values)
 
 
@@ -135,16 +168,3 @@ def _qwen3_5_config(config: Config) -> PreTrainedConfig:
 
 def _join(q: Stored, g: Stored, config: Config) -> Tensor:
     return join_per_head(q.load(), g.load(), config.geometry)
-
-
-def _zero_shared_expert(prefix: str, hidden_size: int, like: Stored) -> dict[str, Stored]:
-    # The stock classes always have one; of width 1 and zero, it adds nothing.
-    row, column = (1, hidden_size), (hidden_size, 1)
-    shapes = {"gate_proj": row, "up_proj": row, "down_proj": column}
-    names = {f"{prefix}shared_expert.{name}.weight": shape for name, shape in shapes.items()}
-    names[f"{prefix}shared_expert_gate.weight"] = row
-    return {name: Stored(shape, like.dtype, _zeros(shape, like.dtype), "new") for name, shape in names.items()}
-
-
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Callable[[], Tensor]:
-    return lambda: torch.zeros(shape, dtype=dtype)
