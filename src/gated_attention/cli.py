@@ -38,6 +38,12 @@ Tokenizer = Annotated[
 ]
 Context = Annotated[int | None, typer.Option(help="Tokens per sequence; default by size.", show_default=False)]
 Bos = Annotated[bool, typer.Option("--bos", help="Begin every sequence with the BOS token.")]
+PackingOption = Annotated[
+    str,
+    typer.Option(
+        "--packing", help="stream: a token sees all before it in its block; documents: those of its own document."
+    ),
+]
 BatchSize = Annotated[int | None, typer.Option(help="Sequences per pass; default by size.", show_default=False)]
 Accumulation = Annotated[int | None, typer.Option(help="Passes per step; default by size.", show_default=False)]
 LearningRate = Annotated[float | None, typer.Option(help="Peak learning rate; default by size.", show_default=False)]
@@ -78,6 +84,7 @@ def compare(
     tokenizer: Tokenizer = None,
     context: Context = None,
     bos: Bos = False,
+    packing: PackingOption = "stream",
     batch_size: BatchSize = None,
     accumulation: Accumulation = None,
     learning_rate: LearningRate = None,
@@ -104,7 +111,7 @@ def compare(
     from gated_attention.studies.choices import check_study, split_names
 
     chosen_variants = None if variants is None else split_names(variants, "variant")
-    check_study(device=device, size=size, variants=chosen_variants, table=table, name=name)
+    check_study(device=device, size=size, variants=chosen_variants, table=table, name=name, packing=packing)
 
     from gated_attention.studies.device import count_like, pick_device
     from gated_attention.studies.display import Display
@@ -131,6 +138,7 @@ def compare(
             "tokenizer": tokenizer,
             "block_size": context,
             "bos": bos,
+            "packing": packing,
         },
         train={
             "steps": steps,

@@ -257,7 +257,7 @@ def test_the_command_is_spelled_out(text):
     assert command == (
         "gated-attention compare --name demo --variants baseline,sdpa-elementwise,sdpa-headwise --seeds 3 --size tiny "
         "--data corpus.jsonl --tokenizer bytes --context 256 --steps 100 --batch-size 8 --learning-rate 0.004 "
-        "--warmup 0.02 --no-compile"
+        "--warmup 0.02 --no-compile --device cpu"
     )
 
 

@@ -7,6 +7,7 @@ import http.server
 import json
 import logging
 import lzma
+import os
 import shutil
 import sysconfig
 import threading
@@ -21,8 +22,8 @@ import zstandard
 from huggingface_hub import constants as hub
 from huggingface_hub.utils import logging as hub_logging
 
-from gated_attention.train import corpus
-from gated_attention.train.corpus import load_documents, quiet, require_hub, source_files
+from gated_attention.train import corpus, text_files
+from gated_attention.train.corpus import load_documents, passed_over, quiet, require_hub, source_files
 
 ROWS = [{"text": "one", "domain": "prose"}, {"text": "zwei ü 漢 😀\n", "domain": "code"}]
 NOBODY = "http://127.0.0.1:9"
@@ -261,6 +262,7 @@ def test_what_the_hub_refuses_comes_as_one_line_with_its_reason(monkeypatch, err
         ("a.txt", "", "a.txt holds no text"),
         ("a.jsonl", "", "a.jsonl holds no text"),
         ("a.jsonl.gz", gzip.compress(b""), "holds no text"),
+        ("a.jsonl.gz", b"", "a.jsonl.gz cannot be read (an empty file"),
         ("a.json", "[]", "holds no text"),
         ("a.jsonl", lines({"text": None}), "holds no text"),
         (
@@ -314,9 +316,75 @@ def test_a_folder_without_known_files_is_refused(tmp_path):
 
 
 def test_zst_without_its_package_names_the_extra(tmp_path, monkeypatch):
-    monkeypatch.setattr(corpus, "zstandard", None)
+    monkeypatch.setattr(text_files, "zstandard", None)
     source = write(tmp_path / "a.jsonl.zst", zstandard.ZstdCompressor().compress(lines(*ROWS).encode()))
     assert "pip install gated-attention[zstd]" in refusal(source)
+
+
+PACKERS = {
+    ".gz": gzip.compress,
+    ".xz": lzma.compress,
+    ".bz2": bz2.compress,
+    ".zst": zstandard.ZstdCompressor().compress,
+}
+
+
+@pytest.mark.parametrize("suffix", PACKERS)
+@pytest.mark.parametrize("members", [1, 2])
+def test_a_packed_file_is_read_whole_or_not_at_all(tmp_path, suffix, members):
+    """Whatever its length when it is cut: never fewer rows without a word."""
+    half = len(ROWS) // members
+    parts = [PACKERS[suffix](lines(*ROWS[i * half : (i + 1) * half]).encode()) for i in range(members)]
+    whole = b"".join(parts)
+    path = tmp_path / f"a.jsonl{suffix}"
+    assert read(write(path, whole)) == ROWS[: members * half]
+    between = {len(b"".join(parts[:i])) for i in range(1, members)}  # a cut between members cannot be told
+    for length in {0, 1, 4, len(whole) // 3, len(whole) // 2, len(whole) - 9, len(whole) - 1} - between:
+        assert "cannot be read" in refusal(write(path, whole[:length])), length
+
+
+def test_long_packed_text_comes_whole(tmp_path):
+    rows = [{"text": f"{i} " * 200, "domain": ""} for i in range(2000)]
+    content = lines(*rows).encode()
+    assert read(write(tmp_path / "a.jsonl.zst", zstandard.ZstdCompressor().compress(content))) == rows
+
+
+def test_links_to_folders_are_followed_and_nothing_is_read_twice(tmp_path):
+    outside, inside = tmp_path / "outside", tmp_path / "inside"
+    write(outside / "deep/a.txt", "from outside")
+    write(inside / "b.txt", "from inside")
+    (inside / "linked").symlink_to(outside)
+    (inside / "again").symlink_to(outside / "deep")
+    (inside / "loop").symlink_to(inside)
+    (inside / "c.txt").symlink_to(inside / "b.txt")
+    assert sorted(row["text"] for row in read(inside)) == ["from inside", "from outside"]
+
+
+def test_what_would_be_read_and_cannot_is_refused_and_not_passed_over(tmp_path, monkeypatch):
+    write(tmp_path / "a.txt", "fine")
+    (tmp_path / "gone.txt").symlink_to(tmp_path / "nowhere")
+    assert "gone.txt is a link to nothing; mend it" in refusal(tmp_path)
+    (tmp_path / "gone.txt").unlink()
+    os.mkfifo(tmp_path / "pipe.txt")
+    assert "pipe.txt is no regular file" in refusal(tmp_path)
+    (tmp_path / "pipe.txt").unlink()
+    (tmp_path / "locked").mkdir()
+    scan = os.scandir
+
+    def guarded(path):
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    assert "locked cannot be read (Permission denied)" in refusal(tmp_path)
+
+
+def test_files_of_other_formats_are_counted(tmp_path):
+    for name in ("a.txt", "b.csv", "c.CSV", "d.pdf", ".hidden.csv", "deep/README"):
+        write(tmp_path / name, "text")
+    assert passed_over(str(tmp_path)) == {".csv": 2, ".pdf": 1, "without a suffix": 1}
+    assert passed_over("stdlib") == passed_over(str(tmp_path / "a.txt")) == {}
 
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):

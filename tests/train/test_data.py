@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from gated_attention.train import data
 from gated_attention.train.data import Blocks, DataConfig, collate, load_data
-from gated_attention.train.tokenizer import END_OF_TEXT, load_tokenizer
+from gated_attention.train.tokenizer import END_OF_TEXT, load_tokenizer, vocabulary_size
 
 
 @pytest.fixture(autouse=True)
@@ -168,7 +168,7 @@ def test_long_documents_are_read_in_pieces_with_no_token_lost(tmp_path, monkeypa
 
 
 def test_a_piece_ends_where_a_line_does():
-    text = data._Text(datasets.Dataset.from_dict({"text": ["one\ntwo\nthree", "x"]}), np.array([13, 1]))
+    text = data.Text(datasets.Dataset.from_dict({"text": ["one\ntwo\nthree", "x"]}), np.array([13, 1]))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data, "_PIECE_CHARACTERS", 9)
         assert list(data._pieces(text)) == [("one\ntwo\n", False), ("three", True), ("x", True)]
@@ -207,11 +207,12 @@ def test_a_tokenizer_without_a_rust_core_is_asked_for_the_same():
 
 
 @pytest.mark.parametrize(("limit", "blocks"), [(1, 1), (16, 1), (47, 2), (48, 3), (10**9, None)])
-def test_held_out_text_is_limited_to_whole_blocks(source, cache, limit, blocks):
+def test_limited_held_out_text_is_spread_over_all_of_it(source, cache, limit, blocks):
     everything = load_data(config(source, held_out=0.3), cache).validation
     limited = load_data(config(source, held_out=0.3, max_validation_tokens=limit), cache).validation
-    assert len(limited) == (blocks or len(everything))
-    assert stream(limited) == stream(everything)[: limited.num_tokens]
+    count = blocks or len(everything)
+    rows = [i * len(everything) // count for i in range(count)]
+    assert limited.ids.tolist() == everything.ids[rows].tolist()
 
 
 def untouched(monkeypatch):
@@ -231,7 +232,14 @@ def test_the_second_call_reads_the_cache_in_no_time(source, cache, monkeypatch):
 
 @pytest.mark.parametrize(
     "change",
-    [{"block_size": 8}, {"seed": 1}, {"bos": True}, {"tokenizer": "bpe-260"}, {"held_out": 0.5}],
+    [
+        {"block_size": 8},
+        {"seed": 1},
+        {"bos": True},
+        {"packing": "documents", "block_size": 8},
+        {"tokenizer": "bpe-260"},
+        {"held_out": 0.5},
+    ],
     ids=lambda change: next(iter(change)),
 )
 def test_another_setting_is_packed_anew(source, cache, change):
@@ -331,6 +339,7 @@ def test_a_cache_that_cannot_be_written_is_refused(source, tmp_path):
         ({"max_validation_tokens": 0}, "max_validation_tokens is 0"),
         ({"seed": -1}, "seed is -1"),
         ({"tokenizer": "bpe-100"}, "at least bpe-258"),
+        ({"packing": "dense"}, "unknown packing 'dense'; choose from stream, documents"),
     ],
 )
 def test_settings_out_of_range_are_refused(changes, reason):
@@ -350,10 +359,101 @@ def test_a_small_corpus_is_refused_with_its_numbers(tmp_path, cache):
     assert list((cache / "packed").iterdir()) == []
 
 
-def test_one_document_or_none_is_refused(tmp_path, cache):
-    one = write(tmp_path / "a.jsonl", ["x" * 999])
-    assert "one document, and validation needs another" in refusal(config(one), cache)
+def test_no_document_or_one_of_a_character_is_refused(tmp_path, cache):
+    one = write(tmp_path / "a.jsonl", ["x"])
+    assert "is one character; give more text" in refusal(config(one), cache)
     assert "no file or folder '/no/such'" in refusal(config("/no/such"), cache)
+
+
+@pytest.mark.parametrize("held_out", [0.05, 0.3])
+def test_one_document_is_cut_where_a_line_begins(tmp_path, cache, held_out):
+    text = "".join(f"line {i} of the only file\n" for i in range(200))
+    (tmp_path / "input.txt").write_text(text)
+    said = []
+    packed = load_data(config(str(tmp_path / "input.txt"), held_out=held_out, block_size=2), cache, said.append)
+    train, rest = packed.about["train_tokens"] - 1, packed.about["validation_tokens"] - 1  # EOS ends both
+    assert train + rest == len(text)
+    assert 0 <= rest - held_out * len(text) < 30
+    assert text[train - 1] == "\n"
+    for blocks, part in ((packed.train, text[:train]), (packed.validation, text[train:])):
+        assert packed.tokenizer.decode(stream(blocks)).replace(END_OF_TEXT, "") == part[: len(stream(blocks))]
+    assert any(message.startswith("one document: holding out its last") for message in said)
+
+
+def test_one_document_without_lines_is_cut_at_its_share(tmp_path, cache):
+    (tmp_path / "input.txt").write_text("title\n" + "é" * 994)
+    packed = load_data(config(str(tmp_path / "input.txt"), held_out=0.1, block_size=2), cache)
+    assert packed.about["train_tokens"] == 6 + 2 * 894 + 1
+    assert packed.about["validation_tokens"] == 200 + 1
+
+
+def test_it_is_counted_how_much_of_the_held_out_text_is_kept(source, cache):
+    packed = load_data(config(source, held_out=0.3, max_validation_tokens=64), cache)
+    tokenizer = packed.tokenizer
+    everything = load_data(config(source, held_out=0.3), cache)
+    ids = stream(everything.validation)
+    number = np.cumsum(np.array(ids) == tokenizer.eos_token_id) - (np.array(ids) == tokenizer.eos_token_id)
+    rows = number.reshape(-1, 16)[[i * len(everything.validation) // 4 for i in range(4)]]
+    about = packed.about
+    assert about["validation_kept_documents"] == len(np.unique(rows)) < about["validation_documents"]
+    assert about["validation_kept_tokens"] == 64
+    assert about["validation_documents"] + about["train_documents"] == 300
+    assert about["validation_tokens"] + about["train_tokens"] == sum(len(text.encode()) + 1 for text in texts(300))
+    assert everything.about["validation_kept_documents"] == everything.about["validation_documents"]
+
+
+def with_gap(tmp_path, top):
+    vocabulary = {**{letter: i for i, letter in enumerate("abcdefgh ")}, "[E]": top}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="[E]").save_pretrained(tmp_path / f"gap-{top}")
+    return str(tmp_path / f"gap-{top}")
+
+
+@pytest.mark.parametrize(("top", "dtype"), [(300, np.uint16), (70_000, np.int32)])
+def test_a_vocabulary_reaches_its_largest_id(tmp_path, cache, top, dtype):
+    source = write(tmp_path / "a.jsonl", ["abc defgh " * (i + 1) for i in range(30)])
+    packed = load_data(config(source, tokenizer=with_gap(tmp_path, top)), cache)
+    assert len(packed.tokenizer) < top
+    assert vocabulary_size(packed.tokenizer) == top + 1
+    assert packed.train.ids.dtype == dtype
+    assert packed.train.ids.max() == top
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_documents_kept_apart_begin_with_a_token_of_their_own(source, cache, bos):
+    packed = load_data(config(source, packing="documents", bos=bos), cache)
+    plain = load_data(config(source, bos=bos), cache)
+    assert packed.train.ids.tolist() == plain.train.ids.tolist()  # EOS is BOS here
+    for row in packed.train:
+        expected, position = [], -1
+        for token in row["input_ids"].tolist():
+            position = 0 if token == packed.tokenizer.eos_token_id else position + 1
+            expected.append(position)
+        assert row["position_ids"].tolist() == expected
+    assert collate([packed.train[0], packed.train[1]])["position_ids"].shape == (2, 16)
+    assert "position_ids" not in plain.train[0]
+
+
+def test_where_bos_is_another_token_it_opens_every_document(tmp_path, cache):
+    tokenizer = load_tokenizer("bytes")
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    source = write(tmp_path / "a.jsonl", texts(80))
+    settings = {"tokenizer": str(tmp_path / "tokenizer"), "packing": "documents", "bos": True, "block_size": 32}
+    packed = load_data(config(source, **settings), cache)
+    bos, eos = packed.tokenizer.bos_token_id, packed.tokenizer.eos_token_id
+    assert packed.train.opener == bos != eos
+    ids = packed.train.ids
+    assert (ids[:, 0] == bos).all()
+    after = ids[:, 1:][ids[:, :-1] == eos]
+    assert set(after.tolist()) == {bos}
+
+
+def test_blocks_of_one_document_are_read_as_one_sequence():
+    ids = np.array([[1, 2, 3], [1, 9, 3], [9, 2, 3]], np.uint16)
+    assert Blocks(ids, opener=9).undivided().ids.tolist() == [[1, 2, 3], [9, 2, 3]]
+    assert Blocks(ids[1:2], opener=9).undivided().ids.tolist() == [[1, 9, 3]]  # none is whole
+    assert Blocks(ids).undivided().ids.tolist() == ids.tolist()
 
 
 def test_blocks_are_a_map_of_int64_rows(source, cache):
@@ -371,8 +471,9 @@ def test_blocks_are_a_map_of_int64_rows(source, cache):
 def test_batches_are_all_blocks_in_order():
     blocks = Blocks(np.arange(14, dtype=np.uint16).reshape(7, 2))
     batches = blocks.batches(3)
-    assert [len(batch) for batch in batches] == [3, 3, 1]
-    assert torch.cat(batches).tolist() == blocks.ids.tolist()
+    assert [len(batch["input_ids"]) for batch in batches] == [3, 3, 1]
+    assert torch.cat([batch["input_ids"] for batch in batches]).tolist() == blocks.ids.tolist()
+    assert torch.cat(blocks.id_batches(3)).tolist() == blocks.ids.tolist()
     assert blocks.num_tokens == 14
 
 

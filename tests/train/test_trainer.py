@@ -9,9 +9,9 @@ from gated_attention.models.build import build_model
 from gated_attention.spec import GateSpec
 from gated_attention.train import trainer
 from gated_attention.train.callbacks import tensorboard_callback
-from gated_attention.train.checkpoints import last_checkpoint
+from gated_attention.train.checkpoints import last_checkpoint, tokens_seen
 from gated_attention.train.metrics import keep_metrics_until
-from gated_attention.train.trainer import TrainConfig, tokens_seen
+from gated_attention.train.trainer import TrainConfig
 
 
 def test_training_lowers_the_loss_and_tells_about_it(tmp_path):

@@ -110,7 +110,8 @@ MEASURES: dict[str, Definition] = {
     ),
     "m_act": Definition(
         "M-Act", "1", _LAYERS,
-        "largest absolute hidden state of any token at the layer's output, over all sequences", _PAPER,
+        "largest absolute hidden state of any token at the layer's output, over all sequences; a model's is the mean "
+        "over layers", _PAPER,
     ),
     "top_activations": Definition(
         "Top 3 activations", "1", ("layer", "rank"),

@@ -1,6 +1,6 @@
 """How well a model predicts held-out text."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import exp
@@ -53,22 +53,28 @@ def token_losses(logits: Float[Tensor, "b t v"], targets: Int[Tensor, "b t"]) ->
     )
 
 
-def next_token_losses(model: nn.Module, input_ids: Int[Tensor, "b t"]) -> Float[Tensor, "b t-1"]:
-    """Loss of every token but the first, given those before it."""
-    logits = model(input_ids=input_ids, use_cache=False).logits[:, :-1]
+def next_token_losses(
+    model: nn.Module, input_ids: Int[Tensor, "b t"], position_ids: Int[Tensor, "b t"] | None = None
+) -> Float[Tensor, "b t-1"]:
+    """Loss of every token but the first, given those before it, or those of its document where positions restart."""
+    placed = {} if position_ids is None else {"position_ids": position_ids}
+    logits = model(input_ids=input_ids, use_cache=False, **placed).logits[:, :-1]
     return token_losses(logits, input_ids[:, 1:])
 
 
-def held_out_loss(model: nn.Module, blocks: Iterable[Tensor]) -> HeldOutLoss:
-    """The loss over blocks of token ids, (B, T) each, every block read from its own first token.
+def held_out_loss(model: nn.Module, blocks: Iterable[Tensor | Mapping[str, Tensor]]) -> HeldOutLoss:
+    """The loss over blocks, every block read from its own first token.
 
+    A block is token ids, (B, T), or a mapping of `input_ids` and `position_ids`; positions that restart keep documents
+    apart, as in training with `packing="documents"`.
     Log-probabilities are formed in float32 and summed in float64. The model's mode is restored.
     """
     num_tokens = 0
     with evaluating(model) as device:
         total = torch.zeros((), dtype=torch.float64, device=device)
         for block in blocks:
-            losses = next_token_losses(model, block.to(device))
+            given = block if isinstance(block, Mapping) else {"input_ids": block}
+            losses = next_token_losses(model, **{name: values.to(device) for name, values in given.items()})
             total += losses.double().sum()
             num_tokens += losses.numel()
     return HeldOutLoss(total.item() / num_tokens, num_tokens)

@@ -96,7 +96,10 @@ def _sink_words(analysis: Analysis) -> str:
 
 def _massive_words(analysis: Analysis) -> str:
     found = analysis.inspection
-    largest = f"The largest activation is {np.nanmax(found.measures['m_act']):,.4g}"
+    largest = (
+        f"The largest activation of any layer is {np.nanmax(found.measures['m_act']):,.4g}, and M-Act, the mean of the "
+        f"layers' largest, {found.overall('m_act'):,.4g}"
+    )
     if not found.massive:
         return f"{largest}; none is massive."
     first, layers = found.massive[0], sorted({one.layer for one in found.massive})

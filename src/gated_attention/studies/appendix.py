@@ -1,12 +1,12 @@
 """The end of a report: every run, definitions, limits, how to run it again."""
 
-import shlex
 from collections.abc import Sequence
 
+from gated_attention.studies.command import compare_command, without_option
 from gated_attention.studies.comparison import LOSS, Comparison
 from gated_attention.studies.page import Block, Bullets, CodeBlock, Heading, TableBlock
 from gated_attention.studies.record import Result
-from gated_attention.studies.sections import count_text, parameters_text, source_name
+from gated_attention.studies.sections import count_text, parameters_text
 from gated_attention.studies.statistics import CONFIDENCE, spread
 from gated_attention.studies.table import Cell, Column, fixed, significant, spread_text, table_of
 
@@ -51,24 +51,6 @@ DEFINITIONS = {
     ),
 }
 """Measure to its name in the report and its definition."""
-
-# Option of `compare` to where a run's configuration keeps it.
-_OPTIONS = {
-    "size": ("size", "name"),
-    "data": ("data", "source"),
-    "validation": ("data", "validation"),
-    "text-field": ("data", "text_field"),
-    "tokenizer": ("data", "tokenizer"),
-    "context": ("data", "block_size"),
-    "bos": ("data", "bos"),
-    "steps": ("train", "steps"),
-    "batch-size": ("train", "batch_size"),
-    "accumulation": ("train", "accumulation"),
-    "learning-rate": ("train", "learning_rate"),
-    "warmup": ("train", "warmup"),
-    "weight-decay": ("train", "weight_decay"),
-    "compile": ("train", "compile"),
-}
 
 
 def every_run(results: Sequence[Result]) -> list[Block]:
@@ -148,28 +130,8 @@ def reproduction(results: Sequence[Result], comparison: Comparison) -> list[Bloc
         f"Commit: {', '.join(f'`{commit}`' for commit in commits)}",
         f"Device: {', '.join(devices)}",
         f"Versions: {', '.join(versions)}",
+        *without_option(results),
         "Every setting of a run is in its `config.json`, every number in its `result.json`; "
         "the whole of this report follows from those files.",
     ]
-    return [Heading("Run it again"), CodeBlock(_command(results, comparison)), Bullets(items)]
-
-
-def _command(results: Sequence[Result], comparison: Comparison) -> str:
-    """The `compare` call that makes these runs, every setting that it can take spelled out."""
-    run = results[0]
-    options: dict[str, object] = {
-        "name": run.study,
-        "variants": ",".join(row.variant for row in comparison.rows),
-        "seeds": max(len(row.seeds) for row in comparison.rows),
-        **{option: run.config.get(part, {}).get(key) for option, (part, key) in _OPTIONS.items()},
-    }
-    options["learning-rate"] = run.config.get("study_learning_rate", options["learning-rate"])
-    words = ["gated-attention compare"]
-    for option, value in options.items():
-        if value is True:
-            words.append(f"--{option}")
-        elif value is False:
-            words += ["--no-compile"] if option == "compile" else []  # the other switches are off by default
-        elif value is not None:
-            words.append(f"--{option} {shlex.quote(source_name(str(value)))}")
-    return " \\\n  ".join(words)
+    return [Heading("Run it again"), CodeBlock(compare_command(results, comparison)), Bullets(items)]

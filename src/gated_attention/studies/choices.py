@@ -13,6 +13,7 @@ TASKS = (
 """What `evaluate --tasks` picks among."""
 
 DEVICES = ("auto", "cpu", "cuda")
+PACKINGS = ("stream", "documents")
 LEVELS = ("summary", "full")
 MODES = ("start", "sliding")
 
@@ -31,13 +32,16 @@ def split_names(text: str, what: str) -> list[str]:
     return names
 
 
-def check_study(*, device: str, size: str, variants: Sequence[str] | None, table: int | None, name: str | None) -> None:
+def check_study(
+    *, device: str, size: str, variants: Sequence[str] | None, table: int | None, name: str | None, packing: str
+) -> None:
     """Refuse a study that the registry alone can refuse.
 
     Raises:
         ValueError: if a name is unknown, or variants and a table are both given.
     """
     require_choice("device", device, DEVICES)
+    require_choice("packing", packing, PACKINGS)
     if name is not None:
         require_folder_name("study name", name)
     get_size(size)

@@ -63,8 +63,8 @@ def _loss(arms: Arms, strokes: Mapping[str, plots.Stroke], reference: str | None
     if not training and not validation:
         return None
     caption = (
-        f"{_seeds_caption(arms)} Training loss is a running mean; validation during training may use less text than "
-        "the final value in the table. The steep start lies above the frame."
+        f"{_seeds_caption(arms)} Training loss is a running mean; points of validation use less text than "
+        "the value in the table where that is long. The steep start lies above the frame."
     )
     if reference is not None:
         caption += f" Right: validation loss minus that of `{reference}` with the same seed; below zero is better."

@@ -27,16 +27,18 @@ def measure_arm(
 ) -> tuple[dict[str, Measure], dict[str, np.ndarray]]:
     """Every measure of a trained model, and the arrays that its figures are drawn from.
 
-    The model is measured in the precision it was trained in.
+    The model is measured in the precision it was trained in. Its loss is of blocks packed as those it was trained on;
+    sinks, activations and gates are of blocks read as one sequence, which holds one document where documents are kept
+    apart.
     """
     device = next(model.parameters()).device
     batch_size = max(1, BATCH_TOKENS // data.validation.ids.shape[1])
     batches = data.validation.batches(batch_size)
-    inspected = data.validation.sample(INSPECTED_TOKENS)
+    inspected = data.validation.undivided().sample(INSPECTED_TOKENS).id_batches(batch_size)
     with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
         loss = held_out_loss(model, batches)
-        inspection = inspect_model(model, inspected.batches(batch_size))
-        experts = expert_load(model, inspected.batches(batch_size))
+        inspection = inspect_model(model, inspected)
+        experts = expert_load(model, inspected)
     n = inspection.num_tokens
     measures = {
         "val_loss_nats": Measure(loss.loss_nats, "nats/token", loss.num_tokens),

@@ -32,6 +32,7 @@ class Data(TypedDict, total=False):
     tokenizer: str
     block_size: _Count
     bos: bool
+    packing: str
 
 
 class Train(TypedDict, total=False):
@@ -59,6 +60,7 @@ class Settings(TypedDict, total=False):
     data: Data
     train: Train
     model: dict[str, Any]
+    text: dict[str, int]
     start: str | None
     rope_theta: float | None
     study_learning_rate: float

@@ -86,13 +86,14 @@ def run_arm(arm: Arm, data: PackedData, device: torch.device, observer: ArmObser
     plan, settings = arm.plan, arm.training
     observer.start(arm)
     arm.folder.mkdir(parents=True, exist_ok=True)
-    resolved = arm.resolve()
+    model_config = arm.model_config(data)
+    resolved = arm.resolve(model_config.vocab_size)
     write_json(arm.folder / CONFIG_NAME, resolved)
     torch.compiler.reset()  # each arm compiles its own model; without this, arms share one recompilation limit
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-    model = build_model(arm.model_config(data), arm.seed)
+    model = build_model(model_config, arm.seed)
     if arm.start:
         _load_start(model, arm.start)
     checkpoint = find_sound_checkpoint(arm.folder, observer.say)
@@ -123,6 +124,7 @@ def run_arm(arm: Arm, data: PackedData, device: torch.device, observer: ArmObser
         config={
             **resolved["config"],
             "model": _model_record(model),
+            "text": {**data.about, "curve_tokens": data.validation_sample.num_tokens},
             "study_learning_rate": plan.train.learning_rate,  # of which a variant's may be a multiple
         },
         measures=measures,

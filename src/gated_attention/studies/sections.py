@@ -1,8 +1,7 @@
-"""The first half of a report in words: what was trained, what came out, how to read the table."""
+"""A report in words: what came out, and how to read the table."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
-from typing import Any
 
 from gated_attention.analysis.plots import Curve
 from gated_attention.studies.comparison import BASELINE, LOSS, Comparison, VariantRow, diverged
@@ -17,9 +16,6 @@ SINK_FACTOR = 10.0
 REMOVED_SHARE = 1 / 3
 """A sink counts as removed if F-Attn falls to this share of the reference's."""
 
-EQUAL_PARAMETERS = 0.01
-"""Residue up to which parameter counts are called equal."""
-
 MANY = 4
 """More comparisons than this are grouped instead of told one by one."""
 
@@ -32,76 +28,11 @@ VERDICT_TITLES = {
     "no common seed": "No common seed",
 }
 
-_WORDS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 7: "seven", 8: "eight", 9: "nine"}
-
 MASSIVE = 100.0
 """Activations below this do not count as massive (Sun et al., arXiv 2402.17762)."""
 
 
-def setting(results: Sequence[Result], comparison: Comparison) -> Paragraph:
-    """One paragraph: what was trained, on what, for how long and where."""
-    config, rows = results[0].config, comparison.rows
-    variants = f"{_WORDS.get(len(rows), str(len(rows)))} variant{'s' * (len(rows) > 1)}"
-    text = (
-        f"{variants.capitalize()} of one decoder{_shape(rows[0], config.get('model', {}))}, trained from scratch"
-        f"{_data(config.get('data', {}))}{_length(results)}{_place(results)}."
-    )
-    if comparison.reference:
-        text += f" They differ as the table says{_residue(results, rows)}; equal seeds see equal data in equal order."
-    return Paragraph(text, "lead")
-
-
-def _residue(results: Sequence[Result], rows: Sequence[VariantRow]) -> str:
-    largest = max((abs(row.residue) for row in rows if row.residue is not None), default=None)
-    if largest is None:
-        return ""
-    narrowed = len({run.config.get("size", {}).get("intermediate_size") for run in results}) > 1
-    if largest > EQUAL_PARAMETERS or (largest and not narrowed):
-        return f" and by up to {_percent(largest)} in parameters"
-    agree = "are equal" if largest == 0.0 else f"agree within {_percent(largest)}"
-    return f", the FFN narrowed so that parameter counts {agree}" if narrowed else f"; parameter counts {agree}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %" if share > EQUAL_PARAMETERS else f"{max(100 * share, 0.01):.2f} %"
-
-
-def _shape(row: VariantRow, model: Mapping[str, Any]) -> str:
-    parts = [f"{count_text(row.parameters)} parameters"] if row.parameters else []
-    if {"num_hidden_layers", "hidden_size"} <= model.keys():
-        parts.append(f"{model['num_hidden_layers']} layers of width {model['hidden_size']}")
-    if experts := model.get("num_local_experts") or model.get("num_experts"):  # by version of transformers
-        parts.append(f"{experts} experts of which a token passes {model['num_experts_per_tok']}")
-    if {"num_attention_heads", "num_key_value_heads"} <= model.keys():
-        parts.append(f"{model['num_attention_heads']} query and {model['num_key_value_heads']} key/value heads")
-    return f" ({', '.join(parts)})" if parts else ""
-
-
-def _data(data: Mapping[str, Any]) -> str:
-    source = source_name(data.get("source", ""))
-    text = f" on `{source}`" if source else ""
-    text += " (the source text of Python's standard library)" if source == "stdlib" else ""
-    return text + (f" with the `{source_name(data['tokenizer'])}` tokenizer" if data.get("tokenizer") else "")
-
-
-def _length(results: Sequence[Result]) -> str:
-    seeds = sorted({len([other for other in results if other.variant == run.variant]) for run in results})
-    each = f"{seeds[0]} seed{'s' * (seeds[0] > 1)} each" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds each"
-    steps, tokens = results[0].config.get("train", {}).get("steps"), results[0].tokens_seen
-    length = f"{count_text(tokens)} tokens a run"
-    if steps:
-        length = f"{steps:,} steps of {count_text(tokens // steps)} tokens, {length}"
-    return f": {each}, {length}"
-
-
-def _place(results: Sequence[Result]) -> str:
-    config = results[0].config
-    precision = config.get("train", {}).get("precision") or config.get("model", {}).get("dtype")
-    devices = " and ".join(dict.fromkeys(run.device for run in results))
-    return f", on {devices}{f' in {precision}' if precision else ''}"
-
-
-def outcome(comparison: Comparison, differences: Mapping[str, Curve]) -> Bullets:
+def outcome(results: Sequence[Result], comparison: Comparison, differences: Mapping[str, Curve]) -> Bullets:
     """What came out, a bullet for each variant's loss, then its course, sinks, activations and cost.
 
     Args:
@@ -118,7 +49,7 @@ def outcome(comparison: Comparison, differences: Mapping[str, Curve]) -> Bullets
     found = (
         _course(differences),
         _sink(reference, comparison),
-        _activations(comparison),
+        _activations(results, comparison),
         _open(comparison),
         _experts(comparison),
     )
@@ -193,14 +124,26 @@ def _sink(reference: VariantRow, comparison: Comparison) -> str | None:
     return f"{text}: a sink.{rest}"
 
 
-def _activations(comparison: Comparison) -> str | None:
+def _activations(results: Sequence[Result], comparison: Comparison) -> str | None:
     found = [(row.variant, value) for row in comparison.rows if (value := row.mean("m_act")) is not None]
     if not found:
         return None
-    listed = _listed([(name, value, f"{value:,.{significant(3)(value)}f}") for name, value in found])
-    small = max(value for _, value in found) < MASSIVE
-    comment = f" None is massive: that starts at {MASSIVE:.0f}." if small else ""
-    return f"**Largest activations** (M-Act): {listed}.{comment}"
+    listed = _listed([(name, value, _activation(value)) for name, value in found])
+    single = [
+        (max(run.measures["m_act"].per_layer or (run.measures["m_act"].value,)), run.variant)
+        for run in results
+        if "m_act" in run.measures and not diverged(run)
+    ]
+    largest, variant = max(single)
+    comment = f"none is massive, which starts at {MASSIVE:.0f}" if largest < MASSIVE else "massive starts at 100"
+    return (
+        f"**M-Act**, each layer's largest activation averaged over layers: {listed}. "
+        f"The largest of any layer is {_activation(largest)}, of `{variant}`; {comment}."
+    )
+
+
+def _activation(value: float) -> str:
+    return f"{value:,.{significant(3)(value)}f}"
 
 
 def _open(comparison: Comparison) -> str | None:

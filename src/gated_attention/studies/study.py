@@ -17,6 +17,7 @@ from gated_attention.studies.variants import Variant
 from gated_attention.train.callbacks import Progress
 from gated_attention.train.checkpoints import last_checkpoint
 from gated_attention.train.data import DataConfig, PackedData
+from gated_attention.train.tokenizer import vocabulary_size
 from gated_attention.train.trainer import TrainConfig
 
 
@@ -109,7 +110,7 @@ class Arm:
         return make_config(
             self.size,
             self.variant.block,
-            vocab_size=len(data.tokenizer),
+            vocab_size=vocabulary_size(data.tokenizer),
             max_position_embeddings=self.plan.data.block_size,
             bos_token_id=data.tokenizer.bos_token_id,
             eos_token_id=data.tokenizer.eos_token_id,
@@ -131,14 +132,19 @@ class Arm:
             raise ValueError(f"{folder} has no checkpoint to start from; give --from a study that trained this arm")
         return checkpoint
 
-    def resolve(self) -> dict[str, Any]:
-        """Everything that decides this arm's numbers, known before the data is read."""
+    def resolve(self, vocab_size: int | None = None) -> dict[str, Any]:
+        """Everything that decides this arm's numbers, known before the data is read.
+
+        Args:
+            vocab_size: Of the tokenizer, for the parameter account; None is the size's own.
+        """
         block = self.variant.block
+        counted = self.size if vocab_size is None else replace(self.size, vocab_size=vocab_size)
         settings = {
             "variant": self._variant_record(),
             "size": asdict(self.size),
             "block": {**asdict(block), "gates": [gate.to_dict() for gate in block.gates]},
-            "parameters": count_parameters(self.size, block).to_dict(),
+            "parameters": count_parameters(counted, block).to_dict(),
             "data": asdict(self.plan.data),
             "train": self._training_record(),
             "start": str(self.start) if self.start else None,
@@ -170,13 +176,14 @@ class Arm:
         Raises:
             ValueError: if the folder holds an arm of other settings or of another schema.
         """
-        wanted = self.resolve()
+        wanted = self.resolve()["config"]
+        del wanted["parameters"]  # which follow from the rest and the tokenizer
         result_path, config_path = self.folder / RESULT_NAME, self.folder / CONFIG_NAME
         result = read_result(result_path) if result_path.exists() else None
         if result is None and not config_path.exists():
             return None
         found = result.config if result else read_config(config_path)
-        if difference := _first_difference(found, wanted["config"]):
+        if difference := _first_difference(found, wanted):
             raise ValueError(f"{self.folder} was run with {difference}; choose another --name or --output")
         return result
 

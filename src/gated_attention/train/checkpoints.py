@@ -33,6 +33,18 @@ def checkpoint_step(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
+def tokens_seen(checkpoint: Path) -> int:
+    """Tokens that a run had trained on when it wrote a checkpoint.
+
+    Raises:
+        ValueError: if the checkpoint does not say, as those of earlier versions do not.
+    """
+    count = json.loads((checkpoint / _STATE_NAME).read_text(encoding="utf-8")).get("num_input_tokens_seen", 0)
+    if not count:
+        raise ValueError(f"{checkpoint} does not count its tokens; train this arm again under another --name")
+    return int(count)
+
+
 def seal(checkpoint: Path) -> None:
     """Note what the files of a checkpoint hold, which says that it is whole; their modes become the umask's."""
     files = sorted(path for path in checkpoint.iterdir() if path.is_file() and path.name not in _UNSEALED)

@@ -1,7 +1,5 @@
 """Documents from files, folders, the hub, or the running Python's own standard library."""
 
-import bz2
-import gzip
 import json
 import lzma
 import os
@@ -11,11 +9,11 @@ import sysconfig
 import urllib.error
 import urllib.request
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any
 
 import datasets
 import pyarrow as pa  # type: ignore[import-untyped]
@@ -25,27 +23,18 @@ from datasets import Dataset
 from huggingface_hub import constants as hub
 from huggingface_hub.utils import logging as hub_logging
 
-try:
-    import zstandard
-except ImportError:
-    zstandard = None  # type: ignore[assignment]
+from gated_attention.train.text_files import KNOWN, PACKED_ERRORS, files_below, open_text, other_formats, text_format
 
 STDLIB = "stdlib"
 """The embedded default corpus: the source text of Python's standard library, there on every machine."""
 
-_JSON = (".jsonl", ".json")
-_PLAIN = (".txt", ".md", ".rst", ".py")
-_PARQUET = ".parquet"
-_OPEN: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
-_PACKED = (*_OPEN, ".zst")
-_KNOWN = f"{', '.join((*_PLAIN, *_JSON, _PARQUET))}, JSON also packed as {', '.join(_PACKED)}"
-
+_SKIPPED = {"__pycache__"}
 _STDLIB_SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3"}
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?::(?P<config>[^@]+))?(?:@(?P<split>.+))?")
 _HUB_TIMEOUT_S = 10
 
 _FEATURES = datasets.Features({"text": datasets.Value("string"), "domain": datasets.Value("string")})
-_ROWS = 1  # version of what `_documents` yields: datasets keeps its rows by its arguments, not by its code
+_ROWS = 2  # version of what `_documents` yields: datasets keeps its rows by its arguments, not by its code
 _DAMAGE = (
     OSError,
     EOFError,
@@ -53,7 +42,7 @@ _DAMAGE = (
     lzma.LZMAError,
     zlib.error,
     pa.ArrowException,
-    *((zstandard.ZstdError,) if zstandard else ()),
+    *PACKED_ERRORS,
 )
 
 
@@ -79,10 +68,11 @@ def load_documents(source: str, text_field: str = "text", domain_field: str = "d
 def source_files(source: str) -> list[Path]:
     """The local files that a source is read from, sorted; empty for a hub name.
 
-    Hidden files and folders are passed over; so are the tests and the undecodable files of the standard library.
+    Hidden files and folders are passed over, and what `passed_over` names; so are the tests and the undecodable files
+    of the standard library. Links to folders are followed.
 
     Raises:
-        ValueError: if a file is of no known format or a folder has none that is.
+        ValueError: if a file is of no known format, a folder has none that is, or something in it cannot be read.
     """
     if source == STDLIB:
         return _stdlib_files()
@@ -90,13 +80,19 @@ def source_files(source: str) -> list[Path]:
     if not source or not os.path.exists(path):
         return []
     if path.is_dir():
-        files = [file for file in _files_below(path, {"__pycache__"}) if _format(file)]
+        files = [file for file in files_below(path, _SKIPPED) if text_format(file)]
         if not files:
-            raise ValueError(f"{path} has no files of a known format; use {_KNOWN}")
+            raise ValueError(f"{path} has no files of a known format; use {KNOWN}")
         return files
-    if not _format(path):
-        raise ValueError(f"{path} is of no known format; use {_KNOWN}")
+    if not text_format(path):
+        raise ValueError(f"{path} is of no known format; use {KNOWN}")
     return [path]
+
+
+def passed_over(source: str) -> dict[str, int]:
+    """How many files of a folder are not read because their format is not known, by suffix."""
+    path = Path(os.path.expanduser(source))
+    return other_formats(path, _SKIPPED) if source not in (STDLIB, "") and path.is_dir() else {}
 
 
 def require_hub(name: str) -> None:
@@ -147,26 +143,8 @@ def one_line(error: BaseException) -> str:
 
 def _stdlib_files() -> list[Path]:
     root = Path(sysconfig.get_path("stdlib"))
-    return [file for file in _files_below(root, {"__pycache__", *_STDLIB_SKIPPED}) if file.suffix == ".py"]
-
-
-def _files_below(root: Path, skipped: set[str]) -> list[Path]:
-    files = []
-    for folder, folders, names in os.walk(root):
-        folders[:] = [name for name in folders if name not in skipped and not name.startswith(".")]
-        files += [Path(folder, name) for name in names if not name.startswith(".")]
-    return sorted(file for file in files if file.is_file())
-
-
-def _format(path: Path) -> str | None:
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    packed = bool(suffixes) and suffixes[-1] in _PACKED
-    last = suffixes[-2 if packed else -1] if len(suffixes) > packed else ""
-    if last in _JSON:
-        return "json"
-    if packed:
-        return None
-    return "parquet" if last == _PARQUET else "text" if last in _PLAIN else None
+    found = files_below(root, _SKIPPED | _STDLIB_SKIPPED, follow_links=False)
+    return [file for file in found if file.suffix == ".py"]
 
 
 def _load_files(files: list[Path], source: str, text_field: str, domain_field: str) -> Dataset:
@@ -207,18 +185,18 @@ def _documents(
 
 def _rows(file: Path, text_field: str, domain_field: str) -> Iterator[tuple[str, Any]]:
     """Every row of a file with the place it stands at, for messages."""
-    match _format(file):
+    match text_format(file):
         case "json":
             yield from _json_rows(file)
         case "parquet":
             yield from _parquet_rows(file, text_field, domain_field)
         case _:
-            with _open(file) as stream:
+            with open_text(file) as stream:
                 yield str(file), {text_field: stream.read()}
 
 
 def _json_rows(file: Path) -> Iterator[tuple[str, Any]]:
-    with _open(file) as stream:
+    with open_text(file) as stream:
         for number, line in enumerate(stream, start=1):
             if not line.strip():
                 continue
@@ -244,15 +222,6 @@ def _parquet_rows(file: Path, text_field: str, domain_field: str) -> Iterator[tu
                 yield str(file), row
 
 
-def _open(file: Path) -> TextIO:
-    suffix = file.suffix.lower()
-    if suffix == ".zst":
-        if zstandard is None:
-            raise ValueError(f"reading {file} needs zstandard; pip install gated-attention[zstd]")
-        return cast(TextIO, zstandard.open(file, "rt", encoding="utf-8-sig"))
-    return cast(TextIO, _OPEN.get(suffix, open)(file, "rt", encoding="utf-8-sig"))
-
-
 def _document(row: Any, place: str, text_field: str, domain_field: str) -> dict[str, str] | None:
     if not isinstance(row, dict):
         raise ValueError(f"{place} is not a JSON object; give objects with a field {text_field!r}")
@@ -276,7 +245,7 @@ def _require_field(columns: list[str], place: str, text_field: str) -> None:
 
 def _load_hub(source: str, text_field: str, domain_field: str) -> Dataset:
     match = _HUB_NAME.fullmatch(source)
-    if not match or _format(Path(source)):
+    if not match or text_format(Path(source)):
         raise ValueError(f"no file or folder {source!r}; give a path that exists, a hub data set owner/name, or stdlib")
     require_hub(source)
     try:

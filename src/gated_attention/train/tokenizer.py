@@ -51,6 +51,11 @@ def load_tokenizer(
     return _load(name)
 
 
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """One more than the largest id: ids may have gaps, which `len` does not count."""
+    return max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=0))
+
+
 def check_tokenizer_name(name: str) -> None:
     """Refuse a BPE size that cannot be, before any text is read.
 

@@ -1,6 +1,5 @@
 """Training on transformers' Trainer: settings, counted tokens, resuming from the last sound checkpoint."""
 
-import json
 import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sized
@@ -22,7 +21,7 @@ from transformers.utils import logging
 from gated_attention.models.loading import load_model
 from gated_attention.ranges import require_within
 from gated_attention.train.auxiliary import AuxiliaryLosses, AuxiliaryWeights
-from gated_attention.train.checkpoints import checkpoint_step, find_sound_checkpoint, last_checkpoint, seal
+from gated_attention.train.checkpoints import checkpoint_step, find_sound_checkpoint, last_checkpoint, seal, tokens_seen
 from gated_attention.train.parameters import parameter_groups
 from gated_attention.train.schedule import Passes, rate_factor
 
@@ -343,15 +342,3 @@ def no_progress_bars() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
-
-
-def tokens_seen(checkpoint: Path) -> int:
-    """Tokens that a run had trained on when it wrote a checkpoint.
-
-    Raises:
-        ValueError: if the checkpoint does not say, as those of earlier versions do not.
-    """
-    count = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8")).get("num_input_tokens_seen", 0)
-    if not count:
-        raise ValueError(f"{checkpoint} does not count its tokens; train this arm again under another --name")
-    return int(count)
