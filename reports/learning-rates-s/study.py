@@ -16,8 +16,8 @@ import torch
 from gated_attention.studies.device import count_like, pick_device
 from gated_attention.studies.plan import make_plan
 from gated_attention.studies.record import Result
-from gated_attention.studies.run import run_arm
-from gated_attention.studies.study import Arm, ArmObserver, StudyPlan
+from gated_attention.studies.run import run_packed_arm
+from gated_attention.studies.study import Arm, StudyPlan
 from gated_attention.studies.workers import run_side_by_side
 from gated_attention.train.callbacks import Progress
 from gated_attention.train.data import load_data
@@ -37,11 +37,6 @@ def plan(rate: float, source: str, validation: str, output: Path, device: torch.
         data={"source": source, "validation": validation, "bos": True},
         train={"steps": 1800, "batch_size": 16, "learning_rate": rate, "warmup": 0.01, "checkpoint_every": 1800},
     )
-
-
-def run_one(arm: Arm, observer: ArmObserver, *, device: torch.device, cache: Path) -> Result:
-    """One arm, in a process of its own."""
-    return run_arm(arm, load_data(arm.plan.data, cache, observer.say), device, observer)
 
 
 class Lines:
@@ -73,7 +68,7 @@ def main() -> None:
     plans = [plan(rate, source, validation, Path(output), device) for rate in SEEDS]
     arms = sorted((arm for one in plans for arm in one.arms if not arm.finished()), key=lambda arm: arm.seed)
     load_data(plans[0].data, cache, observer.say)
-    run = partial(run_one, device=device, cache=cache)
+    run = partial(run_packed_arm, device=device, cache=cache)
     run_side_by_side(arms, run, observer, min(count_like(device), len(arms)), on_gpus=device.type == "cuda")
 
 

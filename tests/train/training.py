@@ -10,7 +10,6 @@ from gated_attention.models.configuration import make_config
 from gated_attention.sizes import SIZES
 from gated_attention.spec import BlockSpec, GateSpec
 from gated_attention.train.callbacks import MetricsCallback
-from gated_attention.train.checkpoints import checkpoint_step, find_sound_checkpoint
 from gated_attention.train.data import collate
 from gated_attention.train.trainer import TrainConfig, train
 
@@ -54,8 +53,7 @@ def run(output, gates=HEADWISE, stop=None, seed=0, num_rows=64, validation_rows=
     )
     model = build_model(make_config(SIZES["tiny"], BlockSpec(gates), num_hidden_layers=2), seed)
     data = Rows(num_rows)
-    checkpoint = find_sound_checkpoint(output)
-    metrics = MetricsCallback(output / "metrics.jsonl", checkpoint_step(checkpoint) if checkpoint else 0)
+    metrics = MetricsCallback(output / "metrics.jsonl")
     model.tokens_seen = train(
         model,
         config,

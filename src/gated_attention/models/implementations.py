@@ -15,6 +15,7 @@ from transformers.masking_utils import sdpa_mask
 
 from gated_attention import ops
 from gated_attention.ops.attention import AttentionBackend
+from gated_attention.ops.sdpa import repeat_heads, widen
 
 FUSED_ATTENTION = "gated_attention"
 """The name under which transformers knows `ops.gated_attention`: `model.set_attn_implementation("gated_attention")`."""
@@ -101,10 +102,8 @@ def _eager_with_lse(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The eager attention of transformers and its log-sum-exp; a query that sees no key gives 0 and -inf."""
-    groups = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    scores = query @ key.transpose(-1, -2) * scale  # (B, H, T, S)
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    key, value = repeat_heads(key, query), repeat_heads(value, query)
+    scores = widen(query @ key.transpose(-1, -2) * scale)  # (B, H, T, S)
     blind = None
     if mask is not None:
         hidden = ~mask if mask.dtype == torch.bool else mask <= torch.finfo(mask.dtype).min

@@ -171,32 +171,13 @@ fused_attention.register_autograd(_backward, setup_context=_save)
 
 class _FusedBackward(KernelFunction):
     name, cure = "a kernel of gated attention", "ops.attention with backend='eager', then ops.gate"
-
-    @staticmethod
-    def forward(
-        grad: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        gate_logits: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        causal: bool,
-        scale: float,
-        backend: str,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return _backward_op(grad, q, k, v, gate_logits, out, lse, causal, scale, backend)  # type: ignore[no-any-return]
+    forward = staticmethod(_backward_op)
 
 
 class _Fused(KernelFunction):
     name, cure = _FusedBackward.name, _FusedBackward.cure
+    forward = staticmethod(fused_attention)
     setup_context = staticmethod(_save)
-
-    @staticmethod
-    def forward(
-        q: Tensor, k: Tensor, v: Tensor, gate_logits: Tensor, causal: bool, scale: float, backend: str
-    ) -> tuple[Tensor, Tensor]:
-        return fused_attention(q, k, v, gate_logits, causal, scale, backend)  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:

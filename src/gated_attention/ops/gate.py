@@ -5,7 +5,6 @@ Two backends compute the same function. `eager` is plain PyTorch, which `torch.c
 Both work under every transform of `torch.func`, and have gradients of every order.
 """
 
-import inspect
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -14,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from gated_attention.ops.transforms import Function
 from gated_attention.spec import GateSpec
 
 GateBackend = Literal["auto", "eager", "recompute"]
@@ -119,7 +119,7 @@ def _widen(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-class _Recompute(torch.autograd.Function):
+class _Recompute(Function):
     """The gate with only its inputs kept; its derivatives are plain PyTorch, so they have derivatives themselves."""
 
     generate_vmap_rule = True
@@ -165,10 +165,6 @@ class _Recompute(torch.autograd.Function):
             scores = (scores.mean(2, keepdim=True) if spec.head_shared else scores).to(y.dtype)
             result = result + (y * scores if multiply else scores)
         return result
-
-
-# `Function.apply` asks for the signature at every call, which takes longer than the gate unless it is stored.
-_Recompute.forward.__signature__ = inspect.signature(_Recompute.forward)  # type: ignore[attr-defined]
 
 
 @torch.library.custom_op("gated_attention::gate", mutates_args=())

@@ -13,12 +13,12 @@ from torch import Tensor
 from gated_attention.ops.attention import attention, check_mask, is_empty
 from gated_attention.ops.fused import FusedBackend, run_fused, why_not
 from gated_attention.ops.gate import gate
+from gated_attention.ops.sdpa import HALF
 from gated_attention.spec import GateSpec
 
 GatedBackend = Literal["auto", "composed", "shifted", "triton", "hopper"]
 
 _GATES = {True: GateSpec(granularity="headwise"), False: GateSpec()}
-_HALF = (torch.float16, torch.bfloat16)
 
 
 def gated_attention(
@@ -78,7 +78,7 @@ def choose_gated_backend(
     if backend == "composed":
         return "composed"
     if backend == "auto":
-        if q.device.type != "cuda" or q.dtype not in _HALF:
+        if q.device.type != "cuda" or q.dtype not in HALF:
             return "composed"
         fused: tuple[FusedBackend, ...] = ("hopper", "shifted")
         able = (name for name in fused if why_not(name, q, k, gate_logits, causal=causal, mask=mask) is None)

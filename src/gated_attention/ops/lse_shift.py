@@ -19,14 +19,14 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from gated_attention.ops.sdpa import run_sdpa, run_sdpa_backward
+from gated_attention.ops.sdpa import run_sdpa, run_sdpa_backward, widen
 
 _SMALLEST_GATE = 1e-30
 
 
 def apply_gate(o: Float[Tensor, "b h t d"], gate_logits: Float[Tensor, "b t h #d"]) -> Float[Tensor, "b h t d"]:
     """`sigmoid(gate_logits) * o` in float32 or wider; the slow truth of `triton_gate.apply_gate`."""
-    return (_widen(o) * torch.sigmoid(_widen(gate_logits)).transpose(1, 2)).to(o.dtype)
+    return (widen(o) * torch.sigmoid(widen(gate_logits)).transpose(1, 2)).to(o.dtype)
 
 
 def prepare_backward(
@@ -63,7 +63,7 @@ def prepare_kernels(
     """
     scaled, o, shifted, grad_logits = _ungated(grad, out, gate_logits, lse)
     # Formed from what the kernels will read: a query of one key has dP = Delta but for rounding.
-    delta = (_widen(scaled) * o).sum(-1)
+    delta = (widen(scaled) * o).sum(-1)
     padding = (0, T_padded - lse.shape[-1])
     stats = torch.stack((F.pad(shifted * math.log2(math.e), padding, value=math.inf), F.pad(delta, padding)))
     return scaled, stats, grad_logits
@@ -71,20 +71,16 @@ def prepare_kernels(
 
 def _ungated(grad: Tensor, out: Tensor, gate_logits: Tensor, lse: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradient, output (not narrowed) and log-sum-exp as attention without a gate has them; the logits' gradient."""
-    s = _widen(gate_logits).transpose(1, 2)  # (B, H, T, D or 1)
+    s = widen(gate_logits).transpose(1, 2)  # (B, H, T, D or 1)
     g = torch.sigmoid(s)
-    product = _widen(grad) * _widen(out)
-    o = _widen(out) / g.clamp_min(_SMALLEST_GATE)
+    product = widen(grad) * widen(out)
+    o = widen(out) / g.clamp_min(_SMALLEST_GATE)
     if gate_logits.shape[-1] == 1:
         product, shifted, scaled = product.sum(-1, keepdim=True), lse + F.softplus(-s)[..., 0].to(lse.dtype), grad
     else:
-        shifted, scaled = lse, (g * _widen(grad)).to(grad.dtype)
+        shifted, scaled = lse, (g * widen(grad)).to(grad.dtype)
     grad_logits = (product * torch.sigmoid(-s)).transpose(1, 2)
     return scaled, o, shifted, grad_logits.to(gate_logits.dtype).contiguous()
-
-
-def _widen(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _gate_functions(x: Tensor) -> tuple[Any, Any]:

@@ -16,7 +16,19 @@ def has_tangent(*tensors: Tensor | None) -> bool:
     return any(forward_ad.unpack_dual(x).tangent is not None for x in tensors if x is not None)  # type: ignore[no-untyped-call]
 
 
-class KernelFunction(torch.autograd.Function):
+class Function(torch.autograd.Function):
+    """A function that keeps the signature of its `forward`, which `apply` would form at every call.
+
+    That would take longer than a small kernel.
+    """
+
+    def __init_subclass__(cls) -> None:
+        """Form the signature once."""
+        super().__init_subclass__()
+        cls.forward.__signature__ = inspect.signature(cls.forward)  # type: ignore[attr-defined]
+
+
+class KernelFunction(Function):
     """A kernel with a batch as the first dimension of every tensor, which takes what `vmap` adds along with it.
 
     Subclasses have a `forward`, and a `setup_context` and a `backward` if they have gradients; `name` and `cure` are
@@ -25,11 +37,6 @@ class KernelFunction(torch.autograd.Function):
 
     name = "this kernel"
     cure = ""
-
-    def __init_subclass__(cls) -> None:
-        """Keep the signature of `forward`, which `apply` would form at every call."""
-        super().__init_subclass__()
-        cls.forward.__signature__ = inspect.signature(cls.forward)  # type: ignore[attr-defined]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from gated_attention.analysis import Inspection, TextBatch, inspect_model
 from gated_attention.analysis.families import find_attention
 from gated_attention.analysis.inspect import Level
-from gated_attention.ranges import require_within
+from gated_attention.ranges import require_choice, require_within
 from gated_attention.spec import Site
 from gated_attention.studies.checkpoint import Checkpoint, check_tokenizer, find_checkpoint, load_checkpoint
 from gated_attention.studies.device import device_name
@@ -51,8 +51,7 @@ class AnalysisPlan:
     def __post_init__(self) -> None:
         if not self.models:
             raise ValueError("analyze needs at least one model; give a folder or a hub name")
-        if self.level not in get_args(Level):
-            raise ValueError(f"unknown level {self.level!r}; choose from {', '.join(get_args(Level))}")
+        require_choice("level", self.level, get_args(Level))
         require_within("tokens", self.num_tokens, least=2, most=2**40)
         require_within("context", self.context, least=2, most=2**30)
 

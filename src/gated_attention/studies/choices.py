@@ -32,6 +32,16 @@ def split_names(text: str, what: str) -> list[str]:
     return names
 
 
+def check_one_of(variants: Sequence[str] | None, table: int | None) -> None:
+    """Refuse variants beside a table, whose rows are variants.
+
+    Raises:
+        ValueError: if both are given.
+    """
+    if table is not None and variants is not None:
+        raise ValueError(f"table {table} and variants {', '.join(variants)} were both asked for; choose one of them")
+
+
 def check_study(
     *, device: str, size: str, variants: Sequence[str] | None, table: int | None, name: str | None, packing: str
 ) -> None:
@@ -45,8 +55,7 @@ def check_study(
     if name is not None:
         require_folder_name("study name", name)
     get_size(size)
-    if table is not None and variants is not None:
-        raise ValueError(f"table {table} and variants {', '.join(variants)} were both asked for; choose one of them")
+    check_one_of(variants, table)
     if table is not None:
         variants_of(table)
     for variant in variants or ():

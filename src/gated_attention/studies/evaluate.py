@@ -1,7 +1,7 @@
 """`evaluate`: one model by the paper's yardsticks, under plain RoPE and whatever overrides are asked for."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, cast
 
@@ -153,6 +153,7 @@ class _Run:
     documents: Dataset | None
     device: torch.device
     say: Say
+    _cut: dict[int, torch.Tensor] = field(default_factory=dict, init=False)
 
     @cached_property
     def positions(self) -> int | None:
@@ -255,21 +256,15 @@ class _Run:
         )
         return average_domains(losses, domains)
 
-    @cached_property
-    def _cut(self) -> dict[int, torch.Tensor]:
-        return {}
-
     def _passages(self, length: int) -> torch.Tensor:
-        if length not in self._cut:
-            self._cut[length] = self._cut_passages(length)
-        return self._cut[length]
-
-    def _cut_passages(self, length: int) -> torch.Tensor:
+        if length in self._cut:
+            return self._cut[length]
         batches = cut_passages(
             cast(Dataset, self.documents), self.tokenizer, length=length, num_tokens=self.plan.num_tokens, batch_size=1
         )
         ids = torch.cat([batch.ids for batch in batches])
         check_tokenizer(self.model, int(ids.max()), self.plan.model)
+        self._cut[length] = ids
         return ids
 
     def _length(self, rope: Rope) -> tuple[LengthLoss, ...]:

@@ -6,7 +6,7 @@ from typing import get_args
 
 from gated_attention.evaluate.perplexity import Mode
 from gated_attention.evaluate.rope import Rope
-from gated_attention.ranges import require_within
+from gated_attention.ranges import require_choice, require_within
 from gated_attention.studies.choices import TASKS
 
 MOST_TOKENS = 2**40
@@ -60,12 +60,10 @@ class EvaluationPlan:
 
     def __post_init__(self) -> None:
         for task in self.tasks:
-            if task not in TASKS:
-                raise ValueError(f"unknown task {task!r}; choose from {', '.join(TASKS)}")
+            require_choice("task", task, TASKS)
         if not self.tasks:
             raise ValueError(f"no task is named; choose from {', '.join(TASKS)}")
-        if self.mode not in get_args(Mode):
-            raise ValueError(f"unknown mode {self.mode!r}; choose from {', '.join(get_args(Mode))}")
+        require_choice("mode", self.mode, get_args(Mode))
         require_within("context", self.context, least=2, most=MOST_TOKENS)
         require_within("rope_theta", self.rope_theta, above=1, most=MOST_BASE)
         for name, least in (

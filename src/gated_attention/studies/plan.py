@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from gated_attention.sizes import ModelSize, get_size
+from gated_attention.studies.choices import check_one_of
 from gated_attention.studies.comparison import BASELINE
 from gated_attention.studies.settings import SETTINGS
 from gated_attention.studies.study import StudyPlan
@@ -98,8 +99,7 @@ def _name(size: str, table: int | None, start: Path | None, context: int) -> str
 
 def _choose(variants: Sequence[str] | None, table: int | None, size: ModelSize) -> tuple[list[Variant], list[str]]:
     """The variants to train, and why rows of a table are left out."""
-    if table is not None and variants is not None:
-        raise ValueError(f"table {table} and variants {', '.join(variants)} were both asked for; choose one of them")
+    check_one_of(variants, table)
     if table is None:
         chosen = [get_variant(name) for name in (DEFAULT if variants is None else variants)]
         for variant in chosen:

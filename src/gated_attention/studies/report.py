@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gated_attention.analysis.plots import strokes_for
 from gated_attention.files import write_all, writing_to
-from gated_attention.studies import appendix, beside, sections, setting
+from gated_attention.studies import appendix, beside, lead, sections
 from gated_attention.studies.comparison import compare_variants
 from gated_attention.studies.figures import FOLDER, NAMES, Run, study_figures, validation_differences
 from gated_attention.studies.page import Block, Heading, Paragraph, TableBlock, html, markdown
@@ -51,12 +51,12 @@ def write_report(study_folder: Path, report_folder: Path) -> list[Path]:
     colors = {label: stroke.color for label, stroke in strokes_for(arms).items()}
     blocks: list[Block] = [
         Heading(title, level=1),
-        setting.setting(ordered, comparison),
+        lead.lead(ordered, comparison),
         Heading("What came out"),
         sections.outcome(ordered, comparison, validation_differences(arms, comparison.reference)),
         TableBlock(comparison_table(comparison), colors),
         *sections.table_notes(ordered, comparison, _unfinished(study_folder)),
-        *([Paragraph(note, "note")] if (note := setting.held_out_note(ordered)) else []),
+        *([Paragraph(note, "note")] if (note := lead.held_out_note(ordered)) else []),
         Heading("Figures"),
         *figures,
         *beside.beside_paper(ordered, comparison),

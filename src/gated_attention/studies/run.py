@@ -29,7 +29,7 @@ from gated_attention.studies.record import (
 from gated_attention.studies.study import Arm, ArmObserver, Observer, StudyPlan
 from gated_attention.studies.workers import run_side_by_side
 from gated_attention.train.callbacks import MetricsCallback, tensorboard_callback
-from gated_attention.train.checkpoints import checkpoint_step, find_sound_checkpoint, keep_newest, last_checkpoint
+from gated_attention.train.checkpoints import keep_newest, last_checkpoint
 from gated_attention.train.data import PackedData, collate, load_data
 from gated_attention.train.trainer import check_batch, load_weights, train
 
@@ -68,7 +68,7 @@ def _run_claimed(
         check_batch(data.train, plan.train)
         num_workers = min(side_by_side, len(missing))
         if num_workers > 1:
-            run_packed = partial(_run_packed_arm, device=device, cache=cache)
+            run_packed = partial(run_packed_arm, device=device, cache=cache)
             results |= run_side_by_side(missing, run_packed, observer, num_workers, on_gpus=device.type == "cuda")
         else:
             for arm in missing:
@@ -77,7 +77,8 @@ def _run_claimed(
     return [results[arm.key] for arm in plan.arms]
 
 
-def _run_packed_arm(arm: Arm, observer: ArmObserver, *, device: torch.device, cache: Path) -> Result:
+def run_packed_arm(arm: Arm, observer: ArmObserver, *, device: torch.device, cache: Path) -> Result:
+    """`run_arm` on the data in the cache, for a process of its own."""
     return run_arm(arm, load_data(arm.plan.data, cache, observer.say), device, observer)
 
 
@@ -96,12 +97,7 @@ def run_arm(arm: Arm, data: PackedData, device: torch.device, observer: ArmObser
     model = build_model(model_config, arm.seed)
     if arm.start:
         _load_start(model, arm.start)
-    checkpoint = find_sound_checkpoint(arm.folder, observer.say)
-    metrics = MetricsCallback(
-        arm.folder / METRICS_NAME,
-        checkpoint_step(checkpoint) if checkpoint else 0,
-        lambda progress: observer.progress(arm, progress),
-    )
+    metrics = MetricsCallback(arm.folder / METRICS_NAME, lambda progress: observer.progress(arm, progress))
     num_tokens = train(
         model,
         settings,
@@ -113,6 +109,7 @@ def run_arm(arm: Arm, data: PackedData, device: torch.device, observer: ArmObser
         seed=arm.seed,
         device=device,
         callbacks=[metrics, *([tensorboard_callback(arm.folder / "tensorboard")] if plan.tensorboard else [])],
+        say=observer.say,
     )
     observer.say("measuring")
     measures, arrays = measure_arm(model, data, settings, arm.folder / METRICS_NAME)

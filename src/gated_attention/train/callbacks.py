@@ -40,20 +40,18 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]  # transformers is
 
     Args:
         path: The metrics file.
-        resume_step: Step of the checkpoint the run goes on from; 0 for a new run.
         report: Called with the progress after every step that was logged.
     """
 
-    def __init__(self, path: Path, resume_step: int = 0, report: Callable[[Progress], None] | None = None) -> None:
+    def __init__(self, path: Path, report: Callable[[Progress], None] | None = None) -> None:
         self.path, self.report = path, report
         self._clock: _Clock | None = None
         self._compiling = True
-        self._resume_step = resume_step
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Drop what the run writes again."""
         if state.is_world_process_zero:
-            keep_metrics_until(self.path, self._resume_step)
+            keep_metrics_until(self.path, state.global_step)  # of the checkpoint; 0 in a new run
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Start the clock once the first step, which compiles and allocates, is over."""

@@ -16,7 +16,7 @@ import transformers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from gated_attention.files import PART, is_held, waiting_for, writing_to
-from gated_attention.ranges import require_within
+from gated_attention.ranges import require_choice, require_within
 from gated_attention.train.blocks import Blocks, Ids, Packing, collate, evenly_spaced
 from gated_attention.train.corpus import STDLIB, source_files
 from gated_attention.train.split import Text, split_text
@@ -69,8 +69,7 @@ class DataConfig:
         require_within("held_out", self.held_out, above=0, below=1)
         require_within("max_validation_tokens", self.max_validation_tokens, least=1)
         require_within("data seed", self.seed, least=0)
-        if self.packing not in get_args(Packing):
-            raise ValueError(f"unknown packing {self.packing!r}; choose from {', '.join(get_args(Packing))}")
+        require_choice("packing", self.packing, get_args(Packing))
         check_tokenizer_name(self.tokenizer)
 
 

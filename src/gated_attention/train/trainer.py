@@ -198,11 +198,12 @@ def train(
     seed: int,
     device: torch.device,
     callbacks: Iterable[TrainerCallback] = (),
+    say: Callable[[str], None] = lambda message: None,
 ) -> int:
     """Train in place, from the last sound checkpoint below `output` if there is one.
 
     Checkpoints are `output/checkpoint-<step>`, readable by `from_pretrained`; the last two are kept, so that a damaged
-    one costs the steps since the one before. `find_sound_checkpoint` says which are damaged, and removes them.
+    one costs the steps since the one before. `find_sound_checkpoint` removes damaged ones, and `say` names them.
     The data order depends on the seed only, so runs of one seed pair, and a resumed run sees what an
     uninterrupted one would.
 
@@ -213,7 +214,7 @@ def train(
         ValueError: as `AuxiliaryLosses` and `check_batch`, or if a checkpoint cannot be written.
     """
     check_batch(train_data, config)  # type: ignore[arg-type]  # every map has a length
-    checkpoint = find_sound_checkpoint(output)
+    checkpoint = find_sound_checkpoint(output, say)
     tokens_before = tokens_seen(checkpoint) if checkpoint else 0
     if checkpoint and checkpoint_step(checkpoint) >= config.steps:  # the Trainer would take one step more
         load_weights(model, checkpoint)

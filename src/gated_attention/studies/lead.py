@@ -15,7 +15,7 @@ EQUAL_PARAMETERS = 0.01
 _WORDS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 7: "seven", 8: "eight", 9: "nine"}
 
 
-def setting(results: Sequence[Result], comparison: Comparison) -> Paragraph:
+def lead(results: Sequence[Result], comparison: Comparison) -> Paragraph:
     """One paragraph: what was trained, on what, for how long and where."""
     config, rows = results[0].config, comparison.rows
     variants = f"{_WORDS.get(len(rows), str(len(rows)))} variant{'s' * (len(rows) > 1)}"
