@@ -7,6 +7,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from gated_attention.models import GatedQwen3Config, GatedQwen3ForCausalLM, GatedQwen3Model
 from gated_attention.models.configuration import make_config
+from gated_attention.models.parallel import HEAD_SHARED
 from gated_attention.sizes import get_size
 from gated_attention.spec import SITES, BlockSpec, GateSpec
 
@@ -117,7 +118,7 @@ def test_gates_shard_with_the_heads_they_gate():
 
 def test_a_mean_over_heads_needs_the_gate_whole_on_every_rank():
     config = GatedQwen3Config(**WIDTHS, gates=GateSpec(head_shared=True))
-    assert config.base_model_tp_plan["layers.*.self_attn.g_proj"] == "replicated_with_grad_allreduce"
+    assert config.base_model_tp_plan["layers.*.self_attn.g_proj"] == HEAD_SHARED
     config.gates = GateSpec(granularity="headwise", input="lse")
     assert "layers.*.self_attn.g_proj" not in config.base_model_tp_plan
 

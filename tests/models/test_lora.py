@@ -5,6 +5,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
+from gated_attention.analysis import inspect_model
 from gated_attention.models import GatedQwen3Config, GatedQwen3ForCausalLM, GatedQwen3MoeConfig
 from gated_attention.models.build import build_model
 from gated_attention.spec import GateSpec
@@ -74,6 +75,14 @@ def test_adapters_train_alone_save_load_and_merge(targets, granularity, tmp_path
         merged.save_pretrained(tmp_path / "merged")
         plain = GatedQwen3ForCausalLM.from_pretrained(tmp_path / "merged")
         assert torch.equal(plain(tokens).logits, merged(tokens).logits)
+
+
+def test_an_adapted_gate_stays_visible():
+    model, tokens = make_model().eval(), torch.randint(50, (2, 9))
+    expected = inspect_model(model, [tokens]).gates
+    adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj", "g_proj"], **LORA))  # starts at zero
+    found = inspect_model(adapted.base_model.model, [tokens]).gates
+    assert found.keys() == expected.keys() == {"sdpa"}
 
 
 def test_the_gate_of_a_mixture_of_experts_adapts():

@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from gated_attention.models import GatedQwen3Config, GatedQwen3ForCausalLM
 from gated_attention.models.parent import CACHE_NAME
-from gated_attention.nn import AttentionGate
+from gated_attention.nn.block import find_gates
 from gated_attention.spec import SITES, GateSpec
 
 VOCABULARY = 61
@@ -149,14 +149,16 @@ STARTS = {
 
 
 def assert_gates_start_as_they_say(model):
-    for gate in (module for module in model.modules() if isinstance(module, AttentionGate)):
-        if gate.spec.init == "zeros":
+    gates = list(find_gates(model))
+    assert len(gates) == len(model.config.gates) * model.config.num_hidden_layers
+    for spec, gate, _ in gates:
+        if spec.init == "zeros":
             assert not gate.weight.any()
         else:
             # 512 numbers or more: the standard error of the deviation is 3 %.
             assert gate.weight.std().item() == pytest.approx(WIDTHS["initializer_range"], rel=0.15)
-        if gate.spec.bias is not None:
-            assert gate.bias.eq(gate.spec.bias).all()
+        if spec.bias is not None:
+            assert gate.bias.eq(spec.bias).all()
 
 
 @pytest.mark.parametrize("gates", STARTS.values(), ids=STARTS.keys())

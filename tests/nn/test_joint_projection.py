@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 from gated_attention import GatedAttention, GatedQwen3Config, GatedQwen3ForCausalLM, GateSpec
-from gated_attention.nn import AttentionGate
 
 HEADWISE = GateSpec(granularity="headwise")
 
@@ -13,8 +12,14 @@ HEADWISE = GateSpec(granularity="headwise")
 @pytest.fixture
 def separate(monkeypatch):
     """How many gates formed their logits by themselves."""
-    calls, forward = [], AttentionGate.forward
-    monkeypatch.setattr(AttentionGate, "forward", lambda gate, x: calls.append(gate) or forward(gate, x))
+    calls, forward = [], nn.Linear.forward
+
+    def watched(linear, x):
+        if hasattr(linear, "gate_spec"):
+            calls.append(linear)
+        return forward(linear, x)
+
+    monkeypatch.setattr(nn.Linear, "forward", watched)
     return calls
 
 

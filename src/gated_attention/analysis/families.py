@@ -6,6 +6,7 @@ transformers' attention interface; what differs is names and how projections and
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -13,8 +14,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from gated_attention.nn import AttentionGate
-from gated_attention.nn.gate import LseGate
+from gated_attention.nn import AttentionGate, GatedBlock
+from gated_attention.nn.gate import by_head
 from gated_attention.nn.switch import SwitchProjection
 from gated_attention.spec import GateSpec, Site
 
@@ -127,14 +128,21 @@ _GATES: dict[str, str] = {
 
 
 def _gates(attention: nn.Module, family: str) -> tuple[Gate, ...]:
-    ours = [module for module in attention.children() if isinstance(module, AttentionGate | LseGate)]
-    if ours:
-        return tuple(Gate(gate.spec, gate, _unflatten(gate.logit_shape[1])) for gate in ours)
+    head_dim = int(getattr(attention, "head_dim", 0))
+    if isinstance(attention, GatedBlock):
+        return tuple(
+            Gate(spec, module, partial(by_head, spec=spec, head_dim=head_dim))
+            for spec, module in attention.gate_modules()
+        )
+    own = [module for module in attention.children() if isinstance(module, AttentionGate)]
+    if own:
+        return tuple(
+            Gate(gate.spec, gate, partial(by_head, spec=gate.spec, head_dim=gate.logit_shape[1])) for gate in own
+        )
     name = _GATES.get(family, "")
     module = getattr(attention, name, None) if name else None
-    if not isinstance(module, nn.Linear):
+    if module is None:
         return ()
-    head_dim = int(attention.head_dim)  # type: ignore[arg-type]
     if name == "q_proj":
         return (Gate(_ELEMENTWISE, module, lambda x: torch.unflatten(x, -1, (-1, 2 * head_dim))[..., head_dim:]),)
     return (Gate(_ELEMENTWISE, module, _unflatten(head_dim)),)

@@ -11,8 +11,8 @@ from transformers.models.qwen3.modeling_qwen3 import apply_rotary_pos_emb, eager
 from gated_attention.models.configuration import GatedConfig
 from gated_attention.models.implementations import FUSED_ATTENTION, lse_attention
 from gated_attention.models.parent import take_cache, update_cache
-from gated_attention.nn import AttentionGate, GatedBlock
-from gated_attention.nn.gate import LseGate
+from gated_attention.nn import GatedBlock
+from gated_attention.nn.gate import initialise_gate
 from gated_attention.spec import GateSpec
 
 
@@ -117,7 +117,5 @@ class GateInitialisation:
     def _init_weights(self, module: nn.Module) -> None:
         # transformers calls this only for modules that own parameters: for the gate, never for its attention.
         # While it loads a checkpoint it guards torch.nn.init, so that parameters already read are left alone.
-        if isinstance(module, AttentionGate | LseGate):
-            module.reset_parameters(std=self.config.initializer_range)
-        else:
+        if not initialise_gate(module, self.config.initializer_range):
             super()._init_weights(module)  # type: ignore[misc]

@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import Qwen3Config, Qwen3MoeConfig
 
+from gated_attention.models.parallel import HEAD_SHARED
 from gated_attention.nn.gate import GATE_MODULES
 from gated_attention.sizes import ModelSize
 from gated_attention.spec import (
@@ -55,12 +56,35 @@ class GatedConfig:
         if name == "gates":
             value = as_gates(value)
             check_qk_norm(value)
-            self.base_model_tp_plan = {**type(self).base_model_tp_plan, **_tp_plan(value)}
         elif name == "switch" and isinstance(value, Mapping):
             value = SwitchSpec(**value)
         elif name in ("sdpa_transform", "output_clip"):
             BlockSpec(**{name: value})
         super().__setattr__(name, value)
+        if name in ("gates", "switch", "sdpa_transform"):
+            self.base_model_tp_plan = {**type(self).base_model_tp_plan, **self._block_tp_plan()}
+
+    def _block_tp_plan(self) -> dict[str, str]:
+        """How what a block adds shards under tensor parallelism: with the heads it belongs to.
+
+        G2's values are gated before the cache, so `v_g_proj` shards like `v_proj`. G5 acts on the summed output of
+        `o_proj` and stays whole. So does a gate whose scores are a mean over all heads, which every rank needs; the
+        gradient of its logits is summed over ranks. One row per head without a projection is local to its module.
+        """
+        plan = {}
+        for spec in self.gates:
+            name = GATE_MODULES[spec.site]
+            if spec.head_shared:
+                plan[name] = HEAD_SHARED
+            elif spec.input == "lse" and spec.bias is not None:
+                plan |= {f"{name}.bias": "colwise", name: "local_params"}
+            elif spec.site != "output" and spec.input != "lse":
+                plan[name] = "colwise"
+        if self.switch is not None:
+            plan["switch_router"] = "colwise"
+        if self.sdpa_transform == "rms_norm":
+            plan |= {"sdpa_norm.weight": "colwise", "sdpa_norm": "local_params"}
+        return {f"layers.*.self_attn.{name}": style for name, style in plan.items()}
 
     @property
     def block(self) -> BlockSpec:
@@ -91,22 +115,6 @@ def _give_peft_defaults(model_type: str) -> None:
     for name, table in tables.items():
         if name.startswith("TRANSFORMERS_MODELS_TO_") and isinstance(table, dict) and "qwen3" in table:
             table.setdefault(model_type, table["qwen3"])
-
-
-def _tp_plan(gates: tuple[GateSpec, ...]) -> dict[str, str]:
-    """How gates shard under tensor parallelism: with the heads they gate.
-
-    G2's values are gated before the cache, so `v_g_proj` shards like `v_proj`. G5 acts on the summed output of
-    `o_proj` and stays whole. So does a gate whose scores are a mean over all heads, which every rank needs, and one
-    that projects nothing.
-    """
-    plan = {"switch_router": "colwise"}
-    for spec in gates:
-        if spec.head_shared:
-            plan[GATE_MODULES[spec.site]] = "replicated_with_grad_allreduce"
-        elif spec.site != "output" and spec.input != "lse":
-            plan[GATE_MODULES[spec.site]] = "colwise"
-    return {f"layers.*.self_attn.{name}": style for name, style in plan.items()}
 
 
 class GatedQwen3Config(GatedConfig, Qwen3Config):  # type: ignore[misc]  # transformers is untyped

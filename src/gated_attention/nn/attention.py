@@ -77,7 +77,7 @@ class GatedAttention(GatedBlock):
         self.add_block(block, geometry, eps=1e-6)
 
     def forward(
-        self, hidden_states: Float[Tensor, "b t c"], mask: Bool[Tensor, "#b #h t t"] | None = None
+        self, hidden_states: Float[Tensor, "b t c"], mask: Bool[Tensor, "#b #h #t t"] | None = None
     ) -> Float[Tensor, "b t c"]:
         """Attention within `hidden_states`, taken after the block's pre-norm; `mask` is True where a query may look."""
         x = hidden_states

@@ -1,5 +1,6 @@
 """What a variant adds to an attention block, for every block to inherit: gates, switch heads, a transform of heads."""
 
+from collections.abc import Iterator
 from typing import cast
 
 import torch
@@ -11,13 +12,14 @@ from gated_attention import ops
 from gated_attention.nn.gate import (
     GATE_MODULES,
     AttentionGate,
-    LseGate,
     apply_gate,
+    apply_lse_gate,
     can_join,
     gate_logits,
+    gate_projection,
     joint_projection,
 )
-from gated_attention.nn.switch import SwitchProjection, SwitchRouter
+from gated_attention.nn.switch import SwitchProjection, switch_router, switch_scores
 from gated_attention.spec import AttentionGeometry, BlockSpec, GateSpec, SdpaTransform, Site, SwitchSpec
 
 
@@ -52,6 +54,7 @@ class GatedBlock(nn.Module):
     switch: SwitchSpec | None
     sdpa_transform: SdpaTransform | None
     fused_gate: GateSpec | None
+    head_dim: int
 
     def add_block(self, block: BlockSpec, geometry: AttentionGeometry, eps: float) -> None:
         """Give the block its parts; each gate becomes the submodule that `GATE_MODULES` names.
@@ -64,15 +67,9 @@ class GatedBlock(nn.Module):
         self.gates, self.switch, self.sdpa_transform = block.gates, block.switch, block.sdpa_transform
         self.fused_gate = block.fused_gate
         for spec in self.gates:
-            if spec.input == "lse":
-                self.add_module(GATE_MODULES[spec.site], LseGate(spec, geometry))
-            else:
-                module = AttentionGate(
-                    spec, geometry.hidden_size, geometry.num_heads, geometry.num_kv_heads, geometry.head_dim
-                )
-                self.add_module(GATE_MODULES[spec.site], module)
+            self.add_module(GATE_MODULES[spec.site], gate_projection(spec, geometry))
         if block.switch is not None:
-            self.switch_router = SwitchRouter(block.switch, geometry)
+            self.switch_router = switch_router(block.switch, geometry)
             for name in ("v_proj",) if block.switch.maps == "value" else ("k_proj", "v_proj"):
                 bias = cast(nn.Linear, self.get_submodule(name)).bias is not None
                 setattr(self, name, SwitchProjection(block.switch, geometry, bias))
@@ -83,6 +80,10 @@ class GatedBlock(nn.Module):
     def reads_lse(self) -> bool:
         """Whether a gate needs the log-sum-exp of the attention scores."""
         return any(spec.input == "lse" for spec in self.gates)
+
+    def gate_modules(self) -> tuple[tuple[GateSpec, nn.Module], ...]:
+        """Each gate with the module that forms its flat logits, which an adapter or a quantiser may have replaced."""
+        return tuple((spec, self.get_submodule(GATE_MODULES[spec.site])) for spec in self.gates)
 
     def gate_logits(self, spec: GateSpec, hidden_states: Tensor, head_dim: int) -> Tensor:
         """Logits of one of the block's gates, (B, T, H, D or 1)."""
@@ -96,7 +97,7 @@ class GatedBlock(nn.Module):
         They do in training, of one gate per head on the output of attention, unless its projection or the values' is
         more than a linear layer.
         """
-        scores = None if self.switch is None else self.switch_router(x)
+        scores = None if self.switch is None else switch_scores(self.switch_router(x), self.switch)
         k = self._project("k_proj", x, scores, head_dim)
         spec = self.fused_gate
         if self.training and spec is not None and spec.granularity == "headwise":
@@ -139,8 +140,22 @@ class GatedBlock(nn.Module):
                     return ops.gate(y, logits, spec)
                 projection = self.get_submodule(GATE_MODULES[site])
                 if spec.input == "lse":
-                    return apply_gate(projection, spec, y, cast(Tensor, lse).transpose(1, 2))
+                    return apply_lse_gate(projection, spec, y, cast(Tensor, lse).transpose(1, 2))
                 if site == "output":
                     return apply_gate(projection, spec, y.unsqueeze(-2), hidden_states).squeeze(-2)
                 return apply_gate(projection, spec, y, hidden_states)
         return y
+
+
+def find_gates(model: nn.Module) -> Iterator[tuple[GateSpec, nn.Module, int]]:
+    """Every gate that projects or owns logits: its spec, what forms them, flat, and the channels of a head."""
+    seen: set[int] = set()
+    for block in model.modules():
+        if isinstance(block, GatedBlock):
+            for spec, module in block.gate_modules():
+                seen |= {id(part) for part in module.modules()}
+                if spec.input != "lse":
+                    yield spec, module, block.head_dim
+    for module in model.modules():
+        if isinstance(module, AttentionGate) and id(module) not in seen:
+            yield module.spec, module, module.logit_shape[1]

@@ -23,11 +23,51 @@ _ALIGNED = 16
 """Columns that matrix products, and kernels that read parts of their rows, want in multiples to be fast."""
 
 
-class AttentionGate(nn.Linear):
-    """The projection of one gate: its forward turns what the gate reads into flat gate logits.
+def gate_projection(spec: GateSpec, geometry: AttentionGeometry) -> nn.Module:
+    """What turns the hidden state, nothing, or the log-sum-exp into the flat logits of a gate in an attention block.
 
-    It is a plain linear layer, so that tensor parallelism, LoRA and quantisation treat it as one. A
-    gate without input owns its logits as the weight of a projection that reads a constant one.
+    A gate that reads the hidden state is an `nn.Linear` and nothing else, since quantisers and adapters ask for that
+    very type. It carries its spec as the attribute `gate_spec`, for those that initialise it.
+
+    Raises:
+        ValueError: if the gate does not fit the widths.
+    """
+    if spec.input == "lse":
+        return LseGate(spec, geometry)
+    if spec.input == "parameter":
+        return AttentionGate(spec, geometry.hidden_size, geometry.num_heads, geometry.num_kv_heads, geometry.head_dim)
+    heads, channels = spec.logit_shape(geometry)
+    projection = nn.Linear(spec.in_features(geometry), heads * channels, bias=spec.bias is not None)
+    projection.gate_spec = spec  # type: ignore[assignment]
+    initialise_projection(projection, spec)
+    return projection
+
+
+def initialise_projection(projection: nn.Linear, spec: GateSpec, std: float = 0.02) -> None:
+    """Start the weights of a gate's projection as its spec says; `std` is that of a normal start."""
+    if spec.init == "zeros":
+        nn.init.zeros_(projection.weight)
+    else:
+        nn.init.normal_(projection.weight, std=std)
+    if projection.bias is not None:
+        nn.init.constant_(projection.bias, cast(float, spec.bias))
+
+
+def initialise_gate(module: nn.Module, std: float) -> bool:
+    """Start the weights of a module made by `gate_projection` as its spec says; False for any other module."""
+    if isinstance(module, AttentionGate | LseGate):
+        module.reset_parameters(std=std)
+    elif isinstance(module, nn.Linear) and isinstance(spec := getattr(module, "gate_spec", None), GateSpec):
+        initialise_projection(module, spec, std)
+    else:
+        return False
+    return True
+
+
+class AttentionGate(nn.Linear):
+    """The projection of one gate, for models of one's own: its forward turns what the gate reads into flat gate logits.
+
+    A gate without input owns its logits as the weight of a projection that reads a constant one.
 
     Args:
         spec: The gate.
@@ -55,12 +95,7 @@ class AttentionGate(nn.Linear):
 
     def reset_parameters(self, std: float = 0.02) -> None:
         """Initialise as the spec says; `std` is that of a normal start."""
-        if self.spec.init == "zeros":
-            nn.init.zeros_(self.weight)
-        else:
-            nn.init.normal_(self.weight, std=std)
-        if self.bias is not None:
-            nn.init.constant_(self.bias, cast(float, self.spec.bias))
+        initialise_projection(self, self.spec, std)
 
     def modulate(self, y: Float[Tensor, "b t h d"], hidden_states: Float[Tensor, "b t c"]) -> Float[Tensor, "b t h d"]:
         """`y` gated by `hidden_states`, e.g. the output of one's own attention before it is projected."""
@@ -107,19 +142,33 @@ def apply_gate(
     return ops.gate(y, gate_logits(projection, spec, hidden_states, y.shape[-1]), spec)
 
 
+def apply_lse_gate(
+    projection: nn.Module, spec: GateSpec, y: Float[Tensor, "b t h d"], lse: Float[Tensor, "b t h"]
+) -> Float[Tensor, "b t h d"]:
+    """`y` gated by the log-sum-exp; where a query sees no key its output stays 0, whatever -inf is activated to."""
+    empty = (lse == float("-inf"))[..., None]
+    return apply_gate(projection, spec, y, lse.masked_fill(empty[..., 0], 0.0)).masked_fill(empty, 0.0)
+
+
 def gate_logits(
     projection: nn.Module, spec: GateSpec, hidden_states: Float[Tensor, "b t c"], head_dim: int
 ) -> Float[Tensor, "#b #t h #d"]:
     """A gate's logits by head, from the module that projects what the gate reads."""
     reads_nothing = spec.input == "parameter"
     gate_input = hidden_states.new_ones(1, 1, 1) if reads_nothing else hidden_states[..., : spec.input_dim]
-    logits: Tensor = projection(gate_input)
+    return by_head(projection(gate_input), spec, head_dim)
+
+
+def by_head(logits: Float[Tensor, "#b #t n"], spec: GateSpec, head_dim: int) -> Float[Tensor, "#b #t h #d"]:
+    """Flat gate logits with their heads apart, an output gate's as one head."""
+    if spec.site == "output":
+        return logits.unsqueeze(-2)
     return torch.unflatten(logits, -1, (-1, 1 if spec.granularity == "headwise" else head_dim))
 
 
 def can_join(projection: nn.Module, gate: nn.Module) -> bool:
     """Whether `joint_projection` forms what both modules would, and nobody would miss that they were not called."""
-    if not (type(projection) is nn.Linear and type(gate) is AttentionGate):  # PEFT and quantisation put others there
+    if not (type(projection) is nn.Linear and type(gate) is nn.Linear):  # PEFT and quantisation put others there
         return False
     if projection.in_features != gate.in_features or projection.weight.requires_grad != gate.weight.requires_grad:
         return False

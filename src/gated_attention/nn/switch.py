@@ -7,21 +7,22 @@ from torch import Tensor, nn
 from gated_attention.spec import AttentionGeometry, SwitchSpec
 
 
-class SwitchRouter(nn.Linear):
-    """Scores of every head's maps, `sigmoid(X W)`, of which the `top_k` best are kept and the others are 0."""
+def switch_router(spec: SwitchSpec, geometry: AttentionGeometry) -> nn.Linear:
+    """The projection to one logit per map of every key/value head."""
+    return nn.Linear(geometry.hidden_size, geometry.num_kv_heads * spec.num_experts, bias=False)
 
-    def __init__(self, spec: SwitchSpec, geometry: AttentionGeometry) -> None:
-        super().__init__(geometry.hidden_size, geometry.num_kv_heads * spec.num_experts, bias=False)
-        self.spec = spec
 
-    def forward(self, hidden_states: Float[Tensor, "b t c"]) -> Float[Tensor, "b t k e"]:
-        """Scores in float32 or wider."""
-        logits = torch.unflatten(super().forward(hidden_states), -1, (-1, self.spec.num_experts))
-        scores = logits.to(torch.promote_types(logits.dtype, torch.float32)).sigmoid()  # (B, T, K, E)
-        if self.spec.top_k == self.spec.num_experts:
-            return scores
-        best, which = scores.topk(self.spec.top_k, dim=-1)
-        return torch.zeros_like(scores).scatter(-1, which, best)
+def switch_scores(logits: Float[Tensor, "b t ke"], spec: SwitchSpec) -> Float[Tensor, "b t k e"]:
+    """The sigmoid of each map's logit in float32 or wider, the `top_k` best of every head kept and the others 0.
+
+    Apart from the projection: tensor parallelism knows the layout of what a linear layer returns, not of this.
+    """
+    logits = torch.unflatten(logits, -1, (-1, spec.num_experts))
+    scores = logits.to(torch.promote_types(logits.dtype, torch.float32)).sigmoid()  # (B, T, K, E)
+    if spec.top_k == spec.num_experts:
+        return scores
+    best, which = scores.topk(spec.top_k, dim=-1)
+    return torch.zeros_like(scores).scatter(-1, which, best)
 
 
 class SwitchProjection(nn.Linear):

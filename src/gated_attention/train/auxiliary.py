@@ -7,6 +7,7 @@ compiles it; the losses are formed from those sums outside. All arithmetic is fl
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -15,8 +16,10 @@ from torch.nn import functional as F
 
 from gated_attention import ops
 from gated_attention.models.experts import count_experts, routers
-from gated_attention.nn import AttentionGate
+from gated_attention.nn.block import find_gates
+from gated_attention.nn.gate import by_head
 from gated_attention.penalty import TARGET_BAND, GatePenalty
+from gated_attention.spec import GateSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +109,7 @@ class AuxiliaryLosses:
     def __init__(self, model: nn.Module, weights: AuxiliaryWeights) -> None:
         self.weights = weights
         routing = routers(model)
-        gates = [m for m in model.modules() if isinstance(m, AttentionGate) and m.spec.activation == "hard_sigmoid"]
+        gates = [found for found in find_gates(model) if found[0].activation == "hard_sigmoid"]
         if weights.gate_penalty and not gates:
             raise ValueError("a gate penalty needs gates that close; use activation='hard_sigmoid', or no penalty")
         if routing and getattr(getattr(model, "config", None), "output_router_logits", False):
@@ -117,7 +120,7 @@ class AuxiliaryLosses:
         self._gate_sums: list[GateSums] = []
         self._log = _Log()
         self._hooks = [module.register_forward_hook(self._see_router) for module in routing]
-        self._hooks += [module.register_forward_hook(self._see_gate) for module in gates]
+        self._hooks += [gate.register_forward_hook(partial(self._see_gate, spec, width)) for spec, gate, width in gates]
 
     def __bool__(self) -> bool:
         return self.has_routers or self.has_gates
@@ -211,10 +214,10 @@ class AuxiliaryLosses:
         if self._gathering:
             self._router_sums.append(sums)
 
-    def _see_gate(self, gate: AttentionGate, inputs: Any, logits: Tensor) -> None:
+    def _see_gate(self, spec: GateSpec, head_dim: int, gate: nn.Module, inputs: Any, logits: Tensor) -> None:
         if not (self._gathering or torch.is_grad_enabled()):
             return
-        scores = ops.gate_scores(torch.unflatten(_widen(logits), -1, gate.logit_shape), gate.spec)
+        scores = ops.gate_scores(by_head(_widen(logits), spec, head_dim), spec)
         sums = GateSums(scores.mean(), (scores > 0).sum(), scores.numel())
         if self._gathering:
             self._gate_sums.append(sums)
