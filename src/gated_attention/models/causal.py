@@ -32,8 +32,9 @@ def forward_of(parent: type) -> Callable[..., Any]:
     positions it counted itself hold no packed documents, and builds a mask. PyTorch's attention would then score what
     the mask hides, on keys and values repeated for every head.
 
-    Packed documents are kept apart or refused. transformers reads them from `position_ids`, but not beside a padding
-    mask, nor when it makes a cache, as it does unasked.
+    Packed documents are kept apart or refused: transformers reads them from `position_ids`, but not beside a padding
+    mask, nor when it makes a cache, as it does unasked. A static cache under FlexAttention, where its mask is wrong, is
+    refused as well.
     """
     decode = parent.forward  # type: ignore[attr-defined]
     names = list(signature(decode).parameters)[1:]
@@ -42,8 +43,15 @@ def forward_of(parent: type) -> Callable[..., Any]:
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         given = {name: value for name, value in given.items() if value is not None}
-        if self.config._attn_implementation in _MASKED:
-            _keep_documents_apart(self.config._attn_implementation, given)
+        implementation = self.config._attn_implementation
+        if implementation in _MASKED:
+            _keep_documents_apart(implementation, given)
+        cache = given.get(CACHE_NAME, given.get("past_key_values"))
+        if implementation == "flex_attention" and getattr(cache, "is_compileable", False):
+            raise ValueError(  # its mask holds the length that the cache counts on, and is read once that has grown
+                "attention implementation 'flex_attention' takes no static cache, whose length it would read too late; "
+                "use 'sdpa'"
+            )
         if getattr(self.config, "is_causal", True) and given.keys() <= _LEAVE_THE_MASK:
             given["only_causal"] = True
         return decode(self, **given)
