@@ -8,8 +8,11 @@ from gated_attention.evaluate.retrieval import KINDS, make_samples, score_sample
 LENGTH = 400
 
 
-def encode(text):
-    return list(text.encode())
+BOS = 256
+
+
+def encode(text, opens=False):
+    return [BOS] * opens + list(text.encode())
 
 
 def samples(kind="passkey", **changes):
@@ -24,7 +27,7 @@ def test_samples_fill_the_length_with_the_needle_at_its_depth(kind, filler):
     assert len(found) == 6
     for sample in found:
         text = sample.prompt + sample.answer
-        assert LENGTH - 3 <= len(encode(text)) <= LENGTH
+        assert LENGTH - 3 <= len(encode(text, opens=True)) <= LENGTH
         digits = sample.answer.strip()
         assert len(digits) == 5
         assert text.count(digits) == 2  # in the needle, and as the answer
@@ -58,7 +61,7 @@ def test_scores_equal_greedy_decoding_and_prefixes(gated, naive_losses):
     for score in scores:
         losses, exact = [], []
         for sample in (one for one in found if one.depth == score.depth):
-            prompt, answer = encode(sample.prompt), encode(sample.answer)
+            prompt, answer = encode(sample.prompt, opens=True), encode(sample.answer)
             losses.append(sum(naive_losses(gated, prompt + answer)[len(prompt) - 1 :]) / len(answer))
             written = gated.generate(
                 torch.tensor([prompt]), max_new_tokens=len(answer), do_sample=False, pad_token_id=0, eos_token_id=None

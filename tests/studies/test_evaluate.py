@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 from transformers import BertConfig, BertLMHeadModel, GPT2Config, GPT2LMHeadModel
 
 from gated_attention.cli import main
@@ -15,7 +16,7 @@ from gated_attention.evaluate.loss import held_out_loss
 from gated_attention.models import GatedQwen3Config
 from gated_attention.models.build import build_model
 from gated_attention.spec import GateSpec
-from gated_attention.studies.domain_text import tokenise
+from gated_attention.studies.domain_text import encoder, tokenise
 from gated_attention.studies.evaluate import evaluate
 from gated_attention.studies.evaluation_plan import EvaluationPlan
 from gated_attention.train.tokenizer import load_tokenizer
@@ -100,6 +101,34 @@ def test_bytes_of_tokens_add_up_to_those_of_the_text():
     text = "über <|endoftext|> naïve 日本"
     document = tokenise(load_tokenizer("bytes"), text)
     assert sum(document.num_bytes) == len(text.encode()) == len(document.ids)
+
+
+@pytest.mark.parametrize("is_fast", [True, False])
+def test_retrieval_reads_text_as_everything_else_does(is_fast):
+    tokenizer = load_tokenizer("bytes")
+    eos = tokenizer.eos_token
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{eos} $A {eos}", special_tokens=[(eos, tokenizer.eos_token_id)]
+    )
+    encode = encoder(tokenizer if is_fast else Slow(tokenizer))
+    text = f"a{eos}b"
+    plain = [tokenizer.convert_tokens_to_ids(letter) for letter in text]
+    assert encode(text) == plain  # what looks like a special token is text
+    assert encode(text, opens=True) == [tokenizer.eos_token_id, *plain]
+
+
+class Slow:
+    """A tokenizer without a Rust core."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer, self.all_special_ids = tokenizer, tokenizer.all_special_ids
+
+    def encode(self, text, *, add_special_tokens=True, split_special_tokens, verbose):
+        self.tokenizer.backend_tokenizer.encode_special_tokens = split_special_tokens
+        return self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def decode(self, ids):
+        return self.tokenizer.decode(ids)
 
 
 def test_retrieval_documents_are_trained_on_as_they_are(tmp_path, capsys):

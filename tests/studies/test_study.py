@@ -11,6 +11,7 @@ from gated_attention.sizes import SIZES
 from gated_attention.studies.device import pick_device
 from gated_attention.studies.plan import make_plan
 from gated_attention.studies.record import find_results, read_arrays
+from gated_attention.studies.report import write_report
 from gated_attention.studies.run import run_study
 from gated_attention.studies.settings import SETTINGS
 from gated_attention.studies.variants import VARIANTS
@@ -269,3 +270,59 @@ def test_a_start_that_does_not_fit_is_refused_before_training(plan, corpus, tmp_
     small = continued(plan, first.runs, corpus, variants=("sdpa-headwise",))
     with pytest.raises(ValueError, match="holds another model than this arm's; use the --size"):
         run(replace(small, size=SIZES["xs"]), tmp_path)
+
+
+def test_text_that_fills_less_than_a_pass_is_refused_before_training(plan, tmp_path):
+    watcher = Watcher()
+    with pytest.raises(ValueError, match=r"batch size 100000 exceeds .* use a --batch-size of at most \d+") as error:
+        run(plan(train={"batch_size": 100_000}), tmp_path, watcher)
+    assert "\n" not in str(error.value)
+    assert not watcher.started
+
+
+def test_a_small_corpus_trains_with_the_size_s_own_settings(tmp_path):
+    folder = tmp_path / "small"
+    folder.mkdir()
+    for i in range(38):
+        (folder / f"{i}.txt").write_text(f"file {i}\n" + f"its line is number {i}.\n" * 44)
+    study = make_plan(
+        variants=["baseline"], size="tiny", seeds=1, output=tmp_path, device=CPU,
+        data={"source": str(folder)}, train={"steps": 2, "evaluate_every": 1},
+    )  # fmt: skip
+    (result,) = run(study, tmp_path)
+    assert result.tokens_seen == 2 * 8 * 256
+    about = result.config["text"]
+    assert about["validation_kept_tokens"] == result.measures["val_loss_nats"].n // 255 * 256
+    assert about["validation_documents"] + about["train_documents"] == 38
+    with (study.arms[0].folder / "metrics.jsonl").open() as lines:
+        assert [line["step"] for line in map(json.loads, lines) if "val_loss_nats" in line] == [1, 2]
+
+
+def test_documents_kept_apart_are_trained_and_measured_and_reported(plan, tmp_path):
+    stream, apart = plan(variants=("baseline",)), plan(variants=("baseline",), name="apart")
+    source = tmp_path / "short.jsonl"
+    source.write_text("".join(json.dumps({"text": f"{i} is the number."}) + "\n" for i in range(400)))
+    stream, apart = (
+        replace(study, data=replace(study.data, source=str(source), packing=packing))
+        for study, packing in ((stream, "stream"), (apart, "documents"))
+    )
+    results = [run(study, tmp_path)[0] for study in (stream, apart)]
+    assert results[0].tokens_seen == results[1].tokens_seen
+    assert results[0].measures["val_loss_nats"].value != results[1].measures["val_loss_nats"].value
+    write_report(apart.runs, tmp_path / "report")
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "the documents in a sequence kept apart" in text
+    assert "a token sees its own document only" in text
+    assert "--packing documents" in text
+
+
+def test_the_parameters_of_a_record_are_those_of_the_model(plan, tmp_path):
+    study = plan(variants=("sdpa-headwise",), train={"steps": 1})
+    study = replace(study, data=replace(study.data, tokenizer="bpe-270"))
+    (result,) = run(study, tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(last_checkpoint(study.arms[0].folder))
+    assert model.config.vocab_size == 270
+    assert result.config["parameters"]["total"] == sum(p.numel() for p in model.parameters())
+    watcher = Watcher()
+    assert run(study, tmp_path, watcher) == [result]
+    assert watcher.kept == [("sdpa-headwise", 0)]

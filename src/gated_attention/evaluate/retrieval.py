@@ -1,9 +1,9 @@
 """Synthetic retrieval: a passkey, or a value by its key, hidden in filler text and asked for at the end."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import nn
@@ -23,8 +23,12 @@ FILLER = (
 _NUM_PAIRS = 4  # keys among which one is asked for
 _DIGITS = 5
 
-Encode = Callable[[str], list[int]]
-"""Text to ids, nothing added."""
+
+class Encode(Protocol):
+    """Text to ids, whatever it looks like; with `opens` behind what the tokenizer puts before a text."""
+
+    def __call__(self, text: str, *, opens: bool = False) -> list[int]:
+        """The ids of a text that opens a sequence or goes on in one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +90,13 @@ def make_samples(
 
 def _sample(kind: Kind, encode: Encode, length: int, depth: float, rng: Random, filler: str) -> Sample:
     needle, question, answer = _task(kind, rng)
-    budget = length - len(encode(needle)) - len(encode(question)) - len(encode(answer))
+    budget = length - len(encode(needle, opens=True)) - len(encode(question)) - len(encode(answer))
     text = _filler(filler, rng, 12 * max(0, budget))
     low, high = -1, len(text)  # characters of filler; the longest prompt that fits, by bisection
     while high - low > 1:
         middle = (low + high) // 2
         prompt = _assemble(text[:middle], needle, question, depth)
-        low, high = (middle, high) if len(encode(prompt)) + len(encode(answer)) <= length else (low, middle)
+        low, high = (middle, high) if len(encode(prompt, opens=True)) + len(encode(answer)) <= length else (low, middle)
     if low < 1:
         raise ValueError(f"a {kind} question leaves no room for filler in {length} tokens; use longer --lengths")
     return Sample(kind, _assemble(text[:low], needle, question, depth), answer, length, depth)
@@ -137,7 +141,7 @@ def score_samples(model: nn.Module, encode: Encode, samples: Sequence[Sample]) -
     found: dict[tuple[Kind, int, float], list[tuple[float, bool]]] = {}
     with evaluating(model) as device:
         for sample in samples:
-            prompt, answer = encode(sample.prompt), encode(sample.answer)
+            prompt, answer = encode(sample.prompt, opens=True), encode(sample.answer)
             ids = torch.tensor([prompt + answer], device=device)
             logits = model(input_ids=ids, use_cache=False).logits[:, len(prompt) - 1 : -1]
             targets = ids[:, len(prompt) :]

@@ -7,6 +7,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from gated_attention.evaluate.perplexity import Document, Mode
+from gated_attention.evaluate.retrieval import Encode
 
 UNNAMED = "all"
 """The domain of documents that name none."""
@@ -47,6 +48,8 @@ def tokenise(tokenizer: PreTrainedTokenizerBase, text: str) -> Document:
     if backend is None:
         ids = tokenizer.encode(text, split_special_tokens=True, verbose=False)
         special = set(tokenizer.all_special_ids)
+        while len(ids) > 1 and ids[-1] in special:  # a document ends where its text does
+            ids.pop()
         sizes = [0 if i in special else len(str(tokenizer.decode([i])).encode()) for i in ids]
         return Document(tuple(ids), tuple(sizes))
     backend.no_truncation()
@@ -61,6 +64,24 @@ def tokenise(tokenizer: PreTrainedTokenizerBase, text: str) -> Document:
     while last > 1 and encoded.special_tokens_mask[last - 1]:  # a document ends where its text does
         last -= 1
     return Document(tuple(ids[:last]), tuple(sizes[:last]))
+
+
+def encoder(tokenizer: PreTrainedTokenizerBase) -> Encode:
+    """Texts as `tokenise` reads them, or without the special tokens in front where they go on in a sequence."""
+
+    def encode(text: str, *, opens: bool = False) -> list[int]:
+        if opens:
+            return list(tokenise(tokenizer, text).ids)
+        backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            plain = {"add_special_tokens": False, "split_special_tokens": True}
+            return list(tokenizer.encode(text, verbose=False, **plain))
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = True
+        return list(backend.encode(text, add_special_tokens=False).ids)
+
+    return encode
 
 
 def _cut(document: Document, length: int) -> Document:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import Any, cast
+from typing import cast
 
 import torch
 from datasets import Dataset
@@ -21,12 +21,12 @@ from gated_attention.evaluate.length import Damage, LengthLoss, damage_inside, l
 from gated_attention.evaluate.loss import evaluating
 from gated_attention.evaluate.perplexity import Document, Mode, Perplexity, average_domains, document_losses
 from gated_attention.evaluate.quantization import Quantization, quantization_losses
-from gated_attention.evaluate.retrieval import KINDS, Encode, RetrievalScore, Sample, make_samples, score_samples
+from gated_attention.evaluate.retrieval import KINDS, RetrievalScore, Sample, make_samples, score_samples
 from gated_attention.evaluate.rope import Rope, overridden, override_parameters
 from gated_attention.studies.analyze import BATCH_TOKENS, Say
 from gated_attention.studies.checkpoint import check_tokenizer, find_checkpoint, load_checkpoint
 from gated_attention.studies.device import device_name
-from gated_attention.studies.domain_text import read_domains, tokenise
+from gated_attention.studies.domain_text import encoder, read_domains, tokenise
 from gated_attention.studies.evaluation_plan import EvaluationPlan
 from gated_attention.studies.passages import cut_passages
 from gated_attention.train.corpus import load_documents
@@ -241,7 +241,7 @@ class _Run:
             for kind in KINDS
             for length in self.lengths
             for sample in make_samples(
-                kind, plain_encoder(self.tokenizer), length=length, depths=self.plan.depths,
+                kind, encoder(self.tokenizer), length=length, depths=self.plan.depths,
                 num_samples=self.plan.num_samples, seed=self.plan.seed, filler=filler,
             )
         ]  # fmt: skip
@@ -275,7 +275,7 @@ class _Run:
 
     def _retrieval(self, rope: Rope) -> tuple[RetrievalScore, ...]:
         self.say(f"retrieval, {rope.label}")
-        return tuple(score_samples(self.model, plain_encoder(self.tokenizer), self.samples))
+        return tuple(score_samples(self.model, encoder(self.tokenizer), self.samples))
 
     def _benchmark(self, task: str, rope: Rope) -> list[BenchmarkScore]:
         self.say(f"{task}, {rope.label}")
@@ -293,15 +293,6 @@ class _Run:
         calibrating = torch.arange(len(ids)) % 4 == 1
         split = partial(torch.split, split_size_or_sections=max(1, self.batch_tokens // self.context))
         return quantization_losses(self.model, split(ids[~calibrating]), split(ids[calibrating]))
-
-
-def plain_encoder(tokenizer: Any) -> Encode:
-    """Text to ids, nothing added."""
-    return partial(_encode, tokenizer)
-
-
-def _encode(tokenizer: Any, text: str) -> list[int]:
-    return list(tokenizer.encode(text, add_special_tokens=False, verbose=False))
 
 
 def read_filler(source: str | None) -> str:

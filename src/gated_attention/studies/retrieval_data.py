@@ -7,7 +7,8 @@ from pathlib import Path
 from gated_attention.evaluate.retrieval import KINDS, make_samples
 from gated_attention.files import write_text, writing_to
 from gated_attention.ranges import require_within
-from gated_attention.studies.evaluate import plain_encoder, read_filler
+from gated_attention.studies.domain_text import encoder
+from gated_attention.studies.evaluate import read_filler
 from gated_attention.train.tokenizer import load_tokenizer
 
 
@@ -39,7 +40,7 @@ def write_retrieval_data(
     with writing_to(path, "choose another file"):
         if not path.parent.is_dir() or path.is_dir():
             raise ValueError(f"{path} cannot be written: its folder must exist, and it must be a file")
-    encode, text = plain_encoder(load_tokenizer(tokenizer)), read_filler(filler)
+    encode, text = encoder(load_tokenizer(tokenizer)), read_filler(filler)
     lines = [
         json.dumps({"text": f"{sample.prompt}{sample.answer}", "domain": sample.kind}, ensure_ascii=False) + "\n"
         for kind in KINDS
