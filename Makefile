@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: compare test trust peer pins wheel newest oldest format clean
+.PHONY: compare test trust peer serve pins wheel newest oldest format clean
 
 compare: $(READY)
 	$(BIN)/gated-attention compare
@@ -21,6 +21,9 @@ trust: $(READY)
 
 peer: $(READY)  # the test classes of the installed transformers, from its sdist; plain Qwen3 is the control
 	$(BIN)/python tests/peer/run.py
+
+serve: $(READY)  # vLLM and llama.cpp, in environments of their own, compute what this package does
+	$(BIN)/python benchmarks/serve/serve.py
 
 pins: $(READY)  # the constraints resolve on the plain package index, whatever wheels lie on this machine
 	@for python in 3.11 3.12 3.13; do \
@@ -56,7 +59,7 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) .venv-wheel .venv-newest .venv-oldest
+	rm -rf $(VENV) .venv-wheel .venv-newest .venv-oldest .serve
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

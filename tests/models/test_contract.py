@@ -1,13 +1,17 @@
 """What transformers and other engines ask of an attention block and of the classes around it."""
 
+import ast
 import inspect
+import textwrap
 
 import pytest
 import torch
 from transformers import AttentionInterface, Qwen3ForCausalLM, Qwen3Model, StaticCache
-from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
+from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3DecoderLayer
 
 from gated_attention.models import GatedQwen3Config, GatedQwen3ForCausalLM, GatedQwen3Model
+from gated_attention.models.modelling import GatedQwen3Attention
+from gated_attention.models.modelling_moe import GatedQwen3MoeAttention
 from gated_attention.models.parent import CACHE_NAME, init_with
 from gated_attention.spec import GateSpec
 
@@ -125,6 +129,21 @@ def test_heads_side_by_side_from_another_engine_are_gated(gates):
     expected = model(IDS).logits
     model.set_attn_implementation("an_engine")
     torch.testing.assert_close(model(IDS, engine_state="theirs").logits, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("attention", [Qwen3Attention, GatedQwen3Attention, GatedQwen3MoeAttention])
+def test_vllm_finds_the_attention_call_in_the_source(attention):
+    nodes = list(ast.walk(ast.parse(textwrap.dedent(inspect.getsource(attention.forward)))))
+    found = {
+        ast.unparse(node.targets[0] if isinstance(node, ast.Assign) else node.target)
+        for node in nodes
+        if isinstance(node, ast.Assign | ast.AnnAssign)
+        and ast.unparse(node.value).startswith("ALL_ATTENTION_FUNCTIONS.")
+    }
+    calls = [node for node in nodes if isinstance(node, ast.Call) and getattr(node.func, "id", None) in found]
+    assert len(calls) == 1
+    scaling = [ast.unparse(keyword.value) for keyword in calls[0].keywords if keyword.arg == "scaling"]
+    assert scaling == ["self.scaling"]
 
 
 def test_weights_come_with_the_log_sum_exp_where_they_are_formed():

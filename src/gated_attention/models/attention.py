@@ -73,7 +73,11 @@ class GatedSelfAttention(GatedBlock):
         if fused is not None:
             logits = self.gate_logits(fused, x, self.head_dim) if logits is None else logits
             kwargs["gate_logits"] = logits  # (B, T, H, D or 1)
-        y, weights, *lse = self._attention_function(implementation)(
+        # vLLM's Transformers backend serves a forward pass whose source looks the function up and calls it once.
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+        if self.reads_lse:
+            attend = lse_attention(implementation)
+        y, weights, *lse = attend(
             self,
             q,
             k,
@@ -90,11 +94,6 @@ class GatedSelfAttention(GatedBlock):
             y = self.gate("sdpa", y, x, lse=lse[0] if lse else None, logits=logits)  # G1
         y = self.o_proj(y.reshape(*x.shape[:-1], -1))
         return self.gate("output", y, x), weights  # G5
-
-    def _attention_function(self, implementation: str) -> Any:
-        if self.reads_lse:
-            return lse_attention(implementation)
-        return ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
 
     def _fused_gate(self, implementation: str) -> GateSpec | None:
         """The gate that the attention implementation applies by itself; with transformers' own none."""

@@ -105,6 +105,15 @@ def test_servers_read_what_transformers_moved(to, tmp_path):
     assert config.get("full_attention_interval") == (None if to == "llama_cpp" else 1)
 
 
+@pytest.mark.parametrize("head_dim", [16, 64, 128, 256])
+def test_every_channel_turns_by_an_axis_that_llama_cpp_gives_a_position(head_dim, tmp_path):
+    source = save(GatedQwen3Config(**sizes() | {"head_dim": head_dim}, gates=GateSpec()), tmp_path / "source")
+    convert(source, tmp_path / "out", "llama_cpp")
+    sections = read_config(tmp_path / "out")["rope_parameters"]["mrope_section"]
+    assert sum(sections) == head_dim // 2
+    assert all(channel < 3 * sections[channel % 3] for channel in range(head_dim // 2))  # ggml's interleaved rotation
+
+
 def test_qwen3_next_has_one_expert_where_the_model_is_dense(tmp_path):
     source = save(GatedQwen3Config(**sizes(), gates=GateSpec(granularity="headwise")), tmp_path / "source")
     convert(source, tmp_path / "out", "qwen3_next")
@@ -140,12 +149,17 @@ def test_llama_cpp_gets_an_idle_layer_of_linear_attention(moe, granularity, tmp_
         convert(tmp_path / "out", tmp_path / "again")
 
 
-@pytest.mark.parametrize(("name", "warned"), [("bytes", True), ("large", False)])
-def test_a_tokenizer_that_llama_cpp_does_not_know_is_named(name, warned, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("num_tokens", "merges", "warned"),
+    [(257, [], "no tokenizer without merges"), (300, ["a b"], "docs/checkpoints.md"), (50_000, ["a b"], "")],
+)
+def test_a_tokenizer_that_llama_cpp_does_not_know_is_named(num_tokens, merges, warned, tmp_path):
     source = save(GatedQwen3Config(**sizes(), gates=GateSpec()), tmp_path / "source")
-    vocab = {str(index): index for index in range(257 if name == "bytes" else 50_000)}
-    (source / "tokenizer.json").write_text(json.dumps({"model": {"type": "BPE", "vocab": vocab}}))
-    assert bool(convert(source, tmp_path / "out", "llama_cpp").warnings) == warned
+    model = {"type": "BPE", "vocab": {str(index): index for index in range(num_tokens)}, "merges": merges}
+    (source / "tokenizer.json").write_text(json.dumps({"model": model}))
+    warnings = convert(source, tmp_path / "out", "llama_cpp").warnings
+    assert len(warnings) == bool(warned)
+    assert all(warned in warning for warning in warnings)
     assert convert(source, tmp_path / "served", "qwen3_5").warnings == ()
 
 

@@ -156,14 +156,16 @@ _FEWEST_TOKENS = 32_000
 
 
 def _llama_cpp_warnings(folder: Path) -> tuple[str, ...]:
-    """What llama.cpp's converter will not take: it knows tokenizers of byte pairs by what they make of one text."""
+    """What llama.cpp will not take: its converter knows tokenizers of byte pairs by what they make of one text."""
     path = folder / "tokenizer.json"
     model = read_json(path).get("model") if path.is_file() else None
     if not isinstance(model, dict) or model.get("type") != "BPE" or len(model.get("vocab") or ()) >= _FEWEST_TOKENS:
         return ()
+    if not model.get("merges"):
+        return ("llama.cpp loads no tokenizer without merges, such as this one of bytes; serve the model with vLLM",)
     return (
         "llama.cpp's convert_hf_to_gguf.py refuses tokenizers that it does not know (BPE pre-tokenizer was not "
-        "recognized), such as this one, trained here or of bytes; docs/checkpoints.md says how to name it",
+        "recognized), such as this one; docs/checkpoints.md says how to name it",
     )
 
 

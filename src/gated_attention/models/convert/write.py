@@ -154,9 +154,10 @@ def _next_config(config: Config) -> PreTrainedConfig:
 def _qwen3_5_config(config: Config) -> PreTrainedConfig:
     values = _shared_values(config)
     half = config.head_dim // 2
-    third = half // 3
-    # Text has one position for all three axes, so any split of the channels gives Qwen3's rotation.
-    values["rope_parameters"] |= {"mrope_section": [half - 2 * third, third, third], "mrope_interleaved": True}
+    # Text has one position for all three axes. llama.cpp gives channel i to axis i % 3 as far as that axis' section
+    # reaches, and rotates channels beyond it by a fourth position, which is 0.
+    sections = [(half + 2) // 3, (half + 1) // 3, half // 3]
+    values["rope_parameters"] |= {"mrope_section": sections, "mrope_interleaved": True}
     if not isinstance(config, GatedQwen3MoeConfig):
         return Qwen3_5TextConfig(**values)
     carried = [
