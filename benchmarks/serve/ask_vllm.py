@@ -34,6 +34,8 @@ for folder in job["folders"]:
         answer["error"] = f"{type(error).__name__}: {error}"
     with open(job["answers"], "a") as file:
         file.write(json.dumps(answer) + "\n")
+    if "error" in answer:  # the next one needs a process that has built nothing
+        break
     cleanup_dist_env_and_memory()
     gc.collect()
     torch._dynamo.reset()

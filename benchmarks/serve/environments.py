@@ -21,7 +21,7 @@ def environment(name: str) -> Path:
     if not given and not (place / ".ready").exists():
         pip = [python, "-m", "pip"]
         subprocess.run([sys.executable, "-m", "venv", place], check=True)
-        subprocess.run([*pip, "install", "--quiet", "--no-deps", *TORCH], check=True)
+        subprocess.run([*pip, "install", "--quiet", *TORCH], check=True)
         subprocess.run([*pip, "install", "--quiet", "--requirement", HERE / f"{name}.txt"], check=True)
         subprocess.run([*pip, "uninstall", "--quiet", "--yes", *ONLY_AUDIO], check=True, stderr=subprocess.DEVNULL)
         (place / ".ready").touch()

@@ -81,7 +81,7 @@ def slug(name: str) -> str:
 
 
 def ask(runtime: Runtime, python: Path, targets: Mapping[str, Path], answers_path: Path) -> dict[str, dict[str, Any]]:
-    """The server's answers by model; one that ends its process is asked again without the model that did it."""
+    """The server's answers by model; one that ends is asked for the others again."""
     answers_path.touch()
     log = PLACE / f"{slug(runtime.name)}.log"
     names = {str(path): name for name, path in targets.items()}
@@ -103,7 +103,8 @@ def ask(runtime: Runtime, python: Path, targets: Mapping[str, Path], answers_pat
             )  # fmt: skip
         read = [json.loads(line) for line in answers_path.read_text().splitlines()]
         answers |= {names[answer["folder"]]: answer for answer in read}
-        if unanswered := [names[path] for path in left if names[path] not in answers]:
+        unanswered = [names[path] for path in left if names[path] not in answers]
+        if ended.returncode and unanswered:
             answers[unanswered[0]] = {"error": f"the process ended with {ended.returncode}; see {log}"}
     return answers
 

@@ -19,6 +19,30 @@ def test_projections_of_gates_are_linear_layers_and_nothing_else():
     assert all(type(module) is nn.Linear for module in (*gates, block.switch_router))
 
 
+class Foreign(nn.Module):
+    """A linear layer of someone else's, as servers, adapters and quantisers put them in the place of PyTorch's."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.theirs = linear
+
+    def forward(self, x):
+        return self.theirs(x)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("maps", ["value", "key_value"])
+def test_linear_layers_of_others_change_nothing(maps, training):
+    gates = [GateSpec(site, "headwise" if site in ("sdpa", "value") else "elementwise") for site in SITES]
+    block = GatedAttention(48, 6, 3, 8, gates=gates, switch=SwitchSpec(maps, 3, 2)).train(training)
+    x = torch.randn(2, 5, 48)
+    expected = block(x)
+    for name, module in list(block.named_children()):
+        if isinstance(module, nn.Linear):
+            setattr(block, name, Foreign(module))
+    torch.testing.assert_close(block(x), expected)
+
+
 @pytest.mark.parametrize("spec", [GateSpec(), GateSpec("value", "headwise", bias=1.0), GateSpec(input="parameter")])
 def test_state_dicts_of_an_attention_gate_and_of_a_block_are_one(spec):
     block, alone = GatedAttention(48, 6, 3, 8, gates=spec), AttentionGate(spec, 48, 6, 3, 8)

@@ -16,7 +16,6 @@ from transformers.pytorch_utils import Conv1D
 
 from gated_attention.nn import AttentionGate, GatedBlock
 from gated_attention.nn.gate import by_head
-from gated_attention.nn.switch import SwitchProjection
 from gated_attention.spec import GateSpec, Site
 
 _LAYER_LISTS = ("layers", "h", "blocks")
@@ -165,9 +164,9 @@ def value_and_output_maps(
         return None
     output_rows = _rows(_child(attention, _OUTPUT_PROJECTIONS))  # (C, H * D)
     out = torch.unflatten(output_rows, 1, (-1, int(head_dim))).transpose(0, 1)  # (H, C, D)
-    if isinstance(value := getattr(attention, "v_proj", None), SwitchProjection):
+    if isinstance(attention, GatedBlock) and attention.switch is not None:
         return None
-    if value is not None:
+    if (value := getattr(attention, "v_proj", None)) is not None:
         rows = _rows(value)
     elif (fused := getattr(attention, "query_key_value", None)) is not None:  # per head [query | key | value]
         return torch.unflatten(_rows(fused), 0, (-1, 3, int(head_dim)))[:, 2], out

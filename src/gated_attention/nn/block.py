@@ -19,8 +19,11 @@ from gated_attention.nn.gate import (
     gate_projection,
     joint_projection,
 )
-from gated_attention.nn.switch import SwitchProjection, switch_router, switch_scores
-from gated_attention.spec import AttentionGeometry, BlockSpec, GateSpec, SdpaTransform, Site, SwitchSpec
+from gated_attention.nn.switch import mix_maps, switch_projection, switch_router, switch_scores
+from gated_attention.spec import AttentionGeometry, BlockSpec, GateSpec, SdpaTransform, Site, SwitchMaps, SwitchSpec
+
+_SWITCHED: dict[SwitchMaps, tuple[str, ...]] = {"value": ("v_proj",), "key_value": ("k_proj", "v_proj")}
+"""The projections that hold several maps for each head."""
 
 
 class HeadNorm(nn.RMSNorm):
@@ -70,9 +73,9 @@ class GatedBlock(nn.Module):
             self.add_module(GATE_MODULES[spec.site], gate_projection(spec, geometry))
         if block.switch is not None:
             self.switch_router = switch_router(block.switch, geometry)
-            for name in ("v_proj",) if block.switch.maps == "value" else ("k_proj", "v_proj"):
+            for name in _SWITCHED[block.switch.maps]:
                 bias = cast(nn.Linear, self.get_submodule(name)).bias is not None
-                setattr(self, name, SwitchProjection(block.switch, geometry, bias))
+                setattr(self, name, switch_projection(block.switch, geometry, bias))
         if block.sdpa_transform == "rms_norm":
             self.sdpa_norm = GroupRMSNorm(geometry.num_heads, geometry.head_dim, eps)
 
@@ -95,12 +98,12 @@ class GatedBlock(nn.Module):
         """Projected keys and values by head, from one map each or mixed from several; and logits that came along.
 
         They do in training, of one gate per head on the output of attention, unless its projection or the values' is
-        more than a linear layer.
+        more than a linear layer of one map.
         """
         scores = None if self.switch is None else switch_scores(self.switch_router(x), self.switch)
         k = self._project("k_proj", x, scores, head_dim)
         spec = self.fused_gate
-        if self.training and spec is not None and spec.granularity == "headwise":
+        if self.training and scores is None and spec is not None and spec.granularity == "headwise":
             values, gate = (self.get_submodule(name) for name in ("v_proj", GATE_MODULES["sdpa"]))
             if can_join(values, gate):
                 v, logits = joint_projection(cast(nn.Linear, values), cast(nn.Linear, gate), x)
@@ -108,10 +111,10 @@ class GatedBlock(nn.Module):
         return k, self._project("v_proj", x, scores, head_dim), None
 
     def _project(self, name: str, x: Tensor, scores: Tensor | None, head_dim: int) -> Tensor:
-        projection = self.get_submodule(name)
-        if scores is not None and isinstance(projection, SwitchProjection):
-            return projection.mix(x, scores)
-        return torch.unflatten(projection(x), -1, (-1, head_dim))
+        y = self.get_submodule(name)(x)
+        if scores is not None and self.switch is not None and name in _SWITCHED[self.switch.maps]:
+            return mix_maps(y, scores, head_dim)
+        return torch.unflatten(y, -1, (-1, head_dim))
 
     def transform_heads(self, y: Float[Tensor, "b t h d"]) -> Float[Tensor, "b t h d"]:
         """The output of attention as the block's `sdpa_transform` changes it, before a gate there."""

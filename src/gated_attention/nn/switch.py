@@ -25,19 +25,22 @@ def switch_scores(logits: Float[Tensor, "b t ke"], spec: SwitchSpec) -> Float[Te
     return torch.zeros_like(scores).scatter(-1, which, best)
 
 
-class SwitchProjection(nn.Linear):
+def switch_projection(spec: SwitchSpec, geometry: AttentionGeometry, bias: bool = False) -> nn.Linear:
     """All maps of all heads as one projection, rows by head, then map, then channel.
+
+    A plain linear layer, so that adapters, quantisers and servers may put their own in its place.
+    """
+    rows = geometry.num_kv_heads * spec.num_experts * geometry.head_dim
+    return nn.Linear(geometry.hidden_size, rows, bias=bias)
+
+
+def mix_maps(
+    maps: Float[Tensor, "b t ked"], scores: Float[Tensor, "b t k e"], head_dim: int
+) -> Float[Tensor, "b t k d"]:
+    """The sum of the maps' outputs, each times its score, in the dtype of the maps' outputs.
 
     Every map is computed and those not picked are multiplied by 0: for the small key and value widths one
     dense product is faster than gathering, and its shape does not depend on the data.
     """
-
-    def __init__(self, spec: SwitchSpec, geometry: AttentionGeometry, bias: bool = False) -> None:
-        rows = geometry.num_kv_heads * spec.num_experts * geometry.head_dim
-        super().__init__(geometry.hidden_size, rows, bias=bias)
-        self.head_dim = geometry.head_dim
-
-    def mix(self, hidden_states: Float[Tensor, "b t c"], scores: Float[Tensor, "b t k e"]) -> Float[Tensor, "b t k d"]:
-        """The sum of the maps' outputs, each times its score, in the dtype of the maps' outputs."""
-        maps = torch.unflatten(self(hidden_states), -1, (*scores.shape[-2:], self.head_dim))  # (B, T, K, E, D)
-        return torch.sum(maps * scores[..., None].to(maps.dtype), dim=-2)
+    maps = torch.unflatten(maps, -1, (*scores.shape[-2:], head_dim))  # (B, T, K, E, D)
+    return torch.sum(maps * scores[..., None].to(maps.dtype), dim=-2)
