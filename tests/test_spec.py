@@ -32,7 +32,7 @@ def one_line(error):
         ({"site": "mlp"}, "choose from sdpa, value, key, query, output"),
         ({"granularity": "tokenwise"}, "choose from headwise, elementwise"),
         ({"combine": "concat"}, "choose from multiply, add"),
-        ({"activation": "tanh"}, "choose from sigmoid, silu, identity, ns_sigmoid, hard_sigmoid"),
+        ({"activation": "tanh"}, "choose from sigmoid, silu, identity, ns_sigmoid, hard_sigmoid, softplus"),
         ({"input": "query"}, "choose from hidden_state, parameter"),
         ({"init": "ones"}, "choose from normal, zeros"),
         ({"dtype": "bfloat16"}, "choose from float32, model"),

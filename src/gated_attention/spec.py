@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 Site = Literal["sdpa", "value", "key", "query", "output"]
 Granularity = Literal["headwise", "elementwise"]
 Combine = Literal["multiply", "add"]
-Activation = Literal["sigmoid", "silu", "identity", "ns_sigmoid", "hard_sigmoid"]
+Activation = Literal["sigmoid", "silu", "identity", "ns_sigmoid", "hard_sigmoid", "softplus"]
 GateInput = Literal["hidden_state", "parameter", "lse"]
 Init = Literal["normal", "zeros"]
 ScoreDtype = Literal["float32", "model"]
@@ -79,7 +79,7 @@ class GateSpec:
             one score per channel. The projection keeps its full size (T1.12, T1.13).
         combine: `Y * score` or `Y + score`.
         activation: `ns_sigmoid` is `0.5 + 0.5 sigmoid(x)` (T4.7); `hard_sigmoid` is
-            `clamp(x / 6 + 0.5, 0, 1)`, whose closed side is exactly zero.
+            `clamp(x / 6 + 0.5, 0, 1)`, whose closed side is exactly zero; `softplus` is `log(1 + exp(x))` (Laguna).
         input: The hidden state after pre-normalisation, which q, k and v read too; no input, when the
             logits are a learned parameter (T4.6); or the log-sum-exp of the attention scores. A head
             whose softmax has one more term exp(s) in its denominator is `Y * sigmoid(LSE - s)`: with

@@ -7,7 +7,7 @@ from transformers import BertConfig, BertLMHeadModel, BloomConfig, BloomForCausa
 
 from gated_attention.analysis import inspect_model
 from gated_attention.analysis.capture import Watcher, watch
-from gated_attention.analysis.families import find_attention, unknown_gates
+from gated_attention.analysis.families import find_attention
 
 FAMILIES = ("llama", "mistral", "gemma2", "gpt_neox", "gpt2", "gpt_oss", "olmo2", "qwen3_next", "afmoe")
 
@@ -54,6 +54,8 @@ def test_a_gate_of_unknown_layout_is_named():
             bos_token_id=None, eos_token_id=None,
         )
     ).eval()  # fmt: skip
-    assert unknown_gates(model) == []
+    assert inspect_model(model, [torch.zeros(1, 8, dtype=torch.long)]).unmeasured_gates == {}
     model.model.layers[0].self_attn.g_proj = nn.Linear(32, 2)
-    assert inspect_model(model, [torch.zeros(1, 8, dtype=torch.long)]).unknown_gates == ("g_proj",)
+    found = inspect_model(model, [torch.zeros(1, 8, dtype=torch.long)])
+    assert found.unmeasured_gates == {"g_proj": "the layout of LlamaAttention is not known"}
+    assert found.unknown_gates == ("g_proj",)

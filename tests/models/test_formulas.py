@@ -27,6 +27,7 @@ ACTIVATIONS = {
     "identity": lambda x: x,
     "ns_sigmoid": lambda x: 0.5 + 0.5 / (1 + torch.exp(-x)),
     "hard_sigmoid": lambda x: torch.clip(x / 6 + 0.5, 0, 1),
+    "softplus": lambda x: torch.log1p(torch.exp(x)),
 }
 PREFIXES = {"sdpa": "", "value": "v_", "key": "k_", "query": "q_", "output": "o_"}
 

@@ -53,7 +53,7 @@ def test_state_dicts_of_an_attention_gate_and_of_a_block_are_one(spec):
 
 
 @pytest.mark.parametrize("combine", ["multiply", "add"])
-@pytest.mark.parametrize("activation", ["sigmoid", "silu", "identity", "ns_sigmoid", "hard_sigmoid"])
+@pytest.mark.parametrize("activation", ["sigmoid", "silu", "identity", "ns_sigmoid", "hard_sigmoid", "softplus"])
 def test_a_query_that_sees_no_key_has_output_0_and_finite_gradients(activation, combine):
     spec = GateSpec(granularity="headwise", input="lse", bias=0.5, activation=activation, combine=combine)
     block = GatedAttention(32, 4, 2, gates=spec, rope_theta=None)

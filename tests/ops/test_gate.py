@@ -54,6 +54,7 @@ def plain_gate(y, logits, spec):
         "identity": lambda x: x,
         "ns_sigmoid": lambda x: 0.5 + 0.5 * torch.sigmoid(x),
         "hard_sigmoid": torch.nn.functional.hardsigmoid,
+        "softplus": torch.nn.functional.softplus,
     }[spec.activation](logits)
     scores = spec.scale * (scores.mean(2, keepdim=True) if spec.head_shared else scores)
     return y * scores if spec.combine == "multiply" else y + scores

@@ -28,7 +28,8 @@ class AttentionCall:
         scale: Factor on the scores.
         softcap: Scores are `softcap * tanh(score / softcap)`; None for no cap.
         mask: True where a query sees a key, (B or 1, H or 1, T, T); None is causal.
-        sinks: Learned score of each head that stands in the denominator for no token (gpt-oss), (H,).
+        sinks: Score of each head that stands in the denominator for no token, (H,) (gpt-oss) or (B, H, T).
+        bias: Added to the scores (relative positions), (B or 1, H or 1, T, T).
     """
 
     layer: int
@@ -41,6 +42,7 @@ class AttentionCall:
     softcap: float | None = None
     mask: Tensor | None = None
     sinks: Tensor | None = None
+    bias: Tensor | None = None
 
     @property
     def length(self) -> int:
@@ -55,7 +57,8 @@ class AttentionCall:
 
     def scores(self, queries: slice, keys: slice) -> Float[Tensor, "b h t s"]:
         """Scaled and capped scores in float32 or wider; those of masked pairs as they come."""
-        return _scores(self.q[:, :, queries], self.k[:, :, keys], self.scale, self.softcap)
+        bias = None if self.bias is None else self.bias[:, :, queries, keys]
+        return _scores(self.q[:, :, queries], self.k[:, :, keys], self.scale, self.softcap, bias)
 
     def weights(
         self, queries: slice, keys: slice, scores: Float[Tensor, "b h t s"] | None = None
@@ -83,22 +86,28 @@ def attend(
     scale: float,
     mask: Bool[Tensor, "#b #h t s"] | None = None,
     softcap: float | None = None,
-    sinks: Float[Tensor, " h"] | None = None,
+    sinks: Float[Tensor, " h"] | Float[Tensor, "b h t"] | None = None,
+    bias: Float[Tensor, "#b #h t s"] | None = None,
 ) -> tuple[Float[Tensor, "b t h e"], Float[Tensor, "b h t"]]:
-    """Causal or masked attention and its log-sum-exp, with score caps and learned sinks, by the fused kernels if any.
+    """Causal or masked attention and its log-sum-exp, with score caps, biases and sinks, by the fused kernels if any.
 
-    A learned sink of score s adds exp(s) to the denominator: the output shrinks by `sigmoid(lse - s)`.
+    A sink of score s adds exp(s) to the denominator: the output shrinks by `sigmoid(lse - s)`.
     """
-    if softcap is None and v.shape[-1] == q.shape[-1]:
+    if softcap is None and bias is None and v.shape[-1] == q.shape[-1]:
         out, lse = _fused(q, k, v, scale, mask)
     else:
-        out, lse = _blockwise(q, k, v, scale, mask, softcap)
+        out, lse = _blockwise(q, k, v, scale, mask, softcap, bias)
     out = out.transpose(1, 2).contiguous()  # (B, T, H, D), which AFMoE views as (B, T, H * D)
     if sinks is None:
         return out, lse
-    total = torch.logaddexp(lse, sinks.to(lse.dtype)[:, None])  # (B, H, T)
+    total = torch.logaddexp(lse, by_query(sinks).to(lse.dtype))  # (B, H, T)
     share = torch.exp(lse - total).transpose(1, 2)[..., None].to(out.dtype)  # (B, T, H, 1)
     return out * share, total
+
+
+def by_query(sinks: Tensor) -> Tensor:
+    """Scores of sinks as they broadcast to (B, H, T)."""
+    return sinks[:, None] if sinks.ndim == 1 else sinks
 
 
 def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -111,7 +120,7 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None) -
 
 
 def _blockwise(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None, softcap: float | None
+    q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None, softcap: float | None, bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     b, h, t, _ = q.shape
     groups = h // k.shape[1]
@@ -120,7 +129,7 @@ def _blockwise(
     positions = torch.arange(k.shape[2], device=q.device)
     for start in range(0, t, size):
         queries = slice(start, min(start + size, t))
-        scores = _scores(q[:, :, queries], k, scale, softcap)
+        scores = _scores(q[:, :, queries], k, scale, softcap, None if bias is None else bias[:, :, queries])
         visible = positions <= positions[queries, None] if mask is None else mask[:, :, queries]
         scores = scores.masked_fill_(~visible, float("-inf"))
         lse = scores.logsumexp(-1)
@@ -132,7 +141,7 @@ def _blockwise(
     return torch.cat(outs, dim=2), torch.cat(lses, dim=2)
 
 
-def _scores(q: Tensor, k: Tensor, scale: float, softcap: float | None) -> Tensor:
+def _scores(q: Tensor, k: Tensor, scale: float, softcap: float | None, bias: Tensor | None) -> Tensor:
     wide = torch.promote_types(q.dtype, torch.float32)
     b, h, t, d = q.shape
     num_kv_heads = k.shape[1]
@@ -140,4 +149,5 @@ def _scores(q: Tensor, k: Tensor, scale: float, softcap: float | None) -> Tensor
     flat = q.to(wide, memory_format=torch.contiguous_format).reshape(b, num_kv_heads, -1, d)  # (B, K, G * T, D)
     with torch.autocast(q.device.type, enabled=False):
         scores = (flat @ (k.to(wide) * scale).transpose(-1, -2)).reshape(b, h, t, k.shape[2])
-    return scores if softcap is None else torch.tanh(scores / softcap) * softcap
+    scores = scores if softcap is None else torch.tanh(scores / softcap) * softcap
+    return scores if bias is None else scores + bias

@@ -1,12 +1,14 @@
-"""Where each family of causal language models keeps its attention, its projections and its gates.
+"""Where each family of causal language models keeps its layers, its attention and its projections.
 
 Nothing here runs a model. Queries, keys and values need no table, because every family hands them to
-transformers' attention interface; what differs is names and how projections and gates are packed.
+transformers' attention interface; what differs is names and how projections are packed. `analysis/gates.py` has
+the gates.
 """
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -14,14 +16,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from gated_attention.nn import AttentionGate, GatedBlock
-from gated_attention.nn.gate import by_head
-from gated_attention.spec import GateSpec, Site
+from gated_attention.analysis.gates import Gate, gated_projection, gates_of, head_width
+from gated_attention.nn import GatedBlock
 
 _LAYER_LISTS = ("layers", "h", "blocks")
 _ATTENTION = ("self_attn", "attn", "attention")
 _OUTPUT_PROJECTIONS = ("o_proj", "c_proj", "dense", "out_proj")
-_LOOKS_LIKE_A_GATE = ("g_proj", "gate_proj", "q_gate_proj", "output_gate")
+_LOOKS_LIKE_A_GATE = re.compile(r"g_proj|(.*_)?gate(_proj|s)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,60 +39,71 @@ class Attention:
     layer: int
     module: nn.Module
     output_projection: nn.Module
-    gates: tuple["Gate", ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Gate:
-    """A gate as a family stores it.
-
-    Attributes:
-        spec: What it does to which tensor.
-        module: Its output carries the gate logits.
-        logits: Takes that output to logits, (B, T, heads, channels); one row stands for all where nothing is read.
-    """
-
-    spec: GateSpec
-    module: nn.Module
-    logits: Callable[[Tensor], Tensor]
-
-    @property
-    def site(self) -> Site:
-        """Which tensor is gated."""
-        return self.spec.site
+    gates: tuple[Gate, ...]
 
 
 def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
-    """The model's decoder layers, first layer first.
+    """The model's decoder layers in the order in which one pass runs them; one that runs again is there again.
 
     Raises:
         ValueError: if the model keeps them nowhere that is known.
     """
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    if (runs := _REPEATED.get(type(decoder).__name__)) is not None:
+        return runs(decoder)
     for name in _LAYER_LISTS:
         if isinstance(layers := getattr(decoder, name, None), nn.ModuleList):
             return list(layers)
     raise ValueError(f"{type(model).__name__} keeps no list of decoder layers; give a decoder-only causal model")
 
 
+def _runs_of_hrm(decoder: Any) -> list[nn.Module]:
+    low, high = list(decoder.L_module.layers), list(decoder.H_module.layers)
+    runs: list[nn.Module] = (low * decoder.config.L_cycles + high) * decoder.config.H_cycles
+    return runs
+
+
+def _runs_of_dory(decoder: Any) -> list[nn.Module]:
+    start, loops = decoder.config.n_input_layers, decoder.config.n_recurrent_loops
+    return _repeated(list(decoder.layers), start, start + decoder.config.n_recurrent_layers, loops)
+
+
+def _runs_of_inkling(decoder: Any) -> list[nn.Module]:
+    start, end = decoder.config.loop_layer_index_start, decoder.config.loop_layer_index_end
+    return _repeated(list(decoder.layers), start, end, decoder.config.loop_num_passes)
+
+
+def _repeated(layers: list[nn.Module], start: int, end: int, times: int) -> list[nn.Module]:
+    return layers[:start] + layers[start:end] * times + layers[end:]
+
+
+_REPEATED: dict[str, Callable[[Any], list[nn.Module]]] = {
+    "HrmTextModel": _runs_of_hrm,
+    "DoryModel": _runs_of_dory,
+    "Inkling2LoopTextModel": _runs_of_inkling,
+}
+
+
 def find_attention(model: PreTrainedModel) -> list[Attention]:
-    """The softmax attention of every layer that has one.
+    """The attention of every layer that has one under a known name.
 
     Raises:
-        ValueError: if there is none, or what projects its output is under no known name.
+        ValueError: if there is none, it looks ahead, or what projects its output is under no known name.
     """
     found = []
     for index, layer in enumerate(decoder_layers(model)):
         module = _child(layer, _ATTENTION)
         if module is None:
             continue  # another token mixer, e.g. linear attention
-        projection = _child(module, _OUTPUT_PROJECTIONS)
+        if getattr(module, "is_causal", True) is False:
+            raise ValueError(f"{type(module).__name__} looks ahead; give a decoder-only causal model")
+        projection = gated_projection(module) or _child(module, _OUTPUT_PROJECTIONS)
         if projection is None:
             raise ValueError(
                 f"{type(module).__name__} of {type(model).__name__} projects its output under none of "
                 f"{', '.join(_OUTPUT_PROJECTIONS)}; this architecture is not supported"
             )
-        found.append(Attention(index, module, projection, _gates(module, model.config.model_type)))
+        found.append(Attention(index, module, projection, gates_of(module)))
     if not found:
         raise ValueError(
             f"{type(model).__name__} has no layer with attention under {', '.join(_ATTENTION)}; "
@@ -100,55 +112,29 @@ def find_attention(model: PreTrainedModel) -> list[Attention]:
     return found
 
 
-def unknown_gates(model: PreTrainedModel) -> list[str]:
-    """Submodules of attention that are named like a gate and that no row of the table covers, by name."""
-    names = []
-    for attention in find_attention(model):
-        known = {id(gate.module) for gate in attention.gates}
-        children = attention.module.named_children()
-        names += [name for name, child in children if name in _LOOKS_LIKE_A_GATE and id(child) not in known]
-    return sorted(set(names))
+def unmeasured_gates(attention: Sequence[Attention], measured: Iterable[int]) -> dict[str, str]:
+    """Submodules of attention that are named like a gate and were not measured, by name, and why.
+
+    Args:
+        attention: Of all layers.
+        measured: The layers whose softmax attention was seen.
+    """
+    reasons = {}
+    with_softmax = set(measured)
+    for one in attention:
+        known = {id(gate.module) for gate in one.gates}
+        for path, child in one.module.named_modules():
+            name = path.rpartition(".")[2]
+            if not _LOOKS_LIKE_A_GATE.fullmatch(name) or id(child) in known:
+                continue
+            kind = type(one.module).__name__
+            softmax = one.layer in with_softmax
+            reasons[name] = f"the layout of {kind} is not known" if softmax else f"{kind} is not softmax attention"
+    return dict(sorted(reasons.items()))
 
 
 def _child(module: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
     return next((child for name in names if isinstance(child := getattr(module, name, None), nn.Module)), None)
-
-
-_ELEMENTWISE = GateSpec(dtype="model")
-
-# Family to the submodule with the gate. In Qwen3-Next and its descendants each head's rows of q_proj are
-# [query | gate]; AFMoE keeps the gate apart.
-_GATES: dict[str, str] = {
-    "qwen3_next": "q_proj",
-    "qwen3_5_text": "q_proj",
-    "qwen3_5_moe_text": "q_proj",
-    "afmoe": "gate_proj",
-}
-
-
-def _gates(attention: nn.Module, family: str) -> tuple[Gate, ...]:
-    head_dim = int(getattr(attention, "head_dim", 0))
-    if isinstance(attention, GatedBlock):
-        return tuple(
-            Gate(spec, module, partial(by_head, spec=spec, head_dim=head_dim))
-            for spec, module in attention.gate_modules()
-        )
-    own = [module for module in attention.children() if isinstance(module, AttentionGate)]
-    if own:
-        return tuple(
-            Gate(gate.spec, gate, partial(by_head, spec=gate.spec, head_dim=gate.logit_shape[1])) for gate in own
-        )
-    name = _GATES.get(family, "")
-    module = getattr(attention, name, None) if name else None
-    if module is None:
-        return ()
-    if name == "q_proj":
-        return (Gate(_ELEMENTWISE, module, lambda x: torch.unflatten(x, -1, (-1, 2 * head_dim))[..., head_dim:]),)
-    return (Gate(_ELEMENTWISE, module, _unflatten(head_dim)),)
-
-
-def _unflatten(channels: int) -> Callable[[Tensor], Tensor]:
-    return lambda x: torch.unflatten(x, -1, (-1, channels))
 
 
 def value_and_output_maps(
@@ -160,9 +146,10 @@ def value_and_output_maps(
     have none.
     """
     head_dim = getattr(attention, "head_dim", None) or getattr(attention, "head_size", None)
-    if head_dim is None:
+    projection = _child(attention, _OUTPUT_PROJECTIONS)
+    if head_dim is None or head_width(attention) not in (0, head_dim) or not hasattr(projection, "weight"):
         return None
-    output_rows = _rows(_child(attention, _OUTPUT_PROJECTIONS))  # (C, H * D)
+    output_rows = _rows(projection)  # (C, H * D)
     out = torch.unflatten(output_rows, 1, (-1, int(head_dim))).transpose(0, 1)  # (H, C, D)
     if isinstance(attention, GatedBlock) and attention.switch is not None:
         return None

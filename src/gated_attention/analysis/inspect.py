@@ -10,18 +10,18 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from gated_attention.analysis import measures
+from gated_attention.analysis import measures, visible
 from gated_attention.analysis.attention import AttentionCall
 from gated_attention.analysis.capture import Watcher, watch
 from gated_attention.analysis.definitions import MEASURES
 from gated_attention.analysis.families import (
     Attention,
-    Gate,
     decoder_layers,
     find_attention,
-    unknown_gates,
+    unmeasured_gates,
     value_and_output_maps,
 )
+from gated_attention.analysis.gates import Gate
 from gated_attention.analysis.rank import effective_rank
 from gated_attention.analysis.reduction import (
     GateMeasures,
@@ -66,7 +66,7 @@ class Inspection:
         attention_maps: Attention of the first sequence's first queries, averaged over heads, (n, R, R).
         attention_layers: The layers of the maps, (n,).
         excerpt: The first token ids of the first sequence, whose gate scores `gates` carries one by one.
-        unknown_gates: Submodules named like a gate that were not measured, because their layout is not known.
+        unmeasured_gates: Submodules of attention that are named like a gate and were not measured, and why, by name.
     """
 
     num_tokens: int
@@ -79,7 +79,12 @@ class Inspection:
     attention_maps: np.ndarray
     attention_layers: np.ndarray
     excerpt: np.ndarray
-    unknown_gates: tuple[str, ...]
+    unmeasured_gates: dict[str, str]
+
+    @property
+    def unknown_gates(self) -> tuple[str, ...]:
+        """The names of `unmeasured_gates`."""
+        return tuple(self.unmeasured_gates)
 
     def by_layer(self, name: str) -> np.ndarray:
         """A measure averaged over heads, (layers,); NaN where no head has it."""
@@ -234,10 +239,10 @@ class _Recorder(Watcher):
             add("entropy", layer, whole.entropy)
             add("peak", layer, whole.peak)
             add("peak_position", layer, whole.peak_position)
-        if self._is_first:
-            add("num_seen", layer, measures.num_seen(call)[None])
-            add("sees_first", layer, measures.sees_first(call)[None])
-            add("seen_by", layer, measures.seen_by(call)[None])
+        if self._is_first or call.mask is not None:
+            add("num_seen", layer, visible.num_seen(call))
+            add("sees_first", layer, visible.sees_first(call))
+            add("seen_by", layer, visible.seen_by(call))
         if self._is_first and layer in self.map_layers:
             excerpt = slice(0, min(self.map_size, call.length))
             self.maps[layer] = call.weights(excerpt, excerpt)[0].mean(0)
@@ -296,7 +301,7 @@ class _Recorder(Watcher):
             attention_maps=np.stack([self.maps[layer].cpu().numpy() for layer in mapped]).astype(np.float16),
             attention_layers=np.array(mapped),
             excerpt=ids[0, :EXCERPT_TOKENS],
-            unknown_gates=tuple(unknown_gates(self.model)),
+            unmeasured_gates=unmeasured_gates(attention, collected["sums"]),
         )
 
     def _starts(self) -> np.ndarray:

@@ -18,7 +18,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gated_attention import ops
-from gated_attention.analysis.attention import BLOCK_ELEMENTS, AttentionCall
+from gated_attention.analysis.attention import BLOCK_ELEMENTS, AttentionCall, by_query
+from gated_attention.analysis.visible import seen_by
 from gated_attention.spec import GateSpec
 
 CANDIDATE_KEYS = 32
@@ -92,7 +93,8 @@ class AttentionRows(NamedTuple):
 
 def attention_rows(call: AttentionCall) -> AttentionRows:
     """What F-Attn, Sink^eps, the sink position, value drain and the output's size are read from."""
-    if call.mask is None and call.softcap is None and _has_kernels(call.q, call.k, call.v, call.out, call.lse):
+    plain = call.mask is None and call.softcap is None and call.bias is None
+    if plain and _has_kernels(call.q, call.k, call.v, call.out, call.lse):
         from gated_attention.analysis import triton_rows
 
         read = (call.q, call.k, call.v, call.out, call.lse)
@@ -128,37 +130,11 @@ def whole_attention(call: AttentionCall) -> WholeAttention:
         score_mean += scores.mul_(weights).sum((2, 3))
     entropy = call.lse.sum(-1) - score_mean
     if call.sinks is not None:
-        sinks = call.sinks.to(dtype)[:, None]  # (H, 1)
+        sinks = by_query(call.sinks).to(dtype)  # (H, 1) or (B, H, T)
         entropy = entropy - (torch.exp(sinks - call.lse) * sinks).sum(-1)
     half = max(1, length // 2)
-    peak, position = (sums[..., :half] / seen_by(call)[:half]).max(-1)
+    peak, position = (sums[..., :half] / seen_by(call)[:, None, :half].clamp(min=1)).max(-1)
     return WholeAttention(entropy / length, peak, position)
-
-
-def seen_by(call: AttentionCall) -> Int[Tensor, " t"]:
-    """How many queries see each key."""
-    if call.mask is not None:
-        return torch.stack([rows.sum(0) for rows in _row_blocks(call.mask)]).sum(0)
-    return torch.arange(call.length, 0, -1, device=call.q.device)
-
-
-def num_seen(call: AttentionCall) -> Int[Tensor, " t"]:
-    """How many keys each query sees; under uniform attention each of them gets one over it."""
-    if call.mask is not None:
-        return torch.cat([rows.sum(1) for rows in _row_blocks(call.mask)])
-    return torch.arange(1, call.length + 1, device=call.q.device)
-
-
-def sees_first(call: AttentionCall) -> Int[Tensor, " t"]:
-    """1 for every query that sees key 0, otherwise 0."""
-    if call.mask is not None:
-        return call.mask[0, 0, :, 0].long()
-    return torch.ones(call.length, dtype=torch.long, device=call.q.device)
-
-
-def _row_blocks(mask: Tensor) -> Sequence[Tensor]:
-    """The mask of the first sequence and head, (T, T), some queries at a time: sums copy it to 64-bit integers."""
-    return torch.split(mask[0, 0], max(1, BLOCK_ELEMENTS // mask.shape[-1]))
 
 
 def value_norms(v: Float[Tensor, "b k t d"]) -> Float[Tensor, "b k t"]:

@@ -38,7 +38,13 @@ class Rows:
         self._totals: dict[str, dict[tuple[int, ...], Tensor]] = defaultdict(dict)
 
     def add(self, name: str, layer: int, values: Tensor) -> None:
-        """Keep values of this batch whose first axis is sequences."""
+        """Keep values of this batch whose first axis is sequences.
+
+        Raises:
+            ValueError: if the layer gave them already.
+        """
+        if layer in self._batch[name]:
+            raise ValueError(f"layer {layer} runs more than once in a pass; this architecture is not supported")
         self._batch[name][layer] = values
 
     def of_batch(self, name: str) -> dict[int, Tensor]:
@@ -160,7 +166,7 @@ def model_measures(
             heads["entropy"][layer] = collected["entropy"][layer].mean(0)
             heads["peak"][layer] = collected["peak"][layer].mean(0)
             heads["peak_elsewhere"][layer] = (collected["peak_position"][layer] != 0).mean(0)
-            layers["entropy_uniform"][layer] = np.log(collected["num_seen"][layer][0]).mean()
+            layers["entropy_uniform"][layer] = np.log(collected["num_seen"][layer]).mean()
     values = np.stack([collected["activation_values"][layer] for layer in range(num_layers)])  # (L, N, n)
     medians = np.stack([collected["activation_median"][layer] for layer in range(num_layers)])  # (L, N)
     found = {name: by_heads(values, num_layers) for name, values in heads.items()}
@@ -174,10 +180,10 @@ def model_measures(
 
 def _sinks(collected: Collected, layer: int, length: int, starts: np.ndarray) -> dict[str, np.ndarray]:
     sums, rows = collected["sums"][layer], collected["first_rows"][layer]  # (N, H, n), (N, H, m)
-    seen = collected["seen_by"][layer][0, : sums.shape[2]]
+    seen = collected["seen_by"][layer][:, None, : sums.shape[2]]  # (N or 1, 1, n)
     f_attn = (sums[..., 0] - rows[..., 0]) / (length - 1)  # (N, H)
     late = length - measures.FIRST_QUERIES
-    received = sums / seen  # (N, H, n)
+    received = sums / np.maximum(seen, 1)  # (N, H, n); a key that no query sees gets 0
     mean = received.mean(0)
     position = mean.argmax(-1)
     return {
@@ -196,7 +202,7 @@ def _mean_or_nan(values: np.ndarray) -> np.ndarray:
 
 
 def _uniform(collected: Collected, layer: int, length: int) -> dict[str, float]:
-    share = collected["sees_first"][layer][0] / collected["num_seen"][layer][0]  # (T,)
+    share = (collected["sees_first"][layer] / collected["num_seen"][layer]).mean(0)  # (T,)
     first = measures.FIRST_QUERIES
     return {
         "f_attn_uniform": float(share[1:].mean()),

@@ -104,6 +104,8 @@ def _activate(x, ACTIVATION: tl.constexpr):
         scores = 0.5 + 0.5 / (1.0 + tl.exp(-x))
     elif ACTIVATION == "silu":
         scores = x / (1.0 + tl.exp(-x))
+    elif ACTIVATION == "softplus":
+        scores = tl.maximum(x, 0.0) + tl.log(1.0 + tl.exp(-tl.abs(x)))
     else:
         tl.static_assert(ACTIVATION == "identity")
         scores = x

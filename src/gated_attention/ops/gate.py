@@ -41,6 +41,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "ns_sigmoid": Activation(lambda x: 0.5 + 0.5 * torch.sigmoid(x), lambda x: 0.5 * _sigmoid_derivative(x)),
     # Its derivative is 0 at the two corners as well: a score of exactly 0 passes no gradient.
     "hard_sigmoid": Activation(F.hardsigmoid, lambda x: (x.abs() < 3).to(x.dtype) / 6),
+    "softplus": Activation(F.softplus, torch.sigmoid),
 }
 """Every activation a gate can have (`spec.Activation`), with sources in `GateSpec`."""
 

@@ -58,6 +58,8 @@ def gate(
         case "hard_sigmoid":
             # Constant at both corners, so that a score of exactly 0 or 1 passes no gradient.
             scores = torch.where(x.abs() < 3, x / 6 + 0.5, (x > 0).to(x.dtype))
+        case "softplus":
+            scores = torch.logaddexp(x, torch.zeros_like(x))
     if spec.head_shared:
         scores = scores.mean(2, keepdim=True)
     scores = scores * spec.scale

@@ -117,9 +117,8 @@ def _gate_words(analysis: Analysis) -> str:
         words.append(
             f"Its {SITE_LABELS[site]} gates score {mean:.3f} on average, {100 * below:.0f} % of the scores below 0.1."
         )
-    if analysis.inspection.unknown_gates:
-        names = ", ".join(f"`{name}`" for name in analysis.inspection.unknown_gates)
-        words.append(f"Its attention has {names}, whose layout is not known: not measured.")
+    for name, reason in analysis.inspection.unmeasured_gates.items():
+        words.append(f"`{name}` is not measured: {reason}.")
     return " ".join(words)
 
 

@@ -45,6 +45,7 @@ def _model(analysis: Analysis) -> dict[str, Any]:
         "context": found.length,
         "layers_with_softmax_attention": np.flatnonzero(found.attention).tolist(),
         "unknown_gates": list(found.unknown_gates),
+        "unmeasured_gates": found.unmeasured_gates,
         "summary": {name: _number(found.overall(name)) for name in found.measures if name != "sink_position"},
         "measures": {name: _nested(values) for name, values in found.measures.items()},
         "massive_activations": [

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from math import log
 from zlib import crc32
 
 import torch
@@ -20,7 +21,7 @@ WARNING = (
 )
 """What a caller should know before training on."""
 
-_AT_ZERO = {"sigmoid": 0.5, "ns_sigmoid": 0.75, "hard_sigmoid": 0.5, "silu": 0.0, "identity": 0.0}
+_AT_ZERO = {"sigmoid": 0.5, "ns_sigmoid": 0.75, "hard_sigmoid": 0.5, "silu": 0.0, "identity": 0.0, "softplus": log(2.0)}
 
 
 def retrofit(checkpoint: Checkpoint, gates: tuple[GateSpec, ...], init: Init) -> Checkpoint:
