@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Two processes of one thread each; a file's cases share one, for what they set up together.
+IN_PARALLEL := -n 2 --dist loadfile
+test trust newest oldest: export OMP_NUM_THREADS := 1
 
 .PHONY: compare test trust peer serve pins wheel newest oldest format clean
 
@@ -14,10 +17,10 @@ test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest
+	$(BIN)/pytest $(IN_PARALLEL)
 
 trust: $(READY)
-	$(BIN)/pytest -m trust
+	$(BIN)/pytest $(IN_PARALLEL) -m trust
 
 peer: $(READY)  # the test classes of the installed transformers, from its sdist; plain Qwen3 is the control
 	$(BIN)/python tests/peer/run.py
@@ -46,13 +49,13 @@ newest:  # no constraints: the newest release of everything
 	$(PYTHON) -m venv .venv-newest
 	.venv-newest/bin/pip install --quiet --upgrade pip
 	.venv-newest/bin/pip install --quiet --upgrade --upgrade-strategy eager --editable '.[dev]'
-	.venv-newest/bin/pytest $(CORE_TESTS)
+	.venv-newest/bin/pytest $(IN_PARALLEL) $(CORE_TESTS)
 
 oldest:  # the lower bound of every requirement
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/pip install --quiet --upgrade pip uv
 	.venv-oldest/bin/uv pip install --quiet --python .venv-oldest/bin/python --resolution lowest-direct --editable '.[dev]'
-	.venv-oldest/bin/pytest $(CORE_TESTS)
+	.venv-oldest/bin/pytest $(IN_PARALLEL) $(CORE_TESTS)
 
 format: $(READY)
 	$(BIN)/ruff format .
