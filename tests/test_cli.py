@@ -131,6 +131,7 @@ def test_help_is_fast_and_imports_no_torch():
     assert time.perf_counter() - start < 3  # a bound for a busy machine; alone it takes 0.3 s
 
 
+@pytest.mark.trust
 def test_killed_run_goes_on_and_ends_as_an_uninterrupted_one(tmp_path, corpus):
     def command(output):
         arguments = ["--variants", "baseline", "--steps", "30", "--data", corpus, "--device", "cpu", *SMALL]

@@ -79,6 +79,7 @@ def test_it_saves_loads_and_generates(variant, size, tmp_path):
         assert found[0, end] == model(found[:, :end]).logits[0, -1].argmax()
 
 
+@pytest.mark.trust
 @every(DENSE, MOE, models_once=True)
 def test_it_compiles_into_one_graph(variant, size, compile_whole):
     model = model_of(variant, size, num_hidden_layers=1)

@@ -13,6 +13,10 @@ SHARED_MEMORY = 227 * 1024
 SPILLED = 0 if triton.__version__.startswith(("3.6.", "3.7.")) else 16 if triton.__version__.startswith("3.8.") else 800
 CASES = [(d, causal, channels) for d in (64, 128, 256) for causal in (False, True) for channels in (False, True)]
 CASES.remove((256, False, True))  # not offered
+FORWARD = [
+    pytest.param(*case, keys, marks=[] if case[:2] == (128, True) and keys == 1024 else pytest.mark.trust)
+    for case in CASES for keys in (1024, 65_536)
+]  # fmt: skip
 
 
 def assemble(kernel, signature, constants, num_warps=4, aligned=()):
@@ -55,8 +59,7 @@ def assert_fast(compiled, said, registers="240"):
     assert registers in set(re.findall(r"setmaxnreg\.inc\S*\s+(\d+)", compiled.asm["ptx"]))
 
 
-@pytest.mark.parametrize("num_keys", [1024, 65_536])
-@pytest.mark.parametrize(("head_dim", "causal", "channels"), CASES)
+@pytest.mark.parametrize(("head_dim", "causal", "channels", "num_keys"), FORWARD)
 def test_forward_neither_spills_nor_serialises(head_dim, causal, channels, num_keys):
     from gated_attention.ops import hopper_forward, hopper_forward_launch
 

@@ -24,6 +24,7 @@ SHARED_MEMORY = {80: 99 * 1024, 90: 227 * 1024}  # what 8.6 and 8.9 have of it i
 CUTS = {80: SMALL, 90: LARGE}
 CASES = [(c, d, causal) for c in CUTS for d in (64, 128, 256) for causal in (True, False)]
 CASES += [(c, d, True) for c in CUTS for d in (16, 32)]
+EACH_KIND = [(90, 128, True), (80, 64, False), (80, 16, True)]
 
 
 def test_kernels_compute_the_definition():
@@ -69,7 +70,10 @@ def assert_fast(capability, said, shared):
     assert shared <= SHARED_MEMORY[capability]
 
 
-@pytest.mark.parametrize(("capability", "head_dim", "causal"), CASES)
+@pytest.mark.parametrize(
+    ("capability", "head_dim", "causal"),
+    [pytest.param(*case, marks=[] if case in EACH_KIND else pytest.mark.trust) for case in CASES],
+)
 def test_nothing_spills_and_everything_fits(capability, head_dim, causal, assemble):
     cut = CUTS[capability][head_dim]
     x, one = (heads(torch.empty(1, 2, 64, channels, dtype=torch.bfloat16)) for channels in (head_dim, 1))
