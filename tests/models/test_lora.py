@@ -1,5 +1,8 @@
 """LoRA through PEFT on the query projection and on the gate, and checkpoints in several files."""
 
+import copy
+
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -83,6 +86,23 @@ def test_an_adapted_gate_stays_visible():
     adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj", "g_proj"], **LORA))  # starts at zero
     found = inspect_model(adapted.base_model.model, [tokens]).gates
     assert found.keys() == expected.keys() == {"sdpa"}
+
+
+def test_ranks_are_those_of_the_adapted_maps():
+    tokens = torch.randint(50, (2, 9))
+    targets = ["v_proj", "o_proj", "g_proj"]
+    adapted = get_peft_model(make_model(), LoraConfig(target_modules=targets, lora_dropout=0.5, **LORA)).train()
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    merged = copy.deepcopy(adapted).merge_and_unload()
+    expected = inspect_model(merged, [tokens], level="full").measures
+    before = inspect_model(make_model(), [tokens], level="full").measures
+    found = inspect_model(adapted.base_model.model, [tokens], level="full").measures
+    for name in ("effective_rank", "effective_rank_gated"):
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-4)
+        assert not np.allclose(found[name], before[name], rtol=1e-2)
+    assert all(module.training for module in adapted.modules())
 
 
 def test_the_gate_of_a_mixture_of_experts_adapts():

@@ -1,9 +1,13 @@
 """Models that accelerate offloads to memory or disk and brings back layer by layer."""
 
+import numpy as np
 import pytest
 import torch
 from accelerate import cpu_offload, disk_offload
 
+from gated_attention.analysis import inspect_model
+from gated_attention.evaluate.loss import held_out_loss
+from gated_attention.evaluate.quantization import linear_layers
 from gated_attention.models import (
     GatedQwen3Config,
     GatedQwen3ForCausalLM,
@@ -41,3 +45,20 @@ def test_an_offloaded_model_computes_the_same(kind, where, autocast, tmp_path):
             cpu_offload(model, execution_device="cpu")
         assert next(model.model.layers.parameters()).is_meta
         assert model(IDS).logits.equal(expected)
+
+
+@pytest.mark.parametrize("where", ["memory", "disk"])
+def test_an_offloaded_model_is_measured_as_any_other(where, tmp_path):
+    model = MODELS["headwise"]().eval()
+    expected, loss = inspect_model(model, [IDS], level="full").measures, held_out_loss(model, [IDS])
+    if where == "disk":
+        disk_offload(model, tmp_path, execution_device="cpu")
+    else:
+        cpu_offload(model, execution_device="cpu")
+    found = inspect_model(model, [IDS], level="full").measures
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-5, err_msg=name)
+    assert held_out_loss(model, [IDS]) == loss
+    with pytest.raises(ValueError, match=r"q_proj is a Parameter of .* on meta, which cannot be rounded"):
+        linear_layers(model)

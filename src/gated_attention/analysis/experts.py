@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from gated_attention.models.experts import count_experts, routers
+from gated_attention.nn.evaluating import evaluating
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,6 @@ class ExpertLoad:
         return dead
 
 
-@torch.no_grad()
 def expert_load(model: PreTrainedModel, blocks: Iterable[Int[Tensor, "_ t"]]) -> ExpertLoad | None:
     """The load of a model's experts over blocks of token ids; None for a dense model. The model's mode is restored.
 
@@ -49,8 +49,8 @@ def expert_load(model: PreTrainedModel, blocks: Iterable[Int[Tensor, "_ t"]]) ->
     found = routers(model)
     if not found:
         return None
-    device, training, num_tokens = next(model.parameters()).device, model.training, 0
-    counts = torch.zeros(len(found), model.config.num_experts, dtype=torch.int64, device=device)
+    num_tokens = 0
+    counts = torch.zeros(len(found), model.config.num_experts, dtype=torch.int64)
 
     def counter(index: int) -> Any:
         def count(module: Any, inputs: Any, output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -58,16 +58,14 @@ def expert_load(model: PreTrainedModel, blocks: Iterable[Int[Tensor, "_ t"]]) ->
 
         return count
 
-    model.eval()
-    try:
-        with ExitStack() as stack:
-            for index, router in enumerate(found):
-                stack.callback(router.register_forward_hook(counter(index)).remove)
-            for block in blocks:
-                model(input_ids=block.to(device), use_cache=False, logits_to_keep=1)
-                num_tokens += block.numel()
-    finally:
-        model.train(training)
+    with ExitStack() as stack:
+        device = stack.enter_context(evaluating(model))
+        counts = counts.to(device)
+        for index, router in enumerate(found):
+            stack.callback(router.register_forward_hook(counter(index)).remove)
+        for block in blocks:
+            model(input_ids=block.to(device), use_cache=False, logits_to_keep=1)
+            num_tokens += block.numel()
     if num_tokens == 0:
         raise ValueError("there is no text to measure on; give at least one block")
     return ExpertLoad(counts.cpu().numpy(), num_tokens)

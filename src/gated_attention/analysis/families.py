@@ -8,7 +8,7 @@ the gates.
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -22,6 +22,7 @@ from gated_attention.nn import GatedBlock
 _LAYER_LISTS = ("layers", "h", "blocks")
 _ATTENTION = ("self_attn", "attn", "attention")
 _OUTPUT_PROJECTIONS = ("o_proj", "c_proj", "dense", "out_proj")
+_WEIGHT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _LOOKS_LIKE_A_GATE = re.compile(r"g_proj|(.*_)?gate(_proj|s)?")
 
 
@@ -168,7 +169,15 @@ def value_and_output_maps(
 
 
 def _rows(projection: nn.Module | None) -> Tensor:
-    """A projection's weight with a row for each output channel."""
-    weight = projection.weight  # type: ignore[union-attr]
-    assert isinstance(weight, Tensor)
-    return weight.detach().T if isinstance(projection, Conv1D) else weight.detach()
+    """The matrix by which a projection multiplies, with a row for each output channel."""
+    assert projection is not None
+    weight = getattr(projection, "weight", None)
+    if type(projection) in (nn.Linear, Conv1D) and type(weight) is nn.Parameter and not weight.is_meta:
+        return weight.detach().T if isinstance(projection, Conv1D) else weight.detach()
+    # An adapter adds to the weight, a quantiser packs it, offloading takes it away: ask for the image of every unit.
+    dtype = weight.dtype if isinstance(weight, Tensor) and weight.dtype in _WEIGHT_DTYPES else torch.float32
+    device = None if not isinstance(weight, Tensor) or weight.is_meta else weight.device
+    width = cast(int, projection.in_features)
+    origin = torch.zeros(1, width, dtype=dtype, device=device)
+    images: Tensor = projection(torch.eye(width, dtype=dtype, device=device)) - projection(origin)
+    return images.detach().T

@@ -31,6 +31,7 @@ from gated_attention.analysis.reduction import (
     mean_of_numbers,
     model_measures,
 )
+from gated_attention.nn.evaluating import evaluating
 from gated_attention.spec import GateSpec, Site
 
 Level = Literal["summary", "full"]
@@ -98,7 +99,6 @@ class Inspection:
         return float(mean_of_numbers(layers, axis=0))
 
 
-@torch.no_grad()
 def inspect_model(
     model: PreTrainedModel,
     batches: Iterable[Int[Tensor, "_ t"] | TextBatch],
@@ -134,10 +134,7 @@ def inspect_model(
                 f"layer {layer} has no softmax attention to map; choose from {', '.join(map(str, layers))}"
             )
     recorder = _Recorder(model, level, map_layers, map_size)
-    device = next(model.parameters()).device
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model) as device:
         with watch(model, recorder, attention):
             for given in batches:
                 batch = given if isinstance(given, TextBatch) else TextBatch(given)
@@ -145,13 +142,11 @@ def inspect_model(
                 input_ids = batch.ids.to(device, non_blocking=True)
                 model.base_model(input_ids=input_ids, use_cache=False)
                 recorder.end(input_ids)
-    finally:
-        model.train(training)
-    if not recorder.ids:
-        raise ValueError("there is no text to measure on; give at least one block")
-    if not recorder.rows.layers("sums"):
-        raise ValueError(f"{type(model).__name__} does not call attention through transformers' interface")
-    return recorder.result(attention)
+        if not recorder.ids:
+            raise ValueError("there is no text to measure on; give at least one block")
+        if not recorder.rows.layers("sums"):
+            raise ValueError(f"{type(model).__name__} does not call attention through transformers' interface")
+        return recorder.result(attention)
 
 
 class _Recorder(Watcher):
@@ -225,7 +220,9 @@ class _Recorder(Watcher):
         mean = torch.cat(by_layer).mean(0).expand(input_ids.shape).double()  # (B, T)
         num_embeddings = self.model.get_input_embeddings().num_embeddings
         sums = self.by_token_id.setdefault(site, mean.new_zeros(2, num_embeddings))
-        sums.index_add_(1, input_ids.flatten(), torch.stack([mean.flatten(), torch.ones_like(mean).flatten()]))
+        sums.index_add_(
+            1, input_ids.flatten().to(mean.device), torch.stack([mean.flatten(), torch.ones_like(mean).flatten()])
+        )
 
     @property
     def _is_first(self) -> bool:

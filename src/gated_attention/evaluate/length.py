@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from gated_attention.evaluate.loss import evaluating, next_token_losses
+from gated_attention.evaluate.loss import next_token_losses
+from gated_attention.nn.evaluating import evaluating
 
 BUCKETS = 4
 """Position buckets per trained length."""

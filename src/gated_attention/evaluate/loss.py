@@ -1,7 +1,6 @@
 """How well a model predicts held-out text."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import exp
 
@@ -9,6 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from gated_attention.nn.evaluating import evaluating
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,18 +31,6 @@ def perplexity(loss_nats: float) -> float:
         return exp(loss_nats)
     except OverflowError:
         return float("inf")
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[torch.device]:
-    """Without gradients and dropout; the model's mode is restored. Yields the device of its weights."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield next(model.parameters()).device
-    finally:
-        model.train(training)
 
 
 def token_losses(logits: Float[Tensor, "b t v"], targets: Int[Tensor, "b t"]) -> Float[Tensor, "b t"]:

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from gated_attention.evaluate.loss import evaluating, next_token_losses, perplexity
+from gated_attention.evaluate.loss import next_token_losses, perplexity
+from gated_attention.nn.evaluating import evaluating
 
 Mode = Literal["start", "sliding"]
 """What of a document is scored: its first `context` tokens, or all of it in overlapping windows."""

@@ -92,7 +92,7 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Linear layers by name, the output head left out: what the literature rounds. Fused experts are none.
 
     Raises:
-        ValueError: if there are none.
+        ValueError: if there are none, or a weight is packed by a quantiser or offloaded.
     """
     head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
     found = {
@@ -102,6 +102,13 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
     }
     if not found:
         raise ValueError(f"{type(model).__name__} has no linear layers to quantise; leave out the task quantization")
+    for name, module in found.items():
+        weight = module.weight
+        if not (type(weight) is nn.Parameter and weight.is_floating_point() and not weight.is_meta):
+            raise ValueError(
+                f"the weight of {name} is a {type(weight).__name__} of {weight.dtype} on {weight.device}, which cannot "
+                "be rounded; load the model unquantised and into memory, or leave out the task quantization"
+            )
     return found
 
 

@@ -8,7 +8,8 @@ from typing import Literal, Protocol, get_args
 import torch
 from torch import nn
 
-from gated_attention.evaluate.loss import evaluating, token_losses
+from gated_attention.evaluate.loss import token_losses
+from gated_attention.nn.evaluating import evaluating
 
 Kind = Literal["passkey", "key-value"]
 KINDS = get_args(Kind)

@@ -13,7 +13,7 @@ from gated_attention.analysis.families import find_attention
 from gated_attention.analysis.inspect import Level
 from gated_attention.ranges import require_choice, require_within
 from gated_attention.spec import Site
-from gated_attention.studies.checkpoint import Checkpoint, check_tokenizer, find_checkpoint, load_checkpoint
+from gated_attention.studies.checkpoint import Checkpoint, check_tokenizer, find_checkpoint, load_checkpoint, name_dtype
 from gated_attention.studies.device import device_name
 from gated_attention.studies.passages import cut_passages
 from gated_attention.train.corpus import load_documents
@@ -170,9 +170,9 @@ def _described(
         label=label,
         name=checkpoint.name,
         family=model.config.model_type,
-        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        num_parameters=model.num_parameters(),
         num_heads=inspection.measures["f_attn"].shape[1],
-        dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
+        dtype=name_dtype(model),
         device=device_name(device),
         inspection=inspection,
         excerpt=tuple(text(int(token)) for token in inspection.excerpt),

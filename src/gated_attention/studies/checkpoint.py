@@ -93,6 +93,16 @@ def load_checkpoint(
     return model.to(device).eval(), read
 
 
+def name_dtype(model: PreTrainedModel) -> str:
+    """The dtype of a model's weights, and what quantised them if anything did: `float32, quantised by bitsandbytes`."""
+    dtype = str(model.dtype).removeprefix("torch.")
+    quantisation = getattr(model.config, "quantization_config", None)
+    if quantisation is None:
+        return dtype
+    method = quantisation.quant_method
+    return f"{dtype}, quantised by {getattr(method, 'value', method)}"
+
+
 def check_tokenizer(model: PreTrainedModel, largest_id: int, name: str) -> None:
     """Refuse token ids that the model has no embedding for.
 

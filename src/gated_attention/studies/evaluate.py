@@ -18,13 +18,13 @@ from gated_attention.evaluate.benchmarks import (
     run_benchmark,
 )
 from gated_attention.evaluate.length import Damage, LengthLoss, damage_inside, length_losses
-from gated_attention.evaluate.loss import evaluating
 from gated_attention.evaluate.perplexity import Document, Mode, Perplexity, average_domains, document_losses
-from gated_attention.evaluate.quantization import Quantization, quantization_losses
+from gated_attention.evaluate.quantization import Quantization, linear_layers, quantization_losses
 from gated_attention.evaluate.retrieval import KINDS, RetrievalScore, Sample, make_samples, score_samples
 from gated_attention.evaluate.rope import Rope, overridden, override_parameters
+from gated_attention.nn.evaluating import evaluating
 from gated_attention.studies.analyze import BATCH_TOKENS, Say
-from gated_attention.studies.checkpoint import check_tokenizer, find_checkpoint, load_checkpoint
+from gated_attention.studies.checkpoint import check_tokenizer, find_checkpoint, load_checkpoint, name_dtype
 from gated_attention.studies.device import device_name
 from gated_attention.studies.domain_text import encoder, read_domains, tokenise
 from gated_attention.studies.evaluation_plan import EvaluationPlan
@@ -106,8 +106,8 @@ def evaluate(
         plan=plan,
         label=checkpoint.label,
         family=model.config.model_type,
-        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
-        dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
+        num_parameters=model.num_parameters(),
+        dtype=name_dtype(model),
         device=device_name(device),
         context=run.context,
         ropes=(),
@@ -195,6 +195,8 @@ class _Run:
             self._passages(max(plan.multiples) * self.context)
         if "quantization" in plan.tasks and len(self._passages(self.context)) < 2:
             raise ValueError("quantization needs two passages, one to calibrate; give more --tokens or less --context")
+        if "quantization" in plan.tasks:
+            linear_layers(self.model)
         if "retrieval" in plan.tasks:
             _ = self.samples
         for task in plan.tasks:
