@@ -1,4 +1,5 @@
-"""Run the test classes of the installed transformers on our models; a failure counts where plain Qwen3 passes.
+"""Run the test classes of the installed transformers on our models; a failure, or a test not run, counts where plain
+Qwen3 passes.
 
 They come from transformers' sdist on the package index and stay in the cache. What it leaves out (how to start
 processes, generation, exporters, pipelines) is in `missing/`, as little as the rest needs.
@@ -71,17 +72,18 @@ def main() -> int:
     counted = 0
     print(
         f"\ntransformers {release}\n"
-        f"{'class':18}{'passed':>8}{'skipped':>9}{'failed':>8}{'control failed':>16}{'counted':>9}"
+        f"{'class':18}{'passed':>8}{'skipped':>9}{'failed':>8}{'control failed':>16}{'not run':>9}{'counted':>9}"
     )
     for ours, theirs in CONTROLS.items():
         tests, control = found.get(ours, {}), found.get(theirs, {})
         fails = [name for name, outcome in tests.items() if outcome == "failed"]
         excused = [name for name in fails if control.get(name) == "failed"]
-        mine = sorted(set(fails) - set(excused))
+        unrun = [name for name in control if control[name] == "passed" and tests.get(name) not in ("passed", "failed")]
+        mine = sorted((set(fails) - set(excused)) | set(unrun))
         of, counted = Counter(tests.values()), counted + len(mine)
-        print(f"{ours:18}{of['passed']:8}{of['skipped']:9}{of['failed']:8}{len(excused):16}{len(mine):9}")
+        print(f"{ours:18}{of['passed']:8}{of['skipped']:9}{of['failed']:8}{len(excused):16}{len(unrun):9}{len(mine):9}")
         for name in mine:
-            print(f"  {name}: {theirs} {control.get(name, 'has no such test')}")
+            print(f"  {name}: {tests.get(name, 'not run')}; {theirs}: {control.get(name, 'has no such test')}")
     unseen = [name for name in CONTROLS if not found.get(name)]
     if unseen:
         print(f"no test ran for {', '.join(unseen)}")
