@@ -202,7 +202,7 @@ def variants(
             raise ValueError(f"--size {size} is for one variant; name it, e.g. variants baseline --size {size}")
         _echo_json(catalogue.registry()) if as_json else print_registry()
     else:
-        chosen, shape = get_variant(name), get_size(size or "tiny")
+        chosen, shape = get_variant(name), get_size("tiny" if size is None else size)
         _echo_json(catalogue.resolve(chosen, shape)) if as_json else print_variant(chosen, shape)
 
 

@@ -97,6 +97,7 @@ def variants() -> Iterator[list[str]]:
         [""],
         ["baseline", "sdpa-headwise"],
         ["baseline", "--size", "huge"],
+        ["baseline", "--size", ""],
         ["--size", "tiny"],
         ["--json=1"],
     )
@@ -122,7 +123,8 @@ def demo() -> Iterator[list[str]]:
     yield []
     yield from ([f"{{{name}}}"] for name in BROKEN_MODELS)
     for option, values in {
-        "--prompt": ("", "  ", "word " * 200), "--layers": ("", "x", "99", "-1", "0,x"), "--device": ("tpu",),
+        "--prompt": ("", "  ", "word " * 200, "a \udcff"),
+        "--layers": ("", "x", "99", "-1", "0,x"), "--device": ("tpu",),
         "--tokenizer": ("{nowhere}",), "--output": ("x.jpg", "{dir}", "{file}/x.svg", "/proc/x.png", "x"),
     }.items():  # fmt: skip
         yield from (["{model}", option, value] for value in values)

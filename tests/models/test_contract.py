@@ -6,7 +6,7 @@ import textwrap
 
 import pytest
 import torch
-from transformers import AttentionInterface, Qwen3ForCausalLM, Qwen3Model, StaticCache
+from transformers import AttentionInterface, DynamicCache, Qwen3ForCausalLM, Qwen3Model, StaticCache
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3DecoderLayer
 
 from gated_attention.models import GatedQwen3Config, GatedQwen3ForCausalLM, GatedQwen3Model
@@ -170,7 +170,7 @@ def test_packed_documents_stay_apart_without_being_asked_for_no_cache(gates, att
     packed = torch.cat((torch.arange(4), torch.arange(5))).expand(2, -1)
     found = model(IDS, position_ids=packed).logits[:, 4:]
     torch.testing.assert_close(found, model(IDS[:, 4:]).logits, rtol=1e-4, atol=1e-5)
-    for beside in ({"attention_mask": torch.ones_like(IDS)}, {"use_cache": True}):
+    for beside in ({"attention_mask": torch.ones_like(IDS)}, {"use_cache": True}, {CACHE_NAME: DynamicCache()}):
         with pytest.raises(ValueError, match="packed documents do not keep them apart beside"):
             model(IDS, position_ids=packed, **beside)
 

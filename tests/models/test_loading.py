@@ -16,9 +16,10 @@ from transformers import (
 from gated_attention.cli import main
 from gated_attention.models import GatedQwen3Config, GatedQwen3MoeConfig
 from gated_attention.models.build import build_model
+from gated_attention.models.convert import convert
 from gated_attention.models.loading import load_model
 from gated_attention.spec import GateSpec
-from gated_attention.studies.checkpoint import find_checkpoint
+from gated_attention.studies.checkpoint import find_checkpoint, load_checkpoint
 from gated_attention.train.tokenizer import load_tokenizer
 from gated_attention.train.trainer import load_weights
 
@@ -174,6 +175,12 @@ def test_commands_refuse_a_gate_that_they_would_leave_out(command, tmp_path, cap
     assert f"no place for tensor {GATE}; gated-attention convert" in shown[-1]
 
 
+def test_commands_refuse_weights_that_are_not_finite(tmp_path):
+    change(qwen3(tmp_path), lambda state: state.update({K_PROJ: state[K_PROJ] * float("nan")}))
+    with pytest.raises(ValueError, match=rf"tensor {K_PROJ} of .* not finite"):
+        load_checkpoint(find_checkpoint(str(tmp_path)), torch.device("cpu"), "bytes")
+
+
 def test_a_folder_of_shards_is_the_model_and_not_its_older_checkpoint(tmp_path):
     model = AutoModelForCausalLM.from_config(Qwen3Config(**SIZES))
     model.save_pretrained(tmp_path / "run", max_shard_size="20KB")
@@ -186,3 +193,5 @@ def test_a_folder_with_an_adapter_only(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(ValueError, match=r"PEFT adapter.*merge_and_unload"):
         find_checkpoint(str(tmp_path))
+    with pytest.raises(ValueError, match=r"PEFT adapter.*merge_and_unload"):
+        convert(tmp_path, tmp_path / "out")

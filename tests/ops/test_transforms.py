@@ -20,6 +20,10 @@ def gate_tensors(spec):
     return y, torch.randn(2, 3, 4, 1 if spec.granularity == "headwise" else 5, dtype=torch.float64)
 
 
+def along(function):
+    return lambda x: jvp(function, (x,), (x.detach().cos(),))[1]
+
+
 def gate_transforms(apply, y, x):
     def total(y, x):
         return apply(y[None], x[None]).sin().sum()
@@ -34,6 +38,9 @@ def gate_transforms(apply, y, x):
         "jvp of logits alone": jvp(lambda x: apply(y, x), (x,), (x.cos(),))[1],
         "jvp of y alone": jvp(lambda y: apply(y, x), (y,), (y.cos(),))[1],
         "hessian": hessian(lambda x: apply(y, x).sin().sum())(x),
+        "jvp twice": along(along(lambda x: apply(y, x).sin().sum()))(x),
+        "jvp twice of grad": along(along(lambda x: (grad(lambda x: apply(y, x).sin().sum())(x) * y.sum()).sum()))(x),
+        "grad of jvp twice": grad(along(along(lambda x: apply(y, x).sin().sum())))(x),
     }
     with forward_ad.dual_level():
         dual = forward_ad.make_dual(y.clone().requires_grad_(), y.cos())

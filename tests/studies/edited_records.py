@@ -31,6 +31,11 @@ def replace_by_folder(path):
     path.mkdir()
 
 
+def save_one_array(folder):
+    with (folder / "arrays.npz").open("wb") as file:
+        np.save(file, np.zeros(3))
+
+
 def append(line):
     def change(folder):
         with (folder / "metrics.jsonl").open("a") as file:
@@ -81,6 +86,8 @@ EDITS = {
     "maps flat": (store(attention_maps=np.zeros(3)), "arrays.npz", "attention_maps"),
     "maps of words": (store(attention_maps=np.array([[["a"]]])), "arrays.npz", "attention_maps"),
     "maps of more layers": (store(attention_layers=np.arange(9)), "arrays.npz", "attention_maps"),
+    "layers not counted": (store(attention_layers=np.array([np.nan])), "arrays.npz", "attention_layers"),
+    "one array": (save_one_array, "arrays.npz", "not an archive"),
     "histogram alone": (store(gate_histogram_sdpa=np.ones((1, 3))), "arrays.npz", "gate_histogram_sdpa"),
     "arrays cut": (lambda folder: os.truncate(folder / "arrays.npz", 900), "arrays.npz", "not an archive"),
     "arrays a folder": (lambda folder: replace_by_folder(folder / "arrays.npz"), "arrays.npz", "Is a directory"),

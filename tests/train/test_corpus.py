@@ -367,6 +367,7 @@ def test_what_would_be_read_and_cannot_is_refused_and_not_passed_over(tmp_path, 
     (tmp_path / "gone.txt").unlink()
     os.mkfifo(tmp_path / "pipe.txt")
     assert "pipe.txt is no regular file" in refusal(tmp_path)
+    assert "pipe.txt is no regular file" in refusal(tmp_path / "pipe.txt")
     (tmp_path / "pipe.txt").unlink()
     (tmp_path / "locked").mkdir()
     scan = os.scandir

@@ -74,18 +74,22 @@ def _keep_documents_apart(implementation: str, given: dict[str, Any]) -> None:
             )
         return
     mask = given.get("attention_mask")
+    has_cache = bool(given.keys() & {CACHE_NAME, "past_key_values"})
     prepared = mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2)
-    if prepared or positions.ndim != 2 or given.keys() & {CACHE_NAME, "past_key_values"}:
+    if prepared or positions.ndim != 2 or positions.shape[1] == 1:
         return
     if torch.compiler.is_compiling():  # positions cannot be read
-        given.setdefault("use_cache", False)
+        if not has_cache:
+            given.setdefault("use_cache", False)
         return
+    if has_cache and mask is not None and mask.shape[-1] != positions.shape[-1]:
+        return  # of what the cache holds as well
     starts = positions[:, 1:] != positions[:, :-1] + 1
     if mask is not None and mask.shape[-1] == positions.shape[-1]:
         starts = starts & mask[:, 1:].bool() & mask[:, :-1].bool()  # those of padding are no documents
     if not starts.any():
         return
-    if mask is not None or given.get("use_cache"):
-        beside = "an attention_mask" if mask is not None else "use_cache=True"
+    if mask is not None or has_cache or given.get("use_cache"):
+        beside = "an attention_mask" if mask is not None else "a cache" if has_cache else "use_cache=True"
         raise ValueError(f"position_ids of packed documents do not keep them apart beside {beside}; leave it out")
     given["use_cache"] = False

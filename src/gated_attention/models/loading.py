@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
+from gated_attention.models.convert.source import check_adapter
 from gated_attention.models.convert.storage import check_floating, has_weights, open_checkpoint, read_json
 
 _LONGEST_REASON = 300
@@ -66,8 +67,7 @@ def check_folder(folder: Path) -> None:
     Raises:
         ValueError: if it holds an adapter, or weights that are damaged, or quantised without saying so.
     """
-    if (folder / "adapter_config.json").is_file():
-        raise _is_adapter(str(folder))
+    check_adapter(folder)
     is_quantised = read_json(folder / "config.json").get("quantization_config") is not None
     if is_quantised or not has_weights(folder):
         return  # other formats are transformers' to read

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from gated_attention.ops.transforms import Function
@@ -155,16 +156,18 @@ class _Recompute(Function):
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor | None, tangent_logits: Tensor | None, _: None) -> Tensor:
-        y, gate_logits = ctx.saved_tensors
+        y, gate_logits = (forward_ad.unpack_dual(x).primal for x in ctx.saved_tensors)  # type: ignore[no-untyped-call]
         spec: GateSpec = ctx.spec
         multiply = spec.combine == "multiply"
-        result = torch.zeros_like(y)
-        if tangent is not None:
-            result = tangent * _scores(gate_logits, spec).to(y.dtype) if multiply else tangent
-        if tangent_logits is not None:
-            scores = ACTIVATIONS[spec.activation].derivative(_widen(gate_logits)) * tangent_logits * spec.scale
-            scores = (scores.mean(2, keepdim=True) if spec.head_shared else scores).to(y.dtype)
-            result = result + (y * scores if multiply else scores)
+        # PyTorch turns forward mode off for this rule, and with it that of the transforms around this one.
+        with forward_ad._set_fwd_grad_enabled(True):
+            result = torch.zeros_like(y)
+            if tangent is not None:
+                result = tangent * _scores(gate_logits, spec).to(y.dtype) if multiply else tangent
+            if tangent_logits is not None:
+                scores = ACTIVATIONS[spec.activation].derivative(_widen(gate_logits)) * tangent_logits * spec.scale
+                scores = (scores.mean(2, keepdim=True) if spec.head_shared else scores).to(y.dtype)
+                result = result + (y * scores if multiply else scores)
         return result
 
 

@@ -82,7 +82,7 @@ def load_checkpoint(
         tokenizer: As `train.tokenizer.load_tokenizer`; None is the one beside the model.
 
     Raises:
-        ValueError: if either cannot be loaded, or the weights are not the model's, all of them and nothing else.
+        ValueError: if either cannot be loaded, or the weights are not the model's, all of them and finite.
     """
     if tokenizer is None:
         _require_tokenizer(checkpoint)
@@ -90,6 +90,11 @@ def load_checkpoint(
     dtype = torch.float32 if device.type == "cpu" else "auto"
     with quiet(), no_progress_bars():
         model = load_model(AutoModelForCausalLM, checkpoint.path, checkpoint.name, dtype=dtype)
+    for tensor, weight in model.named_parameters():
+        if weight.dtype.itemsize > 1 and not torch.isfinite(weight).all():  # there is no such test of 8 bits
+            raise ValueError(
+                f"tensor {tensor} of {checkpoint.name} holds values that are not finite; take an earlier checkpoint"
+            )
     return model.to(device).eval(), read
 
 

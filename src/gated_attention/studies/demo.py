@@ -50,6 +50,8 @@ class DemoPlan:
             raise ValueError("demo needs at least one model; give a folder or a hub name")
         if not self.prompt.strip():
             raise ValueError("the prompt is empty; give a text of at least two tokens")
+        if not self.prompt.isascii() and self.prompt.encode("utf-8", "ignore").decode() != self.prompt:
+            raise ValueError("the prompt is not UTF-8; give a text of characters")
         if self.output.suffix.lower() not in FORMATS:
             raise ValueError(f"{self.output} is no kind of figure; choose from {', '.join(FORMATS)}")
         if self.output.is_dir():

@@ -113,7 +113,12 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
         "plan": plan,
         "versions": {**library_versions(), **_harness_version(evaluation)},
         "numbers": [
-            {**asdict(one), "value": one.value if isfinite(one.value) else None} for one in numbers(evaluation)
+            {
+                **asdict(one),
+                "value": one.value if isfinite(one.value) else None,
+                "standard_error": one.standard_error if isfinite(one.standard_error or 0.0) else None,
+            }
+            for one in numbers(evaluation)
         ],
     }
 

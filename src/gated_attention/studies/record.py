@@ -148,7 +148,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         return {}
     cure = "remove the arm and train it again"
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as archive:
             arrays = dict(archive)
     except (ValueError, OSError, EOFError, KeyError, MemoryError, zlib.error, zipfile.BadZipFile) as error:
         reason = " ".join(str(error).split())[:200]

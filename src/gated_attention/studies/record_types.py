@@ -85,6 +85,8 @@ def find_fault(arrays: Mapping[str, np.ndarray]) -> str | None:
         dimensions = next((count for start, count in _DIMENSIONS.items() if name.startswith(start)), array.ndim)
         if array.dtype.kind not in "fiub" or array.ndim != dimensions:
             return f"{name!r} of shape {array.shape} and type {array.dtype}, not numbers in {dimensions} dimensions"
+    if arrays.get("attention_layers", np.zeros(0, int)).dtype.kind not in "iu":
+        return "'attention_layers' that are no whole numbers"
     for name, layers in (("attention_maps", "attention_layers"), ("attention_layers", "attention_maps")):
         if name in arrays and (layers not in arrays or len(arrays[name]) != len(arrays[layers])):
             return f"{name!r} without as many {layers!r}"

@@ -86,6 +86,8 @@ def source_files(source: str) -> list[Path]:
         return files
     if not text_format(path):
         raise ValueError(f"{path} is of no known format; use {KNOWN}")
+    if not path.is_file():
+        raise ValueError(f"{path} is no regular file; copy its text to one")
     return [path]
 
 

@@ -70,6 +70,7 @@ DAMAGE = {
     "truncated at the end": (lambda at: cut(at / PICKLE, -1), ("is damaged (cut short)",)),
     "a pointer": (lambda at: (at / PICKLE).write_text("version https://git-lfs.github.com/spec/v1"), ("git lfs pull",)),
     "empty": (lambda at: cut(at / PICKLE, 0), ("is damaged",)),
+    "a text": (lambda at: (at / PICKLE).write_text("hello"), ("is damaged",)),
     "code": (lambda at: (at / PICKLE).write_bytes(pickle.dumps(Runs(), 2)), ("asks for ", "print", "is refused")),
     "code of another protocol": (lambda at: (at / PICKLE).write_bytes(pickle.dumps(Runs(), 4)), ("is refused",)),
     "code in an archive": (lambda at: torch.save({"a": Runs()}, at / PICKLE), ("asks for ", "print", "is refused")),

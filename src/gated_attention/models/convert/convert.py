@@ -22,7 +22,7 @@ from gated_attention.models.card import CARD_NAME, measured_sections, model_card
 from gated_attention.models.convert.canonical import Config, one_line
 from gated_attention.models.convert.read import model_dtype, read_model
 from gated_attention.models.convert.retrofit import WARNING, retrofit
-from gated_attention.models.convert.source import check_links, find_source
+from gated_attention.models.convert.source import check_adapter, check_links, find_source
 from gated_attention.models.convert.storage import Stored, is_weight_file, read_json, write_checkpoint
 from gated_attention.models.convert.write import export, top_level
 from gated_attention.models.self_contained import write_self_contained
@@ -108,6 +108,7 @@ def convert(
     if target_folder.exists() and (not target_folder.is_dir() or any(target_folder.iterdir())):
         raise ValueError(f"{target_folder} is not an empty folder; give one that is absent or empty")
     folder = find_source(source)
+    check_adapter(folder)
     checkpoint = read_model(folder)
     check_links(folder)
     gates = as_gates(add_gate)

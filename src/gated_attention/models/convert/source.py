@@ -37,6 +37,19 @@ def find_source(source: str | Path) -> Path:
     return folder
 
 
+def check_adapter(folder: Path) -> None:
+    """Refuse a folder with a PEFT adapter, which changes what its model computes.
+
+    Raises:
+        ValueError: if there is one.
+    """
+    if (folder / "adapter_config.json").is_file():
+        raise ValueError(
+            f"{folder} holds a PEFT adapter (adapter_config.json), not a whole model; "
+            "load it with peft, merge_and_unload(), and save the result"
+        )
+
+
 def check_links(folder: Path) -> None:
     """Refuse links that lead out of a model's folder: an export would give away what they point to.
 
