@@ -19,7 +19,12 @@ from transformers import (
     Qwen3MoeForTokenClassification,
     Qwen3MoeModel,
 )
-from transformers_tests import test_fsdp_mixin, test_modeling_common, test_tensor_parallel_mixin
+from transformers_tests import (
+    test_expert_parallel_mixin,
+    test_fsdp_mixin,
+    test_modeling_common,
+    test_tensor_parallel_mixin,
+)
 from transformers_tests.generation.test_utils import GenerationTesterMixin
 from transformers_tests.test_configuration_common import ConfigTester
 from transformers_tests.test_expert_parallel_mixin import ExpertParallelTesterMixin
@@ -33,6 +38,7 @@ from gated_attention import GateSpec, models
 # They run for the model types that they list alone, which ours cannot be among.
 test_tensor_parallel_mixin.TP_DISTRIBUTED_TEST_MODEL_TYPES = None
 test_fsdp_mixin.FSDP_DISTRIBUTED_TEST_MODEL_TYPES = None
+test_expert_parallel_mixin.EP_DISTRIBUTED_TEST_MODEL_TYPES = None
 
 
 class Inputs:
