@@ -21,6 +21,7 @@ import pytest
 import zstandard
 from huggingface_hub import constants as hub
 from huggingface_hub.utils import logging as hub_logging
+from transformers.utils import logging as model_logging
 
 from gated_attention.train import corpus, text_files
 from gated_attention.train.corpus import load_documents, passed_over, quiet, require_hub, source_files
@@ -406,6 +407,7 @@ def test_libraries_print_nothing_and_keep_their_settings(tmp_path, capfd):
 
 def test_quiet_silences_what_the_libraries_log():
     loggers = [datasets.logging.get_logger("datasets.load"), hub_logging.get_logger("huggingface_hub.utils._http")]
+    loggers.append(model_logging.get_logger("transformers.configuration_utils"))
     with quiet():
         assert not any(logger.isEnabledFor(logging.ERROR) for logger in loggers)
     assert all(logger.isEnabledFor(logging.ERROR) for logger in loggers)

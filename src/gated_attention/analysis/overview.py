@@ -16,6 +16,8 @@ _HOW_TO_READ = "A row shows where one token looks. A bright first column is an a
 _PANEL = 2.5  # inches, of a map
 _LABELLED_TOKENS = 26
 """Tokens up to which their texts stand at the axes; more would not be legible."""
+_LABEL_CHARACTERS = 32
+"""Characters of a model's name that fit above a column of maps."""
 
 
 class ReadPrompt(NamedTuple):
@@ -63,7 +65,9 @@ def overview(models: Mapping[str, ReadPrompt], strokes: Mapping[str, Stroke], ti
             image = draw_attention(ax, model.maps[row])
             ax.set_title(f"Layer {model.layers[row]}")
             if row == 0:
-                ax.annotate(label, (0, 1), (0, 20), "axes fraction", textcoords="offset points", fontweight="bold")
+                ax.annotate(
+                    _shorten(label), (0, 1), (0, 20), "axes fraction", textcoords="offset points", fontweight="bold"
+                )
             _name_tokens(ax, model.tokens)
     if image is not None:
         add_attention_scale(upper, image, grid, shrink=min(0.6, 4.0 / width))
@@ -87,7 +91,7 @@ def _name_tokens(ax: Axes, tokens: Sequence[str]) -> None:
 def _draw_sinks(ax: Axes, models: Mapping[str, ReadPrompt], strokes: Mapping[str, Stroke]) -> None:
     ax.set_title("Attention on the first token, by layer")
     for label, model in models.items():
-        _draw_layers(ax, model.sinks, label, strokes[label])
+        _draw_layers(ax, model.sinks, _shorten(label), strokes[label])
     evenly = {round(model.uniform, 6) for model in models.values()}
     if len(evenly) == 1:
         ax.axhline(
@@ -103,11 +107,17 @@ def _draw_gates(ax: Axes, models: Mapping[str, ReadPrompt], strokes: Mapping[str
     for label, model in models.items():
         for number, (site, scores) in enumerate(model.gates.items()):
             dashes = ("solid", "dashed", "dotted", "dashdot")[number % 4]
-            _draw_layers(ax, scores, f"{label} ({site})", Stroke(strokes[label].color, dashes))
+            _draw_layers(ax, scores, f"{_shorten(label)} ({site})", Stroke(strokes[label].color, dashes))
     ax.set_ylabel("Mean score, 0 is closed")
     low, high = ax.get_ylim()
     ax.set_ylim(min(0.0, low), max(1.0, high))  # a sigmoid's whole range: 0 is closed, 1 is open
     _add_legend(ax)
+
+
+def _shorten(label: str) -> str:
+    """A label of any length as it fits above a panel, its ends kept: those of two paths differ there."""
+    half = _LABEL_CHARACTERS // 2
+    return label if len(label) <= _LABEL_CHARACTERS else f"{label[:half]}…{label[-half:]}"
 
 
 def _add_legend(ax: Axes) -> None:

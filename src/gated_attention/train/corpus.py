@@ -22,6 +22,7 @@ import pyarrow.parquet as pq  # type: ignore[import-untyped]
 from datasets import Dataset
 from huggingface_hub import constants as hub
 from huggingface_hub.utils import logging as hub_logging
+from transformers.utils import logging as model_logging
 
 from gated_attention.train.text_files import KNOWN, PACKED_ERRORS, files_below, open_text, other_formats, text_format
 
@@ -122,8 +123,8 @@ def require_hub(name: str) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence the progress bars and messages of `datasets` and the hub; what fails is raised all the same."""
-    loggers = (datasets.logging, hub_logging)
+    """Silence what `datasets`, the hub and transformers say; what fails is raised all the same."""
+    loggers = (datasets.logging, hub_logging, model_logging)
     levels = [logger.get_verbosity() for logger in loggers]
     had_bars = not datasets.are_progress_bars_disabled()
     for logger in loggers:
