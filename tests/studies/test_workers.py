@@ -65,6 +65,7 @@ def losses(results):
     return {(r.variant, r.seed): r.measures["val_loss_nats"].value for r in results}
 
 
+@pytest.mark.trust
 def test_stopped_and_run_again_side_by_side_ends_as_one_after_the_other(plan, tmp_path):
     cache = tmp_path / "cache"
     with pytest.raises(KeyboardInterrupt):
