@@ -166,11 +166,13 @@ def test_a_second_study_on_the_same_output_is_one_line(place, whole):
     while not list((place / "twice").rglob("metrics.jsonl")):
         assert first.poll() is None
         time.sleep(0.01)
+    first.send_signal(signal.SIGSTOP)  # or it may end before the others have started
     report = [sys.executable, "-m", "gated_attention", "report", str(place / "twice" / "runs" / "compare-tiny")]
     for words in (command(place, "twice"), report):
         second = subprocess.run(words, env=environment(place, "twice"), check=False, capture_output=True, text=True)
         assert second.returncode == 2
         assert f"is in use by process {first.pid} on " in second.stderr
         assert second.stderr.count("\n") == 1
+    first.send_signal(signal.SIGCONT)
     assert first.wait() == 0
     ends_as(whole[0], place, "twice")
