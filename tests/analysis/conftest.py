@@ -1,30 +1,12 @@
 """Small models of every family that `analyze` reads, in float64 and with weights large enough to matter."""
 
+import gated_families
 import pytest
 import torch
 import transformers
+from gated_families import EXPERTS, LINEAR, SHARED
 
-SMALL = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "intermediate_size": 64,
-    "vocab_size": 50,
-    "max_position_embeddings": 128,
-    "initializer_range": 0.3,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "pad_token_id": None,
-}
-EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
-LINEAR = {
-    "linear_num_value_heads": 2,
-    "linear_num_key_heads": 2,
-    "linear_key_head_dim": 8,
-    "linear_value_head_dim": 8,
-}
-SHARED = {"shared_expert_intermediate_size": 16}
+SMALL = {**gated_families.SMALL, "intermediate_size": 64}
 NEOX = {key: value for key, value in SMALL.items() if key != "num_key_value_heads"}
 FAMILIES = {
     "llama": lambda: transformers.LlamaConfig(**SMALL),

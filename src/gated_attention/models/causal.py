@@ -44,9 +44,9 @@ def forward_of(parent: type) -> Callable[..., Any]:
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         given = {name: value for name, value in given.items() if value is not None}
         implementation = self.config._attn_implementation
-        if implementation in _MASKED:
-            _keep_documents_apart(implementation, given)
         cache = given.get(CACHE_NAME, given.get("past_key_values"))
+        if implementation in _MASKED:
+            _keep_documents_apart(implementation, given, has_cache=cache is not None)
         if implementation == "flex_attention" and getattr(cache, "is_compileable", False):
             raise ValueError(  # its mask holds the length that the cache counts on, and is read once that has grown
                 "attention implementation 'flex_attention' takes no static cache, whose length it would read too late; "
@@ -59,7 +59,7 @@ def forward_of(parent: type) -> Callable[..., Any]:
     return forward
 
 
-def _keep_documents_apart(implementation: str, given: dict[str, Any]) -> None:
+def _keep_documents_apart(implementation: str, given: dict[str, Any], *, has_cache: bool) -> None:
     """Have no cache made beside packed documents, and refuse what would let them see each other.
 
     Args:
@@ -74,7 +74,6 @@ def _keep_documents_apart(implementation: str, given: dict[str, Any]) -> None:
             )
         return
     mask = given.get("attention_mask")
-    has_cache = bool(given.keys() & {CACHE_NAME, "past_key_values"})
     prepared = mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2)
     if prepared or positions.ndim != 2 or positions.shape[1] == 1:
         return

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from gated_attention.models.convert.source import check_adapter
+from gated_attention.models.convert.source import adapter_error, check_adapter
 from gated_attention.models.convert.storage import check_floating, has_weights, open_checkpoint, read_json
 
 _LONGEST_REASON = 300
@@ -54,7 +54,7 @@ def load_model(loader: Any, source: str | Path, name: str | None = None, **optio
         reason = " ".join(str(error).split())[:_LONGEST_REASON]
         raise ValueError(f"{name} cannot be loaded as a causal language model ({reason})") from error
     if is_adapter:
-        raise _is_adapter(name)
+        raise adapter_error(name)
     if folder is None and isinstance(cached := try_to_load_from_cache(str(source), "config.json"), str):
         check_folder(Path(cached).parent)
     _check_whole(model, info, name)
@@ -74,13 +74,6 @@ def check_folder(folder: Path) -> None:
     for name, tensor in open_checkpoint(folder, allow_repeats=False).items():
         if not _MASKS.search(name) and not name.endswith("position_ids"):
             check_floating(name, tensor)
-
-
-def _is_adapter(name: str) -> ValueError:
-    return ValueError(
-        f"{name} holds a PEFT adapter (adapter_config.json), not a whole model; "
-        "load it with peft, merge_and_unload(), and save the result"
-    )
 
 
 def _check_whole(model: PreTrainedModel, info: dict[str, Any], name: str) -> None:

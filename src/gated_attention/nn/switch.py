@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from gated_attention.ops.sdpa import widen
 from gated_attention.spec import AttentionGeometry, SwitchSpec
 
 
@@ -18,7 +19,7 @@ def switch_scores(logits: Float[Tensor, "b t ke"], spec: SwitchSpec) -> Float[Te
     Apart from the projection: tensor parallelism knows the layout of what a linear layer returns, not of this.
     """
     logits = torch.unflatten(logits, -1, (-1, spec.num_experts))
-    scores = logits.to(torch.promote_types(logits.dtype, torch.float32)).sigmoid()  # (B, T, K, E)
+    scores = widen(logits).sigmoid()  # (B, T, K, E)
     if spec.top_k == spec.num_experts:
         return scores
     best, which = scores.topk(spec.top_k, dim=-1)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
+from gated_attention.ops.sdpa import widen
 from gated_attention.ops.transforms import Function
 from gated_attention.spec import GateSpec
 
@@ -105,7 +106,7 @@ def choose_gate_backend(
 
 
 def _scores(gate_logits: Tensor, spec: GateSpec) -> Tensor:
-    x = _widen(gate_logits) if spec.dtype == "float32" else gate_logits
+    x = widen(gate_logits) if spec.dtype == "float32" else gate_logits
     scores = ACTIVATIONS[spec.activation].value(x)
     if spec.head_shared:
         scores = scores.mean(2, keepdim=True)
@@ -115,10 +116,6 @@ def _scores(gate_logits: Tensor, spec: GateSpec) -> Tensor:
 def _apply(y: Tensor, gate_logits: Tensor, spec: GateSpec) -> Tensor:
     scores = _scores(gate_logits, spec).to(y.dtype)
     return y * scores if spec.combine == "multiply" else y + scores
-
-
-def _widen(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class _Recompute(Function):
@@ -145,12 +142,12 @@ class _Recompute(Function):
         if ctx.needs_input_grad[0]:
             grad_y = grad * _scores(gate_logits, spec).to(y.dtype) if multiply else grad
         if ctx.needs_input_grad[1]:
-            grad_scores = _widen(grad) * _widen(y) if multiply else _widen(grad)
+            grad_scores = widen(grad) * widen(y) if multiply else widen(grad)
             b, t, h, d = gate_logits.shape
             grad_scores = grad_scores.sum_to_size(b, t, 1 if spec.head_shared else h, d)
             if spec.head_shared:
                 grad_scores = grad_scores / h  # of the logits: under tensor parallelism `y` holds fewer
-            derivative = ACTIVATIONS[spec.activation].derivative(_widen(gate_logits))
+            derivative = ACTIVATIONS[spec.activation].derivative(widen(gate_logits))
             grad_logits = (grad_scores * derivative * spec.scale).to(gate_logits.dtype)
         return grad_y, grad_logits, None
 
@@ -165,7 +162,7 @@ class _Recompute(Function):
             if tangent is not None:
                 result = tangent * _scores(gate_logits, spec).to(y.dtype) if multiply else tangent
             if tangent_logits is not None:
-                scores = ACTIVATIONS[spec.activation].derivative(_widen(gate_logits)) * tangent_logits * spec.scale
+                scores = ACTIVATIONS[spec.activation].derivative(widen(gate_logits)) * tangent_logits * spec.scale
                 scores = (scores.mean(2, keepdim=True) if spec.head_shared else scores).to(y.dtype)
                 result = result + (y * scores if multiply else scores)
         return result

@@ -44,7 +44,7 @@ def read_domains(
 
 def tokenise(tokenizer: PreTrainedTokenizerBase, text: str) -> Document:
     """A text with the special tokens that the tokenizer puts before one; what looks like one in the text is text."""
-    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+    backend = _rust_core(tokenizer)
     if backend is None:
         ids = tokenizer.encode(text, split_special_tokens=True, verbose=False)
         special = set(tokenizer.all_special_ids)
@@ -52,9 +52,6 @@ def tokenise(tokenizer: PreTrainedTokenizerBase, text: str) -> Document:
             ids.pop()
         sizes = [0 if i in special else len(str(tokenizer.decode([i])).encode()) for i in ids]
         return Document(tuple(ids), tuple(sizes))
-    backend.no_truncation()
-    backend.no_padding()
-    backend.encode_special_tokens = True
     encoded = backend.encode(text)
     sizes, covered = [], 0
     for _, end in encoded.offsets:  # a character cut into several tokens counts for the first
@@ -72,16 +69,23 @@ def encoder(tokenizer: PreTrainedTokenizerBase) -> Encode:
     def encode(text: str, *, opens: bool = False) -> list[int]:
         if opens:
             return list(tokenise(tokenizer, text).ids)
-        backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+        backend = _rust_core(tokenizer)
         if backend is None:
             plain = {"add_special_tokens": False, "split_special_tokens": True}
             return list(tokenizer.encode(text, verbose=False, **plain))
-        backend.no_truncation()
-        backend.no_padding()
-        backend.encode_special_tokens = True
         return list(backend.encode(text, add_special_tokens=False).ids)
 
     return encode
+
+
+def _rust_core(tokenizer: PreTrainedTokenizerBase) -> Any:
+    """The tokenizer's core, told to take a text whole and as text; None if it has none."""
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = True
+    return backend
 
 
 def _cut(document: Document, length: int) -> Document:

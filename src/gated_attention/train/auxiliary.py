@@ -18,6 +18,7 @@ from gated_attention import ops
 from gated_attention.models.experts import count_experts, routers
 from gated_attention.nn.block import find_gates
 from gated_attention.nn.gate import by_head
+from gated_attention.ops.sdpa import widen
 from gated_attention.penalty import TARGET_BAND, GatePenalty
 from gated_attention.spec import GateSpec
 
@@ -208,7 +209,7 @@ class AuxiliaryLosses:
         if not (self._gathering or torch.is_grad_enabled()):
             return
         logits, _, chosen = output  # (N, E), (N, k), (N, k)
-        logits = _widen(logits)
+        logits = widen(logits)
         counts = count_experts(chosen, logits.shape[-1])
         sums = RouterSums(counts, F.softmax(logits, -1).mean(0), torch.logsumexp(logits, -1).square().mean())
         if self._gathering:
@@ -217,7 +218,7 @@ class AuxiliaryLosses:
     def _see_gate(self, spec: GateSpec, head_dim: int, gate: nn.Module, inputs: Any, logits: Tensor) -> None:
         if not (self._gathering or torch.is_grad_enabled()):
             return
-        scores = ops.gate_scores(by_head(_widen(logits), spec, head_dim), spec)
+        scores = ops.gate_scores(by_head(widen(logits), spec, head_dim), spec)
         sums = GateSums(scores.mean(), (scores > 0).sum(), scores.numel())
         if self._gathering:
             self._gate_sums.append(sums)
@@ -250,10 +251,6 @@ class _Log:
             found["expert_load_max"], found["expert_load_min"] = load.max().item(), load.min().item()
             found["expert_load"] = [[round(value, 4) for value in layer] for layer in load.tolist()]
         return found
-
-
-def _widen(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _num_ranks() -> int:

@@ -44,10 +44,15 @@ def check_adapter(folder: Path) -> None:
         ValueError: if there is one.
     """
     if (folder / "adapter_config.json").is_file():
-        raise ValueError(
-            f"{folder} holds a PEFT adapter (adapter_config.json), not a whole model; "
-            "load it with peft, merge_and_unload(), and save the result"
-        )
+        raise adapter_error(str(folder))
+
+
+def adapter_error(name: str) -> ValueError:
+    """What to say of a PEFT adapter where a whole model is needed."""
+    return ValueError(
+        f"{name} holds a PEFT adapter (adapter_config.json), not a whole model; "
+        "load it with peft, merge_and_unload(), and save the result"
+    )
 
 
 def check_links(folder: Path) -> None:
