@@ -50,6 +50,7 @@ def test_no_source_file_is_longer_than_400_lines():
         assert len(path.read_text().splitlines()) <= 400, path
 
 
+@pytest.mark.trust
 def test_worked_example_of_contributing_adds_a_variant(monkeypatch, capsys, tmp_path):
     from gated_attention.cli import main
     from gated_attention.studies import variants

@@ -1,6 +1,6 @@
 """Numbers that callers give, held to what a run can use; imports nothing, so that a wrong one costs no time."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from math import isfinite
 
 
@@ -42,6 +42,16 @@ def require_choice(what: str, name: str, choices: Iterable[str]) -> None:
     choices = list(choices)
     if name not in choices:
         raise ValueError(f"unknown {what} {name!r}; choose from {', '.join(choices)}")
+
+
+def require_once(what: str, values: Sequence[object]) -> None:
+    """Refuse a list that names a value twice, which would be measured twice.
+
+    Raises:
+        ValueError: with the value.
+    """
+    if (repeated := next((value for value in values if values.count(value) > 1), None)) is not None:
+        raise ValueError(f"{what} {repeated} is named twice; name each once")
 
 
 def require_folder_name(what: str, name: str) -> None:

@@ -20,15 +20,24 @@ UNFIT |= {("experts-x1.03", size.name) for size in [DENSE, *SIZES.values()] if n
 """Variants that dense sizes cannot have: maps that cost more than the FFN, experts where there are none."""
 
 
-def every(*sizes, models_once=False):
-    """Every variant at every of these sizes that can have it; those that only train otherwise are one model."""
+QUICK = {("sdpa-elementwise", "dense"), ("sdpa-headwise", "moe"), ("value-head-shared", "dense"), ("baseline", "moe")}
+
+
+def every(*sizes, models_once=False, quick=None):
+    """Every variant at every of these sizes that can have it; those that only train otherwise are one model.
+
+    All but the `quick` pairs of names, if they are given, are left to `make trust`.
+    """
     pairs = [(variant, size) for size in sizes for variant in VARIANTS.values()]
     fit = [pair for pair in pairs if (pair[0].name, pair[1].name) not in UNFIT]
     if models_once:
         fit = list({(variant.block, variant.resize(size)): (variant, size) for variant, size in reversed(fit)}.values())
-    return pytest.mark.parametrize(
-        ("variant", "size"), fit, ids=[f"{variant.name}-{size.name}" for variant, size in fit]
-    )
+    names = [(variant.name, size.name) for variant, size in fit]
+    marks = [() if quick is None or pair in quick else (pytest.mark.trust,) for pair in names]
+    rows = [
+        pytest.param(*pair, id="-".join(name), marks=mark) for pair, name, mark in zip(fit, names, marks, strict=True)
+    ]
+    return pytest.mark.parametrize(("variant", "size"), rows)
 
 
 def model_of(variant, size, **overrides):
@@ -45,7 +54,7 @@ def test_it_has_the_parameters_that_the_registry_says(variant, size):
     assert sum(p.numel() for p in model.parameters()) == count_parameters(resized, variant.block).total
 
 
-@every(DENSE, MOE)
+@every(DENSE, MOE, quick=QUICK)
 def test_thirty_steps_lower_its_loss(variant, size):
     model = model_of(variant, size)
     auxiliary = AuxiliaryLosses(model, AuxiliaryWeights(gate_penalty=variant.gate_penalty))

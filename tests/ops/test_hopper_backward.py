@@ -21,6 +21,7 @@ LENGTHS = {"a tile": 64, "odd": 113, "three blocks": 300, "many": 1024}
 LOGITS = {"ordinary": (1.0, 0.0), "closed": (1.0, -20.0), "shut": (0.0, -60.0), "open": (1.0, 20.0)}
 
 
+@pytest.mark.trust
 def test_what_goes_around_the_kernel_computes_the_definition():
     script = Path(__file__).with_name("hopper_backward_check.py")
     environment = {**os.environ, "TRITON_INTERPRET": "1"}

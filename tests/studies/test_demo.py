@@ -104,7 +104,7 @@ def test_layers_are_numbers():
     ("arguments", "message"),
     [
         (["nowhere/at/all"], "no model folder 'nowhere/at/all'"),
-        (["MODEL", "MODEL"], "a model is named twice"),
+        (["MODEL", "MODEL"], "is named twice; name each once"),
         (["MODEL", "--layers", "7"], "layer 7 has no softmax attention to map; choose from 0, 1, 2, 3, 4"),
         (["MODEL", "--layers", "-1"], "layer -1 has no softmax attention"),
         (["MODEL", "--layers", "first"], "layers is 'first'; give numbers"),

@@ -160,6 +160,7 @@ def test_bad_input_is_one_line_and_exit_code_2(model, text, tmp_path, capsys):
         (small, "--data", text): "the tokenizer does not fit",
         (gpt2, "--data", text, "--yarn", "2"): "gpt2 has no rotary embedding",
         (model, "--yarn", "x"): "--yarn is 'x'; give numbers separated by commas",
+        (model, "--yarn", "2,2"): "yarn 2.0 is named twice; name each once",
         (model, "--mode", "sliding", "--stride", "0"): "stride is 0; it must be at least 1",
         (model, "--tasks", "gsm8k", "--shots", "-1"): "shots is -1; it must be at least 0",
         (model, "--mode", "middle"): "unknown mode 'middle'; choose from start, sliding",

@@ -63,6 +63,7 @@ def metrics(plan, variant):
     return [{key: value for key, value in line.items() if key != "tokens_per_s"} for line in lines]
 
 
+@pytest.mark.trust
 def test_mixture_of_experts_is_trained_resumed_and_recorded(tmp_path):
     whole, broken = make(tmp_path, "whole"), make(tmp_path, "broken")
     baseline, sparse = run(whole, tmp_path)

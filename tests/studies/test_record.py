@@ -75,6 +75,9 @@ def test_another_schema_is_refused(tmp_path, schema):
         {"measures": {"val_loss_nats": {"value": "low", "unit": "1", "n": 1}}},
         {"measures": {"val_loss_nats": {"value": None, "unit": "1", "n": 1}}},
         {"measures": {"val_loss_nats": {"unit": "1", "n": 1}}},
+        {"measures": {"val_loss_nats": {"value": 1.5, "unit": "1", "n": -1}}},
+        {"tokens_seen": -1},
+        {"seed": -1},
     ],
 )
 def test_a_file_that_is_not_a_result_is_refused_in_one_line(tmp_path, changes):

@@ -123,12 +123,12 @@ def test_every_arm_leaves_a_whole_record(plan, tmp_path):
 
 
 def test_finished_arms_are_kept(plan, tmp_path):
-    first = run(plan(), tmp_path)
+    first = run(plan(variants=("baseline",)), tmp_path)
     watcher = Watcher()
-    again = run(plan(variants=("baseline", "sdpa-headwise", "sdpa-ns-sigmoid")), tmp_path, watcher)
-    assert again[:2] == first
-    assert watcher.kept == [("baseline", 0), ("sdpa-headwise", 0)]
-    assert watcher.started == [("sdpa-ns-sigmoid", 0)]
+    again = run(plan(), tmp_path, watcher)
+    assert again[:1] == first
+    assert watcher.kept == [("baseline", 0)]
+    assert watcher.started == [("sdpa-headwise", 0)]
 
 
 def test_interrupted_study_ends_as_an_uninterrupted_one(plan, tmp_path):
@@ -141,6 +141,7 @@ def test_interrupted_study_ends_as_an_uninterrupted_one(plan, tmp_path):
     assert numbers(resumed) == numbers(whole)
 
 
+@pytest.mark.trust
 def test_run_killed_between_training_and_measuring_is_measured(plan, tmp_path):
     study = plan(variants=("sdpa-headwise",))
     whole = run(study, tmp_path)

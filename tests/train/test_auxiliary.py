@@ -160,6 +160,7 @@ def test_logged_loss_is_the_cross_entropy_alone(tmp_path):
     assert with_losses["loss_nats"] == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.trust
 def test_balance_improves_in_training(tmp_path):
     def last(weight):
         weights = AuxiliaryWeights(load_balance=weight, router_z=0.0)
@@ -177,6 +178,7 @@ def test_pressure_ends_at_the_target():
     assert penalty_pressure(GatePenalty(0.5), shares).tolist() == [0.5] * 5
 
 
+@pytest.mark.trust
 @pytest.mark.parametrize(("target", "weight", "steps"), [(0.7, 0.1, 150), (0.4, 1.0, 100)])
 def test_open_share_reaches_its_target(tmp_path, target, weight, steps):
     model = build_model(make_config(SIZES["tiny"], BlockSpec(HARD), num_hidden_layers=2, vocab_size=60), 0)

@@ -21,6 +21,7 @@ DAMAGES = {
     "random state missing": lambda folder: (folder / "rng_state.pth").unlink(),
     "nothing in it": lambda folder: [path.unlink() for path in folder.iterdir()],
     "seal cut": lambda folder: cut(folder / ".whole.json"),
+    "seal of nothing": lambda folder: (folder / ".whole.json").write_text("{}"),
 }
 
 
@@ -67,7 +68,12 @@ def test_every_damage_ends_in_the_same_bits(tmp_path, damage):
 
 @pytest.mark.trust
 @pytest.mark.parametrize(
-    "damage", [name for name in DAMAGES if name not in ("one bit of the weights", "optimizer cut", "seal cut")]
+    "damage",
+    [
+        name
+        for name in DAMAGES
+        if name not in ("one bit of the weights", "optimizer cut", "seal cut", "seal of nothing")
+    ],
 )
 def test_damage_is_found_without_a_seal_except_inside_files(tmp_path, damage):
     run(tmp_path, steps=3)

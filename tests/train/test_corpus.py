@@ -276,6 +276,8 @@ def test_what_the_hub_refuses_comes_as_one_line_with_its_reason(monkeypatch, err
         ("a.jsonl", lines({"text": 0}), "line 1 holds int in 'text', not text"),
         ("a.jsonl", lines({"text": ["a"]}), "line 1 holds list in 'text'"),
         ("a.jsonl", lines({"text": "a"}) + '{"text": "b', "line 2 is not JSON"),
+        ("a.jsonl", '{"text": ' + "[" * 100_000 + "]" * 100_000 + "}", "line 1 is not JSON"),
+        ("a.jsonl", '{"text": "a", "id": ' + "1" * 5_000 + "}", "line 1 is not JSON"),
         ("a.jsonl", '"text"\n', "line 1 is not a JSON object"),
         ("a.json", '[{"text": "a"}, 3]', "entry 2 is not a JSON object"),
         ("a.jsonl", '{"text": "\\ud800"}\n', "line 1 is no valid Unicode"),

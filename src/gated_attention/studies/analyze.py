@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from gated_attention.analysis import Inspection, TextBatch, inspect_model
 from gated_attention.analysis.families import find_attention
 from gated_attention.analysis.inspect import Level
-from gated_attention.ranges import require_choice, require_within
+from gated_attention.ranges import require_choice, require_once, require_within
 from gated_attention.spec import Site
 from gated_attention.studies.checkpoint import Checkpoint, check_tokenizer, find_checkpoint, load_checkpoint, name_dtype
 from gated_attention.studies.device import device_name
@@ -141,8 +141,7 @@ def unique_labels(checkpoints: Sequence[Checkpoint]) -> list[str]:
     """
     short = [checkpoint.label for checkpoint in checkpoints]
     names = [c.label if short.count(c.label) == 1 else c.name for c in checkpoints]
-    if len(set(names)) < len(names):
-        raise ValueError(f"a model is named twice in {', '.join(names)}; name each once")
+    require_once("model", names)
     return names
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from gated_attention.ranges import require_choice, require_folder_name
+from gated_attention.ranges import require_choice, require_folder_name, require_once
 from gated_attention.sizes import get_size
 from gated_attention.studies.variants import get_variant, variants_of
 
@@ -27,8 +27,7 @@ def split_names(text: str, what: str) -> list[str]:
     names = [part.strip() for part in text.split(",") if part.strip()]
     if not names:
         raise ValueError(f"no {what} is named in {text!r}; name at least one")
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise ValueError(f"a {what} is named twice, {twice}; name each once")
+    require_once(what, names)
     return names
 
 

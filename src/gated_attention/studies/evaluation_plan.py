@@ -6,7 +6,7 @@ from typing import get_args
 
 from gated_attention.evaluate.perplexity import Mode
 from gated_attention.evaluate.rope import Rope
-from gated_attention.ranges import require_choice, require_within
+from gated_attention.ranges import require_choice, require_once, require_within
 from gated_attention.studies.choices import TASKS
 
 MOST_TOKENS = 2**40
@@ -61,6 +61,7 @@ class EvaluationPlan:
     def __post_init__(self) -> None:
         for task in self.tasks:
             require_choice("task", task, TASKS)
+        require_once("task", self.tasks)
         if not self.tasks:
             raise ValueError(f"no task is named; choose from {', '.join(TASKS)}")
         require_choice("mode", self.mode, get_args(Mode))
@@ -78,6 +79,8 @@ class EvaluationPlan:
         for name, most in (("multiples", 4096), ("lengths", MOST_TOKENS)):
             for value in getattr(self, name):
                 require_within(name, value, least=1, most=most)
+        for name, what in (("multiples", "multiple"), ("lengths", "length"), ("yarn", "yarn"), ("depths", "depth")):
+            require_once(what, getattr(self, name))
         for depth in self.depths:
             require_within("depth", depth, least=0, most=1)
         for factor in self.yarn:

@@ -10,10 +10,10 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
-from pydantic import ConfigDict, TypeAdapter
+from pydantic import ConfigDict, Field, TypeAdapter
 
 from gated_attention.files import replacing, write_text
 from gated_attention.studies.record_types import Stored, find_fault
@@ -43,8 +43,8 @@ class Measure:
 
     value: float
     unit: str
-    n: int
-    definition: int = 1
+    n: Annotated[int, Field(ge=0)]
+    definition: Annotated[int, Field(ge=1)] = 1
     per_layer: tuple[float, ...] = ()
 
 
@@ -61,10 +61,10 @@ class Result:
 
     study: str
     variant: str
-    seed: int
+    seed: Annotated[int, Field(ge=0)]
     config: Mapping[str, Any]
     measures: Mapping[str, Measure]
-    tokens_seen: int
+    tokens_seen: Annotated[int, Field(ge=0)]
     device: str
     git_commit: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)

@@ -10,7 +10,7 @@ from transformers import AutoConfig
 
 from gated_attention.models import GatedQwen3Config, GatedQwen3MoeConfig
 from gated_attention.models.configuration import make_config
-from gated_attention.ranges import require_folder_name, require_within
+from gated_attention.ranges import require_folder_name, require_once, require_within
 from gated_attention.sizes import ModelSize, count_parameters
 from gated_attention.studies.record import CONFIG_NAME, RESULT_NAME, SCHEMA, Result, read_config, read_result
 from gated_attention.studies.variants import Variant
@@ -51,9 +51,7 @@ class StudyPlan:
         require_within("rope_theta", self.rope_theta, above=1, most=1e15)
         if not self.variants:
             raise ValueError("a study needs at least one variant")
-        names = [variant.name for variant in self.variants]
-        if len(set(names)) < len(names):
-            raise ValueError(f"a variant is named twice in {', '.join(names)}; name each once")
+        require_once("variant", [variant.name for variant in self.variants])
 
     @property
     def runs(self) -> Path:

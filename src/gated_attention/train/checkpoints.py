@@ -89,7 +89,7 @@ def find_damage(checkpoint: Path) -> str | None:
         if (checkpoint / SEAL_NAME).exists():
             return _against_seal(checkpoint)
         return _without_seal(checkpoint)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
         return " ".join(str(error).split())[:200]
 
 
@@ -104,7 +104,10 @@ def _has_state(checkpoint: Path) -> bool:
 
 
 def _against_seal(checkpoint: Path) -> str | None:
-    for name, digest in _SEAL.validate_json((checkpoint / SEAL_NAME).read_bytes()).items():
+    sealed = _SEAL.validate_json((checkpoint / SEAL_NAME).read_bytes())
+    if _STATE_NAME not in sealed:
+        return f"{SEAL_NAME} does not name {_STATE_NAME}"
+    for name, digest in sealed.items():
         path = checkpoint / name
         if not path.is_file():
             return f"{name} is missing"

@@ -204,15 +204,19 @@ def _json_rows(file: Path) -> Iterator[tuple[str, Any]]:
             if not line.strip():
                 continue
             place = f"{file} line {number}"
-            try:
-                if line.lstrip().startswith("["):
-                    rows = json.loads(line + stream.read())
-                    yield from ((f"{file} entry {i}", row) for i, row in enumerate(rows, start=1))
-                    return
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{place} is not JSON ({error.msg}); give one object a line, or an array") from error
-            yield place, row
+            if line.lstrip().startswith("["):
+                rows = _parse(line + stream.read(), place)
+                yield from ((f"{file} entry {i}", row) for i, row in enumerate(rows, start=1))
+                return
+            yield place, _parse(line, place)
+
+
+def _parse(text: str, place: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # ValueError: also an integer of too many digits
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else error
+        raise ValueError(f"{place} is not JSON ({reason}); give one object a line, or an array") from error
 
 
 def _parquet_rows(file: Path, text_field: str, domain_field: str) -> Iterator[tuple[str, Any]]:

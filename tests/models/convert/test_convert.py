@@ -144,6 +144,18 @@ def test_folders_inside_hub_repositories(tmp_path, monkeypatch, capsys):
     assert "base_model: owner/repository" in (tmp_path / "out" / "README.md").read_text()
 
 
+def test_the_home_folder_is_found_where_no_shell_writes_it_out(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_release(tmp_path / "source", "headwise")
+    convert("~/source", "~/target")
+    assert (tmp_path / "target" / "config.json").is_file()
+
+
+def test_an_empty_source_is_not_the_current_folder(tmp_path):
+    with pytest.raises(ValueError, match="the source is empty; give a folder, or a hub name"):
+        convert("", tmp_path / "target")
+
+
 @pytest.mark.parametrize("source", ["nowhere", "./nowhere", "owner/repository"])
 def test_sources_that_are_not_there(source, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)

@@ -104,7 +104,7 @@ def convert(
         raise ValueError(f"init {init!r} starts gates that are added; name them with add_gate")
     if self_contained and to != "gated":
         raise ValueError("self_contained is for to='gated'; transformers itself has the code of the others")
-    target_folder = Path(target_folder)
+    target_folder = Path(target_folder).expanduser()
     if target_folder.exists() and (not target_folder.is_dir() or any(target_folder.iterdir())):
         raise ValueError(f"{target_folder} is not an empty folder; give one that is absent or empty")
     folder = find_source(source)

@@ -16,7 +16,9 @@ def find_source(source: str | Path) -> Path:
     Raises:
         ValueError: if there is no such folder or repository.
     """
-    folder = Path(source)
+    if not str(source):
+        raise ValueError("the source is empty; give a folder, or a hub name, owner/repository")
+    folder = Path(source).expanduser()
     if folder.is_dir():
         return folder
     parts = str(source).split("/")

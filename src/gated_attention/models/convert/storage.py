@@ -70,7 +70,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is missing; give the folder of a model")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise ValueError(f"{path} is not readable JSON ({error}); fetch it again") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds no JSON object; fetch it again")
