@@ -28,7 +28,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from gated_attention import ops
-from gated_attention.studies.device import device_name
+from gated_attention.device import device_name
 
 PLAIN = "cudnn, no gate"
 TURN = 5

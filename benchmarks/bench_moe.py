@@ -22,13 +22,13 @@ import torch._dynamo.config
 import torch._inductor.config
 from bench_train import RandomBlocks, synchronize
 
+from gated_attention.device import device_name, pick_device
 from gated_attention.models.build import build_model
-from gated_attention.models.configuration import make_config
+from gated_attention.models.configuration_gated_qwen3 import make_config
+from gated_attention.registry.settings import SETTINGS
+from gated_attention.registry.variants import get_variant
 from gated_attention.sizes import ModelSize, get_size
-from gated_attention.studies.device import device_name, pick_device
-from gated_attention.studies.record import library_versions
-from gated_attention.studies.settings import SETTINGS
-from gated_attention.studies.variants import get_variant
+from gated_attention.study.record import library_versions
 from gated_attention.train.auxiliary import AuxiliaryLosses
 from gated_attention.train.trainer import TrainConfig, parameter_groups, quiet
 

@@ -22,14 +22,14 @@ import torch
 from profiled import print_kernels
 from torch import Tensor
 
+from gated_attention.device import device_name
 from gated_attention.models.build import build_model
-from gated_attention.models.configuration import make_config
+from gated_attention.models.configuration_gated_qwen3 import make_config
+from gated_attention.registry.settings import SETTINGS
+from gated_attention.registry.variants import get_variant
 from gated_attention.sizes import get_size
 from gated_attention.spec import BlockSpec
-from gated_attention.studies.device import device_name
-from gated_attention.studies.record import library_versions
-from gated_attention.studies.settings import SETTINGS
-from gated_attention.studies.variants import get_variant
+from gated_attention.study.record import library_versions
 
 CONTENDERS = [
     "baseline:sdpa",

@@ -18,15 +18,15 @@ from statistics import median
 import torch
 from torch.utils.data import Dataset
 
+from gated_attention.device import device_name, pick_device
 from gated_attention.models.build import build_model
-from gated_attention.models.configuration import make_config
+from gated_attention.models.configuration_gated_qwen3 import make_config
+from gated_attention.registry.settings import SETTINGS
+from gated_attention.registry.variants import get_variant
 from gated_attention.sizes import get_size
-from gated_attention.studies.device import device_name, pick_device
-from gated_attention.studies.record import library_versions, read_metrics
-from gated_attention.studies.settings import SETTINGS
-from gated_attention.studies.variants import get_variant
+from gated_attention.study.record import library_versions, read_metrics
 from gated_attention.train.callbacks import MetricsCallback
-from gated_attention.train.data import collate
+from gated_attention.train.text.data import collate
 from gated_attention.train.trainer import TrainConfig, parameter_groups, train
 
 WARMUP = 10

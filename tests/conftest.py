@@ -21,9 +21,9 @@ def modules_with_shapes():
     """The modules whose shapes are checked; not those with kernels, whose compilers look names up where they stand."""
     [root] = importlib.util.find_spec("gated_attention").submodule_search_locations
     for part in ("ops", "nn", "analysis"):
-        for path in sorted(Path(root, part).glob("*.py")):
+        for path in sorted(Path(root, part).rglob("*.py")):
             if path.stem != "__init__" and not re.search(r"@(triton|gluon)\.jit", path.read_text(encoding="utf-8")):
-                yield f"gated_attention.{part}.{path.stem}"
+                yield ".".join(("gated_attention", *path.relative_to(root).with_suffix("").parts))
 
 
 # Only modules that are imported after this line are checked, so no test file may import them earlier.

@@ -83,7 +83,7 @@ def test_interruption_says_how_to_go_on(monkeypatch, capsys):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("gated_attention.studies.plan.make_plan", interrupt)
+    monkeypatch.setattr("gated_attention.study.plan.make_plan", interrupt)
     with pytest.raises(SystemExit) as stop:
         main(["compare"])
     assert stop.value.code == 130

@@ -31,5 +31,5 @@ def test_modules_load_without_transformers():
 
 def test_measuring_needs_neither_datasets_nor_figures():
     blocked = "import sys; sys.modules.update(dict.fromkeys(['datasets', 'matplotlib', 'typer', 'rich']))"
-    names = "analysis, gated_attention.models, gated_attention.studies.device, gated_attention.studies.record"
+    names = "analysis, gated_attention.models, gated_attention.device, gated_attention.study.record"
     assert run(f"{blocked}; import gated_attention.{names}; print('imported')") == ["imported"]

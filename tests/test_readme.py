@@ -53,7 +53,7 @@ def test_no_source_file_is_longer_than_400_lines():
 @pytest.mark.trust
 def test_worked_example_of_contributing_adds_a_variant(monkeypatch, capsys, tmp_path):
     from gated_attention.cli import main
-    from gated_attention.studies import variants
+    from gated_attention.registry import variants
 
     def run(*arguments):
         with pytest.raises(SystemExit) as stop:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from gated_attention.models.configuration import make_config
+from gated_attention.models.configuration_gated_qwen3 import make_config
 from gated_attention.sizes import SIZES, count_parameters, get_size, match_parameters
 from gated_attention.spec import BlockSpec, GateSpec, SwitchSpec
 

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from gated_attention.models import GatedQwen3Config, GatedQwen3MoeConfig
 from gated_attention.spec import GateSpec
-from gated_attention.train.tokenizer import load_tokenizer
+from gated_attention.train.text.tokenizer import load_tokenizer
 
 VOCAB, NUM_NEW = 512, 16
 _SIZES = {

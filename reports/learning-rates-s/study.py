@@ -13,14 +13,14 @@ from pathlib import Path
 
 import torch
 
-from gated_attention.studies.device import count_like, pick_device
-from gated_attention.studies.plan import make_plan
-from gated_attention.studies.record import Result
-from gated_attention.studies.run import run_packed_arm
-from gated_attention.studies.study import Arm, StudyPlan
-from gated_attention.studies.workers import run_side_by_side
+from gated_attention.device import count_like, pick_device
+from gated_attention.study.arms import Arm, StudyPlan
+from gated_attention.study.plan import make_plan
+from gated_attention.study.record import Result
+from gated_attention.study.run import run_packed_arm
+from gated_attention.study.workers import run_side_by_side
 from gated_attention.train.callbacks import Progress
-from gated_attention.train.data import load_data
+from gated_attention.train.text.data import load_data
 
 SEEDS = {8e-3: 3, 3.2e-2: 3, 4e-3: 3, 1.6e-2: 3, 6.4e-2: 3, 2e-3: 1, 1e-3: 1}
 """Learning rate to number of seeds."""

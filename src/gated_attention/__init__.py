@@ -3,9 +3,11 @@
 The names below load on first use; importing the package imports neither torch nor transformers.
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from gated_attention.moved import MovedModules
 from gated_attention.spec import GateSpec
 
 if TYPE_CHECKING:
@@ -32,6 +34,9 @@ __all__ = [
 ]
 
 _MODULES = ("AttentionGate", "GatedAttention")
+
+
+sys.meta_path.append(MovedModules())
 
 
 def __getattr__(name: str) -> Any:

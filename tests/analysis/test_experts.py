@@ -4,7 +4,7 @@ import torch
 
 from gated_attention.analysis import expert_load
 from gated_attention.models.build import build_model
-from gated_attention.models.configuration import make_config
+from gated_attention.models.configuration_gated_qwen3 import make_config
 from gated_attention.sizes import SIZES
 
 

@@ -25,7 +25,7 @@ from gated_attention.analysis import GATE_MEASURES, MEASURES, TextBatch, inspect
 from gated_attention.analysis.attention import AttentionCall
 from gated_attention.models import GatedQwen3MoeConfig
 from gated_attention.models.build import build_model
-from gated_attention.models.configuration import make_config
+from gated_attention.models.configuration_gated_qwen3 import make_config
 from gated_attention.sizes import SIZES
 from gated_attention.spec import BlockSpec, GateSpec
 

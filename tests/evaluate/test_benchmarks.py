@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from gated_attention.evaluate import benchmarks
 from gated_attention.evaluate.benchmarks import BENCHMARKS, BenchmarkScore, local_files, run_benchmark
-from gated_attention.train.tokenizer import load_tokenizer
+from gated_attention.train.text.tokenizer import load_tokenizer
 
 lm_eval = pytest.importorskip("lm_eval")
 pytestmark = [

@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 
 from gated_attention.cli import main
 from gated_attention.models.build import build_model
-from gated_attention.models.configuration import make_config
+from gated_attention.models.configuration_gated_qwen3 import make_config
 from gated_attention.sizes import SIZES
 from gated_attention.spec import BlockSpec, GateSpec
-from gated_attention.train.tokenizer import load_tokenizer
+from gated_attention.train.text.tokenizer import load_tokenizer
 
 zstandard = pytest.importorskip("zstandard")
 

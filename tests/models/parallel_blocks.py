@@ -2,7 +2,7 @@
 
 import torch
 
-from gated_attention.models.configuration import make_config
+from gated_attention.models.configuration_gated_qwen3 import make_config
 from gated_attention.sizes import ModelSize
 from gated_attention.spec import SITES, BlockSpec, GateSpec, SwitchSpec
 

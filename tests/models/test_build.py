@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from gated_attention.models.build import build_model
-from gated_attention.models.configuration import make_config
+from gated_attention.models.configuration_gated_qwen3 import make_config
 from gated_attention.sizes import SIZES
 from gated_attention.spec import BlockSpec, GateSpec
 

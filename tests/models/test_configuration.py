@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from gated_attention.models import GatedQwen3Config, GatedQwen3ForCausalLM, GatedQwen3Model
-from gated_attention.models.configuration import make_config
+from gated_attention.models.configuration_gated_qwen3 import make_config
 from gated_attention.models.parallel import HEAD_SHARED
 from gated_attention.sizes import get_size
 from gated_attention.spec import SITES, BlockSpec, GateSpec

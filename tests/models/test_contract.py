@@ -10,8 +10,8 @@ from transformers import AttentionInterface, DynamicCache, Qwen3ForCausalLM, Qwe
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3DecoderLayer
 
 from gated_attention.models import GatedQwen3Config, GatedQwen3ForCausalLM, GatedQwen3Model
-from gated_attention.models.modelling import GatedQwen3Attention
-from gated_attention.models.modelling_moe import GatedQwen3MoeAttention
+from gated_attention.models.modeling_gated_qwen3 import GatedQwen3Attention
+from gated_attention.models.modeling_gated_qwen3_moe import GatedQwen3MoeAttention
 from gated_attention.models.parent import CACHE_NAME, init_with
 from gated_attention.spec import GateSpec
 

@@ -5,9 +5,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from gated_attention.models.build import build_model
-from gated_attention.models.configuration import make_config
+from gated_attention.models.configuration_gated_qwen3 import make_config
+from gated_attention.registry.variants import VARIANTS
 from gated_attention.sizes import SIZES, ModelSize, count_parameters, get_size
-from gated_attention.studies.variants import VARIANTS
 from gated_attention.train.auxiliary import AuxiliaryLosses, AuxiliaryWeights
 
 DENSE = ModelSize("dense", 2, 24, 4, 2, 8, 96, 31, 16, ffn_multiple=1)

@@ -10,12 +10,12 @@ import torch
 from torch.nn import functional as F
 
 from gated_attention.models.build import build_model
-from gated_attention.models.configuration import make_config
+from gated_attention.models.configuration_gated_qwen3 import make_config
 from gated_attention.models.parent import CACHE_NAME
-from gated_attention.penalty import TARGET_BAND
+from gated_attention.registry.penalty import TARGET_BAND
+from gated_attention.registry.variants import VARIANTS
 from gated_attention.sizes import ModelSize
 from gated_attention.spec import BlockSpec, GateSpec, SwitchSpec
-from gated_attention.studies.variants import VARIANTS
 from gated_attention.train.auxiliary import AuxiliaryLosses, AuxiliaryWeights
 
 DENSE = ModelSize("dense", 2, 24, 4, 2, 8, 96, 31, 16)

@@ -7,7 +7,7 @@ from transformers import pipeline
 
 from gated_attention import models
 from gated_attention.spec import GateSpec
-from gated_attention.train.tokenizer import load_tokenizer
+from gated_attention.train.text.tokenizer import load_tokenizer
 
 WIDTHS = {
     "num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,

@@ -10,10 +10,10 @@ from transformers import BitsAndBytesConfig, TorchAoConfig
 
 from gated_attention.analysis import inspect_model
 from gated_attention.evaluate.quantization import linear_layers
+from gated_attention.jobs.named_model import name_dtype
 from gated_attention.models import GatedQwen3Config, GatedQwen3ForCausalLM
 from gated_attention.models.build import build_model
 from gated_attention.spec import GateSpec
-from gated_attention.studies.checkpoint import name_dtype
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the quantisers' own
 

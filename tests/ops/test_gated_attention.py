@@ -99,7 +99,7 @@ def test_the_gpu_is_no_worse_than_twice_plain_pytorch(case, channels, logits, dt
 @pytest.mark.parametrize("channels", [False, True], ids=["headwise", "elementwise"])
 @pytest.mark.parametrize("case", ["odd, groups of 2", "several tiles"])
 def test_hopper_is_no_worse_where_it_cuts_for_long_sequences(case, channels, logits, monkeypatch):
-    from gated_attention.ops.hopper_forward_launch import CUTS
+    from gated_attention.ops.hopper.forward_launch import CUTS
 
     d = CASES[case][4]
     monkeypatch.setitem(CUTS, d, CUTS[d]._replace(longest_short=0))

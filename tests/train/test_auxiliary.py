@@ -6,8 +6,8 @@ from moe_model import AUXILIARY, HARD, Rows, batch, moe_model, train_tiny
 from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss_func
 
 from gated_attention.models.build import build_model
-from gated_attention.models.configuration import make_config
-from gated_attention.penalty import TARGET_BAND, GatePenalty
+from gated_attention.models.configuration_gated_qwen3 import make_config
+from gated_attention.registry.penalty import TARGET_BAND, GatePenalty
 from gated_attention.sizes import SIZES
 from gated_attention.spec import BlockSpec, GateSpec
 from gated_attention.train.auxiliary import (

@@ -5,10 +5,10 @@ import torch
 
 from gated_attention.evaluate.loss import held_out_loss, next_token_losses
 from gated_attention.models.build import build_model
-from gated_attention.models.configuration import make_config
+from gated_attention.models.configuration_gated_qwen3 import make_config
 from gated_attention.sizes import SIZES
 from gated_attention.spec import BlockSpec, GateSpec
-from gated_attention.train.blocks import Blocks, collate, positions
+from gated_attention.train.text.blocks import Blocks, collate, positions
 
 OPENER = 0
 BLOCKS = {

@@ -7,10 +7,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from gated_attention.models.build import build_model
-from gated_attention.models.configuration import make_config
+from gated_attention.models.configuration_gated_qwen3 import make_config
+from gated_attention.registry.variants import VARIANTS
 from gated_attention.sizes import SIZES
 from gated_attention.spec import BlockSpec, GateSpec
-from gated_attention.studies.variants import VARIANTS
 from gated_attention.train.parameters import decayed_names, parameter_groups
 from gated_attention.train.trainer import TrainConfig
 

@@ -67,6 +67,7 @@ def test_every_step_makes_all_its_passes_where_the_text_begins_again(tmp_path, a
     assert [line["tokens"] for line in training] == [step * accumulation * 4 * 16 for step in range(1, 5)]
 
 
+@pytest.mark.trust
 def test_resuming_in_the_second_round_over_the_text_changes_nothing(tmp_path):
     settings = {"num_rows": 10, "accumulation": 2}
     whole, _ = run(tmp_path / "whole", **settings)

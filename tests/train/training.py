@@ -6,11 +6,11 @@ import torch
 from transformers import TrainerCallback
 
 from gated_attention.models.build import build_model
-from gated_attention.models.configuration import make_config
+from gated_attention.models.configuration_gated_qwen3 import make_config
 from gated_attention.sizes import SIZES
 from gated_attention.spec import BlockSpec, GateSpec
 from gated_attention.train.callbacks import MetricsCallback
-from gated_attention.train.data import collate
+from gated_attention.train.text.data import collate
 from gated_attention.train.trainer import TrainConfig, train
 
 CPU = torch.device("cpu")

@@ -9,15 +9,15 @@ from transformers import (
     AutoModelForTokenClassification,
 )
 
-from gated_attention.models.configuration import GatedQwen3Config, GatedQwen3MoeConfig
-from gated_attention.models.modelling import (
+from gated_attention.models.configuration_gated_qwen3 import GatedQwen3Config, GatedQwen3MoeConfig
+from gated_attention.models.modeling_gated_qwen3 import (
     GatedQwen3ForCausalLM,
     GatedQwen3ForQuestionAnswering,
     GatedQwen3ForSequenceClassification,
     GatedQwen3ForTokenClassification,
     GatedQwen3Model,
 )
-from gated_attention.models.modelling_moe import (
+from gated_attention.models.modeling_gated_qwen3_moe import (
     GatedQwen3MoeForCausalLM,
     GatedQwen3MoeForQuestionAnswering,
     GatedQwen3MoeForSequenceClassification,

@@ -8,7 +8,7 @@ from transformers import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.qwen3.modeling_qwen3 import apply_rotary_pos_emb, eager_attention_forward
 
-from gated_attention.models.configuration import GatedConfig
+from gated_attention.models.configuration_gated_qwen3 import GatedConfig
 from gated_attention.models.implementations import FUSED_ATTENTION, lse_attention
 from gated_attention.models.parent import take_cache, update_cache
 from gated_attention.nn import GatedBlock

@@ -5,7 +5,7 @@ from zlib import crc32
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from gated_attention.models.configuration import GatedQwen3Config, GatedQwen3MoeConfig
+from gated_attention.models.configuration_gated_qwen3 import GatedQwen3Config, GatedQwen3MoeConfig
 
 
 def build_model(config: GatedQwen3Config | GatedQwen3MoeConfig, seed: int) -> PreTrainedModel:

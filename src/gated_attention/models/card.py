@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from huggingface_hub import ModelCardData
 
-from gated_attention.models.configuration import GatedConfig
+from gated_attention.models.configuration_gated_qwen3 import GatedConfig
 
 CARD_NAME = "README.md"
 
@@ -63,7 +63,7 @@ def model_card(
         license: As the hub writes it, e.g. `apache-2.0`; a model's licence is its maker's to name.
         carries_code: Whether the model's code lies beside its weights.
         stored_as: The `model_type` of the folder where that is not the configuration's but a stock architecture.
-        tables: Training, measures: `studies.model_card` makes them from records.
+        tables: Training, measures: `study.model_card` makes them from records.
         sections: Those of another card, as `measured_sections` finds them.
     """
     stored_as = stored_as or config.model_type

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from gated_attention.models.configuration import GatedConfig
+from gated_attention.models.configuration_gated_qwen3 import GatedConfig
 
 
 class GatedLayer(nn.Module):

@@ -18,11 +18,9 @@ from gated_attention.models.card import CARD_NAME, say_that_code_is_carried
 
 _PACKAGE = "gated_attention"
 _SOURCES = Path(__file__).parents[1]
-_ENTRIES = {
-    f"{_PACKAGE}.models.configuration": "configuration_gated_qwen3",
-    f"{_PACKAGE}.models.modelling": "modeling_gated_qwen3",
-    f"{_PACKAGE}.models.modelling_moe": "modeling_gated_qwen3_moe",
-}
+_ENTRIES = ("configuration_gated_qwen3", "modeling_gated_qwen3", "modeling_gated_qwen3_moe")
+"""Modules of `models` whose files keep their names, which `auto_map` names."""
+
 _MODELS = {
     "gated_qwen3": ("modeling_gated_qwen3", "GatedQwen3"),
     "gated_qwen3_moe": ("modeling_gated_qwen3_moe", "GatedQwen3Moe"),
@@ -80,7 +78,7 @@ def generate_code(entry: str) -> dict[str, str]:
     Operators are renamed after the module that runs: torch tears an operator down when its name is registered again,
     by another folder's copy or by the installed package, under the models that still call it.
     """
-    waiting = [module for module, name in _ENTRIES.items() if name == entry]
+    waiting = [f"{_PACKAGE}.models.{entry}"]
     texts: dict[str, str] = {}
     while waiting:
         module = waiting.pop()
@@ -92,7 +90,8 @@ def generate_code(entry: str) -> dict[str, str]:
 
 
 def _file_stem(module: str) -> str:
-    return _ENTRIES.get(module, module.replace(".", "_"))
+    name = module.rpartition(".")[2]
+    return name if name in _ENTRIES else module.replace(".", "_")
 
 
 def _source_path(module: str) -> Path | None:

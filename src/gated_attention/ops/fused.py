@@ -42,21 +42,21 @@ def _forward_of(backend: str) -> _Forward:
     if backend == "shifted":
         return lse_shift.attention_forward
     if backend == "triton":
-        from gated_attention.ops import triton_forward
+        from gated_attention.ops.triton import forward as triton_forward
 
         return triton_forward.attention_forward
-    from gated_attention.ops import hopper_forward_launch
+    from gated_attention.ops.hopper import forward_launch as hopper_forward_launch
 
     return hopper_forward_launch.attention_forward
 
 
 def _backward_of(backend: str, q: Tensor, k: Tensor) -> _Backward:
     if backend == "triton":
-        from gated_attention.ops import triton_backward
+        from gated_attention.ops.triton import backward as triton_backward
 
         return triton_backward.attention_backward
     if backend == "hopper":
-        from gated_attention.ops import hopper_backward_launch
+        from gated_attention.ops.hopper import backward_launch as hopper_backward_launch
 
         if hopper_backward_launch.pays(q, k):
             return hopper_backward_launch.attention_backward
@@ -122,7 +122,7 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, 
 def _traced_backward_of(backend: str, q: Tensor, k: Tensor) -> _Backward | None:
     """For a compiler, a backward of which only the kernel is opaque."""
     if backend == "hopper":
-        from gated_attention.ops import hopper_backward_launch
+        from gated_attention.ops.hopper import backward_launch as hopper_backward_launch
 
         if hopper_backward_launch.pays(q, k):
             return _traced_hopper_backward
@@ -141,7 +141,7 @@ def _traced_hopper_backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What goes before and after the kernel as plain PyTorch: whatever is compiled around it does that on the way."""
-    from gated_attention.ops.hopper_backward_launch import padded_length
+    from gated_attention.ops.hopper.backward_launch import padded_length
 
     scaled, stats, ds = lse_shift.prepare_kernels(grad, out, gate_logits, lse, padded_length(q))
     total, dk, dv = _hopper_kernel_op(scaled, q, k, v, stats, causal, scale)
@@ -153,7 +153,7 @@ def _traced_hopper_backward(
 def _hopper_kernel_op(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, stats: Tensor, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    from gated_attention.ops import hopper_backward_launch
+    from gated_attention.ops.hopper import backward_launch as hopper_backward_launch
 
     with torch.cuda.device_of(q):  # type: ignore[no-untyped-call]
         return hopper_backward_launch.run_kernel(grad, q, k, v, stats, causal, scale)

@@ -86,7 +86,7 @@ def _ungated(grad: Tensor, out: Tensor, gate_logits: Tensor, lse: Tensor) -> tup
 def _gate_functions(x: Tensor) -> tuple[Any, Any]:
     if x.device.type != "cuda":
         return apply_gate, prepare_backward
-    from gated_attention.ops import triton_gate
+    from gated_attention.ops.triton import gate as triton_gate
 
     return triton_gate.apply_gate, triton_gate.prepare_backward
 

@@ -19,7 +19,7 @@ from gated_attention.models.experts import count_experts, routers
 from gated_attention.nn.block import find_gates
 from gated_attention.nn.gate import by_head
 from gated_attention.ops.sdpa import widen
-from gated_attention.penalty import TARGET_BAND, GatePenalty
+from gated_attention.registry.penalty import TARGET_BAND, GatePenalty
 from gated_attention.spec import GateSpec
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-from gated_attention.models.configuration import GatedQwen3Config, GatedQwen3MoeConfig
+from gated_attention.models.configuration_gated_qwen3 import GatedQwen3Config, GatedQwen3MoeConfig
 from gated_attention.models.convert.storage import Stored
 
 Config = GatedQwen3Config | GatedQwen3MoeConfig

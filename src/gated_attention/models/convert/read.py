@@ -10,7 +10,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import AutoConfig
 
-from gated_attention.models.configuration import GatedQwen3Config, GatedQwen3MoeConfig
+from gated_attention.models.configuration_gated_qwen3 import GatedQwen3Config, GatedQwen3MoeConfig
 from gated_attention.models.convert.canonical import Checkpoint, Config, check_complete, one_line, split_experts
 from gated_attention.models.convert.layouts import merge_rows, shift_exactly, split_per_group, split_per_head
 from gated_attention.models.convert.stand_ins import drop_idle_layer, drop_zero_shared_experts, from_one_expert, is_tied

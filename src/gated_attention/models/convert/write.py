@@ -12,7 +12,7 @@ from transformers import (
     Qwen3NextConfig,
 )
 
-from gated_attention.models.configuration import GatedQwen3MoeConfig
+from gated_attention.models.configuration_gated_qwen3 import GatedQwen3MoeConfig
 from gated_attention.models.convert.canonical import Checkpoint, Config
 from gated_attention.models.convert.layouts import join_per_head
 from gated_attention.models.convert.read import HINT, HINTS, model_dtype, shifted

@@ -1,0 +1,190 @@
+"""`analyze`: models read the same text, side by side, and what is found inside is written down."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import cast, get_args
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from gated_attention.analysis import Inspection, TextBatch, inspect_model
+from gated_attention.analysis.families import find_attention
+from gated_attention.analysis.inspect import Level
+from gated_attention.device import device_name
+from gated_attention.jobs.named_model import Checkpoint, check_tokenizer, find_checkpoint, load_checkpoint, name_dtype
+from gated_attention.jobs.passages import cut_passages
+from gated_attention.ranges import require_choice, require_once, require_within
+from gated_attention.spec import Site
+from gated_attention.train.text.corpus import load_documents
+
+DEFAULT_CONTEXT = 1024
+"""Tokens per passage, if the model has as many positions."""
+
+BATCH_TOKENS = {"cpu": 8_192, "cuda": 16_384}
+"""Tokens per forward pass."""
+
+_OFTEN = 1000  # a listed token makes up a thousandth of the text or more
+
+
+@dataclass(frozen=True, slots=True)
+class AnalysisPlan:
+    """Which models are inspected on which text.
+
+    Attributes:
+        models: Folders or hub names.
+        source, text_field: As `train.corpus.load_documents`.
+        num_tokens: Tokens that each model reads, about.
+        context: Tokens per passage; None is `DEFAULT_CONTEXT` or the model's positions if those are fewer.
+        tokenizer: One for all models; None is each model's own.
+        level: Which measures.
+    """
+
+    models: tuple[str, ...]
+    source: str = "stdlib"
+    text_field: str = "text"
+    num_tokens: int = 65_536
+    context: int | None = None
+    tokenizer: str | None = None
+    level: str = "full"
+
+    def __post_init__(self) -> None:
+        if not self.models:
+            raise ValueError("analyze needs at least one model; give a folder or a hub name")
+        require_choice("level", self.level, get_args(Level))
+        require_within("tokens", self.num_tokens, least=2, most=2**40)
+        require_within("context", self.context, least=2, most=2**30)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenGate:
+    """How far the gates of one site open for one token: mean score over `count` occurrences."""
+
+    token: str
+    token_id: int
+    count: int
+    mean: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Analysis:
+    """One model's inspection, with everything that a report prints beside it.
+
+    Attributes:
+        label: Unique among the models of one call.
+        name: What the caller wrote.
+        family: `model_type` of the configuration.
+        excerpt: Texts of the tokens of `inspection.excerpt`.
+        massive_tokens: Texts of the tokens of `inspection.massive`, in its order.
+        token_gates: Frequent tokens by site, lowest score first.
+    """
+
+    label: str
+    name: str
+    family: str
+    num_parameters: int
+    num_heads: int
+    dtype: str
+    device: str
+    inspection: Inspection
+    excerpt: tuple[str, ...]
+    massive_tokens: tuple[str, ...]
+    token_gates: dict[Site, tuple[TokenGate, ...]]
+
+
+Say = Callable[[str], None]
+"""Takes a line on what is happening."""
+
+Track = Callable[[str, Sequence[TextBatch]], Iterable[TextBatch]]
+"""Takes a model's label and its batches, and yields them as they are read."""
+
+
+def _plainly(label: str, batches: Sequence[TextBatch]) -> Iterable[TextBatch]:
+    return batches
+
+
+def analyze(
+    plan: AnalysisPlan, device: torch.device, say: Say = lambda message: None, track: Track = _plainly
+) -> Iterator[Analysis]:
+    """Inspect the models one after the other; every name is checked before the first is loaded.
+
+    Raises:
+        ValueError: if a model or the text cannot be read, or they do not fit together.
+    """
+    checkpoints = [find_checkpoint(name) for name in plan.models]
+    labels = unique_labels(checkpoints)
+    say(f"reading {plan.source}")
+    documents = load_documents(plan.source, plan.text_field)
+    for checkpoint, label in zip(checkpoints, labels, strict=True):
+        say(f"loading {checkpoint.name}")
+        model, tokenizer = load_checkpoint(checkpoint, device, plan.tokenizer)
+        find_attention(model)  # an architecture that cannot be read is refused before its text is cut
+        length = _length(plan, model, checkpoint.name)
+        batches = cut_passages(
+            documents,
+            tokenizer,
+            length=length,
+            num_tokens=plan.num_tokens,
+            batch_size=max(1, BATCH_TOKENS[device.type] // length),
+        )
+        check_tokenizer(model, max(int(batch.ids.max()) for batch in batches), checkpoint.name)
+        inspection = inspect_model(model, track(label, batches), level=cast(Level, plan.level))
+        yield _described(checkpoint, label, model, tokenizer, inspection, device)
+        del model
+
+
+def unique_labels(checkpoints: Sequence[Checkpoint]) -> list[str]:
+    """A label for each, what the caller wrote where short ones collide.
+
+    Raises:
+        ValueError: if a model is named twice.
+    """
+    short = [checkpoint.label for checkpoint in checkpoints]
+    names = [c.label if short.count(c.label) == 1 else c.name for c in checkpoints]
+    require_once("model", names)
+    return names
+
+
+def _length(plan: AnalysisPlan, model: PreTrainedModel, name: str) -> int:
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if plan.context is None:
+        return min(DEFAULT_CONTEXT, positions or DEFAULT_CONTEXT)
+    if positions is not None and plan.context > positions:
+        raise ValueError(f"context {plan.context} exceeds the {positions} positions of {name}; use at most that")
+    return plan.context
+
+
+def _described(
+    checkpoint: Checkpoint,
+    label: str,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    inspection: Inspection,
+    device: torch.device,
+) -> Analysis:
+    def text(token_id: int) -> str:
+        return str(tokenizer.decode([token_id]))
+
+    return Analysis(
+        label=label,
+        name=checkpoint.name,
+        family=model.config.model_type,
+        num_parameters=model.num_parameters(),
+        num_heads=inspection.measures["f_attn"].shape[1],
+        dtype=name_dtype(model),
+        device=device_name(device),
+        inspection=inspection,
+        excerpt=tuple(text(int(token)) for token in inspection.excerpt),
+        massive_tokens=tuple(text(one.token_id) for one in inspection.massive),
+        token_gates={
+            site: _token_gates(gate.by_token_id, inspection.num_tokens, text) for site, gate in inspection.gates.items()
+        },
+    )
+
+
+def _token_gates(by_token_id: np.ndarray, num_tokens: int, text: Callable[[int], str]) -> tuple[TokenGate, ...]:
+    sums, counts = by_token_id
+    frequent = np.flatnonzero(counts >= max(2, num_tokens / _OFTEN))
+    gates = [TokenGate(text(int(i)), int(i), int(counts[i]), float(sums[i] / counts[i])) for i in frequent]
+    gates.sort(key=lambda gate: gate.mean)
+    return tuple(gates)

@@ -1,0 +1,122 @@
+"""A trained model with its tokenizer, from a folder, a run of `compare`, or the hub."""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+import gated_attention.models  # noqa: F401  registers the gated models
+from gated_attention.models.convert.storage import has_weights
+from gated_attention.models.loading import check_folder, load_model
+from gated_attention.train.checkpoints import last_checkpoint
+from gated_attention.train.text.corpus import quiet, require_hub
+from gated_attention.train.text.tokenizer import has_tokenizer, load_tokenizer
+from gated_attention.train.trainer import no_progress_bars
+
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Where a model lies and what it is called.
+
+    Attributes:
+        name: What the caller wrote.
+        label: Short name: variant and seed of an arm of `compare`, otherwise the last part of the name.
+        path: Folder or hub name to load from.
+    """
+
+    name: str
+    label: str
+    path: str
+
+
+def find_checkpoint(name: str) -> Checkpoint:
+    """The checkpoint of that name: a folder with a model, an arm's folder `<variant>/seed<k>`, or a hub name.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    folder = Path(os.path.expanduser(name))
+    if folder.is_dir():
+        newest = None if has_weights(folder) else last_checkpoint(folder)
+        path = newest or folder
+        if not (path / "config.json").exists():
+            if (path / "adapter_config.json").exists():
+                check_folder(path)
+            raise ValueError(f"{name} holds no model (no config.json); give a model's folder or a hub name")
+        return Checkpoint(_printable(name), _label(path.resolve()), str(path))
+    if folder.exists() or not _HUB_NAME.fullmatch(name):
+        raise ValueError(f"no model folder {name!r}; give a folder that exists or a hub name")
+    require_hub(name)
+    return Checkpoint(name, name.rsplit("/", maxsplit=1)[-1], name)
+
+
+def _label(path: Path) -> str:
+    arm = path.parent if path.name.startswith("checkpoint-") else path
+    return _printable(f"{arm.parent.name} {arm.name}" if re.fullmatch(r"seed\d+", arm.name) else path.name)
+
+
+def _printable(name: str) -> str:
+    """A name that pages and figures can hold."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name)
+
+
+def _require_tokenizer(checkpoint: Checkpoint) -> None:
+    folder = Path(checkpoint.path)
+    if folder.is_dir() and not has_tokenizer(folder):
+        raise ValueError(f"no tokenizer beside the model in {checkpoint.path}; give one with --tokenizer")
+
+
+def load_checkpoint(
+    checkpoint: Checkpoint, device: torch.device, tokenizer: str | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model, in its stored dtype on a GPU and in float32 on a CPU, and its tokenizer.
+
+    Args:
+        checkpoint: From `find_checkpoint`.
+        device: Where the model goes.
+        tokenizer: As `train.tokenizer.load_tokenizer`; None is the one beside the model.
+
+    Raises:
+        ValueError: if either cannot be loaded, or the weights are not the model's, all of them and finite.
+    """
+    if tokenizer is None:
+        _require_tokenizer(checkpoint)
+    read = load_tokenizer(checkpoint.path if tokenizer is None else tokenizer)
+    dtype = torch.float32 if device.type == "cpu" else "auto"
+    with quiet(), no_progress_bars():
+        model = load_model(AutoModelForCausalLM, checkpoint.path, checkpoint.name, dtype=dtype)
+    for tensor, weight in model.named_parameters():
+        if weight.dtype.itemsize > 1 and not torch.isfinite(weight).all():  # there is no such test of 8 bits
+            raise ValueError(
+                f"tensor {tensor} of {checkpoint.name} holds values that are not finite; take an earlier checkpoint"
+            )
+    return model.to(device).eval(), read
+
+
+def name_dtype(model: PreTrainedModel) -> str:
+    """The dtype of a model's weights, and what quantised them if anything did: `float32, quantised by bitsandbytes`."""
+    dtype = str(model.dtype).removeprefix("torch.")
+    quantisation = getattr(model.config, "quantization_config", None)
+    if quantisation is None:
+        return dtype
+    method = quantisation.quant_method
+    return f"{dtype}, quantised by {getattr(method, 'value', method)}"
+
+
+def check_tokenizer(model: PreTrainedModel, largest_id: int, name: str) -> None:
+    """Refuse token ids that the model has no embedding for.
+
+    Raises:
+        ValueError: if the largest is beyond them.
+    """
+    size = model.get_input_embeddings().num_embeddings
+    if largest_id >= size:
+        raise ValueError(
+            f"the tokenizer does not fit {name}: it gave token {largest_id}, the model knows {size}; "
+            "give another --tokenizer"
+        )

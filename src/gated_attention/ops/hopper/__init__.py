@@ -1,0 +1,1 @@
+"""Attention with the gate in its kernels, for GPUs of compute capability 9, in Gluon."""

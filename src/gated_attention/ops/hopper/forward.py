@@ -1,0 +1,359 @@
+"""Gated attention, forward, for Hopper: asynchronous copies, warpgroups that specialise, the gate in the epilogue.
+
+One producer warp draws tiles of query rows, longest first, from a counter that all programs share, and copies queries,
+keys and values (and gate logits, where there is one per channel) to shared memory. Two or three consumer warpgroups own
+64 rows each and score the next keys while the last ones meet their values. Scores and sums are float32; weights are
+rounded to the dtype of the values.
+"""
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+from triton.language.core import _aggregate as aggregate
+
+from gated_attention.ops.hopper.compat import async_load, async_store, barrier
+from gated_attention.ops.hopper.pipeline import Ring, Shape, mma_layout, ring
+
+_LOG2E = gl.constexpr(1.4426950408889634)
+_LN2 = gl.constexpr(0.6931471805599453)
+_NO_MAXIMUM = gl.constexpr(-1e30)  # finite: a row whose first tile is all masked must not form -inf - -inf
+ROWS = gl.constexpr(64)  # of a consumer
+_PRODUCER_REGISTERS = gl.constexpr(24)
+
+
+@aggregate
+class _Options:
+    """What the kernel is compiled for."""
+
+    BN: gl.constexpr
+    D: gl.constexpr
+    STAGES: gl.constexpr
+    QUERY_STAGES: gl.constexpr
+    CAUSAL: gl.constexpr
+    ELEMENTWISE: gl.constexpr
+    OUTPUT_IN_QUERIES: gl.constexpr
+    CONSUMERS: gl.constexpr
+
+    @gluon.constexpr_function
+    def __init__(self, BN, D, STAGES, QUERY_STAGES, CAUSAL, ELEMENTWISE, OUTPUT_IN_QUERIES, CONSUMERS):
+        self.BN = gl.constexpr(BN)
+        self.D = gl.constexpr(D)
+        self.STAGES = gl.constexpr(STAGES)
+        self.QUERY_STAGES = gl.constexpr(QUERY_STAGES)
+        self.CAUSAL = gl.constexpr(CAUSAL)
+        self.ELEMENTWISE = gl.constexpr(ELEMENTWISE)
+        self.OUTPUT_IN_QUERIES = gl.constexpr(OUTPUT_IN_QUERIES)
+        self.CONSUMERS = gl.constexpr(CONSUMERS)
+
+
+@aggregate
+class _Shared:
+    """Everything in shared memory: both consumers' queries, keys, values, outputs or gate logits, and draws."""
+
+    q: Ring
+    k: Ring
+    v: Ring
+    o: Ring
+    draws: Ring
+
+    @gluon.constexpr_function
+    def __init__(self, q, k, v, o, draws):
+        self.q = q
+        self.k = k
+        self.v = v
+        self.o = o
+        self.draws = draws
+
+
+@gluon.jit
+def _first_row(shape, tile, options):
+    """Tiles end where the rows do; the first, which sees fewest keys, begins before them where they don't fill it."""
+    return gl.cdiv(shape.T, ROWS) * ROWS - (shape.num_tiles - tile) * ROWS * options.CONSUMERS
+
+
+@gluon.jit
+def _num_key_tiles(shape, end, options):
+    """How many tiles of keys some row before `end` sees."""
+    last = shape.S
+    if options.CAUSAL:
+        last = gl.minimum(last, end)
+    return gl.cdiv(last, options.BN)
+
+
+@gluon.jit
+def _tell(draws, t, index, shape, NUM_WARPS: gl.constexpr):
+    """Let the consumers know the `t`-th draw: row tile, batch, head, and whether there is one."""
+    total = shape.num_tiles * shape.B * shape.H
+    tile, head = shape.tile(gl.minimum(index, total - 1))
+    layout: gl.constexpr = gl.BlockedLayout([4], [32], [NUM_WARPS], [0])
+    field = gl.arange(0, 4, layout=layout)
+    message = gl.where(field == 0, tile, gl.where(field == 1, head // shape.H, head % shape.H))
+    message = gl.where(field == 3, (index < total).to(gl.int32), message)
+    draws.await_free(t)
+    draws.places.index(t % draws.SIZE).store(message)
+    mbarrier.arrive(draws.ready.index(t % draws.SIZE), count=1)
+
+
+@gluon.jit
+def _hear(draws, t, NUM_WARPS: gl.constexpr):
+    """(Row tile, batch, head, whether there is one) of the `t`-th draw."""
+    layout: gl.constexpr = gl.BlockedLayout([4], [32], [NUM_WARPS], [0])
+    field = gl.arange(0, 4, layout=layout)
+    draws.await_ready(t)
+    message = draws.places.index(t % draws.SIZE).load(layout)
+    draws.release(t)
+    tile = gl.sum(gl.where(field == 0, message, 0), 0)
+    b = gl.sum(gl.where(field == 1, message, 0), 0)
+    h = gl.sum(gl.where(field == 2, message, 0), 0)
+    return tile, b, h, gl.sum(gl.where(field == 3, message, 0), 0)
+
+
+@gluon.jit
+def _produce(counter_ptr, q_desc, k_desc, v_desc, s_desc, mem, shape, options):
+    TILE_BYTES: gl.constexpr = options.CONSUMERS * ROWS * options.D * 2
+    KEY_BYTES: gl.constexpr = options.BN * options.D * 2
+    index = gl.program_id(0)
+    i = 0  # tiles of keys so far
+    t = 0  # tiles of rows so far
+    while index < shape.num_tiles * shape.B * shape.H:
+        _tell(mem.draws, t, index, shape, 1)
+        tile, head = shape.tile(index)
+        b = head // shape.H
+        h = head % shape.H
+        row = _first_row(shape, tile, options)
+        mem.q.await_free(t)
+        q_ready = mem.q.ready.index(t % options.QUERY_STAGES)
+        mbarrier.expect(q_ready, TILE_BYTES)
+        for c in gl.static_range(options.CONSUMERS):
+            q = mem.q.places.index((t % options.QUERY_STAGES) * options.CONSUMERS + c)
+            async_load(q_desc, [b, h, row + c * ROWS, 0], q_ready, q)
+        n = _num_key_tiles(shape, row + options.CONSUMERS * ROWS, options)
+        kv_head = h // shape.group
+        for j in range(n):
+            at = (n - 1 - j) * options.BN
+            stage = i % options.STAGES
+            mem.k.await_free(i)
+            mbarrier.expect(mem.k.ready.index(stage), KEY_BYTES)
+            async_load(k_desc, [b, kv_head, at, 0], mem.k.ready.index(stage), mem.k.places.index(stage))
+            mem.v.await_free(i)
+            mbarrier.expect(mem.v.ready.index(stage), KEY_BYTES)
+            async_load(v_desc, [b, kv_head, at, 0], mem.v.ready.index(stage), mem.v.places.index(stage))
+            i += 1
+        if options.ELEMENTWISE:
+            # Where the output leaves through the queries' memory, it is free once their last product is formed.
+            mem.o.await_free(t + 1 if options.OUTPUT_IN_QUERIES else t)
+            mbarrier.expect(mem.o.ready.index(0), TILE_BYTES)
+            for c in gl.static_range(options.CONSUMERS):
+                async_load(s_desc, [b, h, row + c * ROWS, 0], mem.o.ready.index(0), mem.o.places.index(c))
+        t += 1
+        index = gl.num_programs(0) + gl.atomic_add(counter_ptr, 1)
+    _tell(mem.draws, t, index, shape, 1)
+
+
+@gluon.jit
+def _score(q, k):
+    """Start the product of a tile of queries with a tile of keys."""
+    BN: gl.constexpr = k.shape[0]
+    zero = gl.zeros([ROWS, BN], gl.float32, mma_layout(BN))
+    return warpgroup_mma(q, k.permute((1, 0)), zero, use_acc=False, is_async=True)
+
+
+@gluon.jit
+def _add(acc, weights, i, mem, options):
+    """Start to add the product of weights and values of key tile `i`."""
+    left: gl.constexpr = gl.DotOperandLayout(0, acc.type.layout, 2)
+    mem.v.await_ready(i)
+    v = mem.v.places.index(i % options.STAGES).reshape([options.BN, options.D])
+    return warpgroup_mma(gl.convert_layout(_unpack(weights, v.dtype), left), v, acc, use_acc=True, is_async=True)
+
+
+@gluon.jit
+def _pack(weights, dtype: gl.constexpr):
+    """Two weights as one 32-bit number: passed from step to step one by one, each would be unpacked and packed."""
+    ROWS: gl.constexpr = weights.shape[0]
+    HALF: gl.constexpr = weights.shape[1] // 2
+    NAME: gl.constexpr = "bf16x2" if dtype == gl.bfloat16 else "f16x2"
+    low, high = gl.split(weights.reshape([ROWS, HALF, 2]))
+    return gl.inline_asm_elementwise("cvt.rn." + NAME + ".f32 $0, $2, $1;", "=r,f,f", [low, high], gl.int32, True, 1)
+
+
+@gluon.jit
+def _unpack(packed, dtype: gl.constexpr):
+    ROWS: gl.constexpr = packed.shape[0]
+    low, high = gl.inline_asm_elementwise("mov.b32 {$0, $1}, $2;", "=h,=h,r", [packed], (gl.int16, gl.int16), True, 1)
+    return gl.join(low, high).to(dtype, bitcast=True).reshape([ROWS, packed.shape[1] * 2])
+
+
+@gluon.jit
+def _softmax(s, m, l, qk_scale, rows, at, S, MASKED: gl.constexpr, CAUSAL: gl.constexpr, DTYPE: gl.constexpr):
+    """Packed weights of a tile of scores relative to the new maximum, and the factor by which earlier sums shrink."""
+    if MASKED:
+        columns = at + gl.arange(0, s.shape[1], layout=gl.SliceLayout(0, s.type.layout))
+        if CAUSAL:
+            s = gl.where(rows[:, None] >= columns[None, :], s, float("-inf"))
+        else:
+            s = gl.where((columns < S)[None, :], s, float("-inf"))
+    higher = gl.maximum(m, gl.max(s, 1) * qk_scale)
+    p = gl.exp2(s * qk_scale - higher[:, None])
+    shrink = gl.exp2(m - higher)
+    return _pack(p, DTYPE), higher, l * shrink + gl.sum(p, 1), shrink
+
+
+@gluon.jit
+def _step(acc, weights, m, l, i, at, q, rows, qk_scale, mem, shape, options, MASKED: gl.constexpr):
+    """Score key tile `i` while the weights of the tile before it meet their values."""
+    BN: gl.constexpr = options.BN
+    D: gl.constexpr = options.D
+    mem.k.await_ready(i)
+    scoring = _score(q, mem.k.places.index(i % options.STAGES).reshape([BN, D]))
+    adding = _add(acc, weights, i - 1, mem, options)
+    s = warpgroup_mma_wait(1, deps=(scoring,))
+    mem.k.release(i)
+    weights, m, l, shrink = _softmax(s, m, l, qk_scale, rows, at, shape.S, MASKED, options.CAUSAL, mem.v.places.dtype)
+    acc = warpgroup_mma_wait(0, deps=(adding,))
+    mem.v.release(i - 1)
+    acc = acc * gl.convert_layout(shrink, gl.SliceLayout(1, mma_layout(D)))[:, None]
+    return acc, weights, m, l, i + 1, at - BN
+
+
+@gluon.jit
+def _sigmoid(x):
+    return 1.0 / (1.0 + gl.exp2(-x * _LOG2E))
+
+
+@gluon.jit
+def _consume(o_desc, s_ptr, lse_ptr, scale, ss_b, ss_t, ss_h, mem, shape, options, CONSUMER: gl.constexpr):
+    BN: gl.constexpr = options.BN
+    D: gl.constexpr = options.D
+    output: gl.constexpr = mma_layout(D)
+    by_row: gl.constexpr = gl.SliceLayout(1, mma_layout(BN))
+    qk_scale = scale * _LOG2E
+    o = mem.o.places.index(CONSUMER)
+    o_tile = o.reshape([ROWS, D])
+    i = 0
+    t = 0
+    tile, b, h, found = _hear(mem.draws, t, 4)
+    while found != 0:
+        first = _first_row(shape, tile, options)
+        row = first + CONSUMER * ROWS
+        rows = row + gl.arange(0, ROWS, layout=by_row)
+        there = (rows >= 0) & (rows < shape.T)
+        n = _num_key_tiles(shape, first + options.CONSUMERS * ROWS, options)
+        seen = n  # tiles of keys that some row here sees
+        whole = shape.S // BN  # tiles of keys that every row here sees all of
+        if options.CAUSAL:
+            seen = gl.maximum(_num_key_tiles(shape, row + ROWS, options), 1)
+            whole = gl.minimum(gl.maximum(row + 1, 0) // BN, whole)
+        whole = gl.minimum(whole, seen - 1)
+        if not options.ELEMENTWISE:
+            s_at = s_ptr + b.to(gl.int64) * ss_b + h * ss_h
+            logits = gl.load(s_at + rows.to(gl.int64) * ss_t, there, 0.0).to(gl.float32)
+
+        m = gl.full([ROWS], _NO_MAXIMUM, gl.float32, by_row)
+        l = gl.full([ROWS], 0.0, gl.float32, by_row)
+        acc = gl.zeros([ROWS, D], gl.float32, output)
+        if options.CAUSAL:
+            for _ in range(n - seen):  # what only other consumers see
+                mem.k.await_ready(i)
+                mem.k.release(i)
+                mem.v.await_ready(i)
+                mem.v.release(i)
+                i += 1
+        at = (seen - 1) * BN
+        q = mem.q.places.index((t % options.QUERY_STAGES) * options.CONSUMERS + CONSUMER).reshape([ROWS, D])
+        mem.q.await_ready(t)
+        mem.k.await_ready(i)
+        s = warpgroup_mma_wait(0, deps=(_score(q, mem.k.places.index(i % options.STAGES).reshape([BN, D])),))
+        mem.k.release(i)
+        weights, m, l, _ = _softmax(s, m, l, qk_scale, rows, at, shape.S, True, options.CAUSAL, mem.v.places.dtype)
+        i += 1
+        at -= BN
+        if options.CAUSAL:
+            for _ in range(seen - 1 - whole):
+                acc, weights, m, l, i, at = _step(
+                    acc, weights, m, l, i, at, q, rows, qk_scale, mem, shape, options, True
+                )
+        for _ in range(whole):
+            acc, weights, m, l, i, at = _step(acc, weights, m, l, i, at, q, rows, qk_scale, mem, shape, options, False)
+        if not options.OUTPUT_IN_QUERIES:
+            mem.q.release(t)
+        elif options.ELEMENTWISE:
+            mem.o.release(t)
+        adding = _add(acc, weights, i - 1, mem, options)
+        lse_at = lse_ptr + (b * shape.H + h).to(gl.int64) * shape.T
+        gl.store(lse_at + rows, (m + gl.log2(l)) * _LN2, there)
+        acc = warpgroup_mma_wait(0, deps=(adding,))
+        mem.v.release(i - 1)
+
+        if options.ELEMENTWISE:
+            mem.o.await_ready(t)
+            shut = 1.0 + gl.exp2(-o_tile.load(output).to(gl.float32) * _LOG2E)
+            acc = acc / (shut * gl.convert_layout(l, gl.SliceLayout(1, output))[:, None])
+        else:
+            acc = acc * gl.convert_layout(_sigmoid(logits) / l, gl.SliceLayout(1, output))[:, None]
+            tma.store_wait(0)
+            barrier()  # of this warpgroup, whose last output has left
+        o_tile.store(acc.to(o.dtype))
+        fence_async_shared()
+        # What is read may lie before a tensor; what is written may not, but behind it.
+        async_store(o_desc, [b, h, gl.where(row < 0, shape.T, row), 0], o)
+        if options.OUTPUT_IN_QUERIES:
+            tma.store_wait(0)
+            mem.q.release(t)
+        elif options.ELEMENTWISE:
+            tma.store_wait(0)
+            mem.o.release(t)
+        t += 1
+        tile, b, h, found = _hear(mem.draws, t, 4)
+    tma.store_wait(0)
+
+
+@gluon.jit(do_not_specialize=["B", "H", "T", "S", "group", "section", "num_tiles"])  # a size of 1 stays a number
+def forward_kernel(
+    q_desc, k_desc, v_desc, o_desc, s_desc, s_ptr, lse_ptr, counter_ptr,
+    B, H, T, S, group, section, num_tiles, scale, ss_b, ss_t, ss_h,
+    BN: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr, QUERY_STAGES: gl.constexpr, CAUSAL: gl.constexpr,
+    ELEMENTWISE: gl.constexpr, OUTPUT_IN_QUERIES: gl.constexpr, CONSUMERS: gl.constexpr,
+):  # fmt: skip
+    dtype: gl.constexpr = q_desc.dtype
+    options = _Options(BN, D, STAGES, QUERY_STAGES, CAUSAL, ELEMENTWISE, OUTPUT_IN_QUERIES, CONSUMERS)
+    shape = Shape(B, H, T, S, group, section, num_tiles)
+    q = gl.allocate_shared_memory(dtype, [QUERY_STAGES * CONSUMERS, 1, 1, ROWS, D], q_desc.layout)
+    k = gl.allocate_shared_memory(dtype, [STAGES, 1, 1, BN, D], k_desc.layout)
+    v = gl.allocate_shared_memory(dtype, [STAGES, 1, 1, BN, D], v_desc.layout)
+    o = q
+    if not OUTPUT_IN_QUERIES:
+        o = gl.allocate_shared_memory(dtype, [CONSUMERS, 1, 1, ROWS, D], o_desc.layout)
+    draws = gl.allocate_shared_memory(gl.int32, [2, 4], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+    mem = _Shared(
+        ring(q, QUERY_STAGES, CONSUMERS), ring(k, STAGES, CONSUMERS), ring(v, STAGES, CONSUMERS),
+        ring(o, 1, CONSUMERS), ring(draws, 2, CONSUMERS),
+    )  # fmt: skip
+    fence_async_shared()
+    if CONSUMERS == 3:
+        gl.warp_specialize(
+            [
+                (_consume, (o_desc, s_ptr, lse_ptr, scale, ss_b, ss_t, ss_h, mem, shape, options, 0)),
+                (_consume, (o_desc, s_ptr, lse_ptr, scale, ss_b, ss_t, ss_h, mem, shape, options, 1)),
+                (_consume, (o_desc, s_ptr, lse_ptr, scale, ss_b, ss_t, ss_h, mem, shape, options, 2)),
+                (_produce, (counter_ptr, q_desc, k_desc, v_desc, s_desc, mem, shape, options)),
+            ],
+            [4, 4, 1],
+            [160, 160, _PRODUCER_REGISTERS],
+        )
+    else:
+        gl.warp_specialize(
+            [
+                (_consume, (o_desc, s_ptr, lse_ptr, scale, ss_b, ss_t, ss_h, mem, shape, options, 0)),
+                (_consume, (o_desc, s_ptr, lse_ptr, scale, ss_b, ss_t, ss_h, mem, shape, options, 1)),
+                (_produce, (counter_ptr, q_desc, k_desc, v_desc, s_desc, mem, shape, options)),
+            ],
+            [4, 1],
+            [240, _PRODUCER_REGISTERS],
+        )

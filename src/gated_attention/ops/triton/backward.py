@@ -1,0 +1,151 @@
+"""Gated attention, backward, in portable Triton: two kernels, each of which keeps what it adds up in registers.
+
+One program a block of keys walks the queries that see it, of all heads that share it; one program a tile of queries
+walks the keys it sees. Both form the weights anew from the log-sum-exp,
+
+    P = exp2(c Q K^T - LSE),  dS = P * (dO V^T - Delta),  dV = P^T dO,  dK = dS^T Q,  dQ = dS K,
+
+the first of them transposed, so that P^T and dS^T are left factors as they stand. Nothing is added up in memory:
+gradients are the same in every run. What a gate changes is in LSE and Delta, or in dO, see `triton_prepare`. P, dP and
+sums are float32; P and dS are rounded to the inputs' dtype for the products that follow.
+
+Source: FlashAttention-2 (Dao, 2023, algorithm 2).
+"""
+
+import torch
+import triton
+import triton.language as tl
+from jaxtyping import Float
+from torch import Tensor
+
+from gated_attention.ops.launch import FUSION
+from gated_attention.ops.triton.prepare import prepare
+from gated_attention.ops.triton.tiles import Blocks, choose_cut, head_of, heads, read_tile, sees, split_keys, write_tile
+
+_LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit(do_not_specialize=["T", "S", "H", "group"])
+def keys_kernel(
+    q, k, v, do, lse_ptr, delta_ptr, dk, dv, T, T_padded, S, H, group, scale,
+    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, CAUSAL: tl.constexpr,
+):  # fmt: skip
+    num_blocks, num_kv_heads = tl.cdiv(S, BN), H // group
+    head = tl.program_id(0) // num_blocks
+    b, kv_head = head // num_kv_heads, head % num_kv_heads
+    first = tl.program_id(0) % num_blocks * BN  # causal: the first keys are seen by the most queries
+    keys = first + tl.arange(0, BN)
+    k_block = read_tile(head_of(k, b, kv_head), first, S, BN, D, True)
+    v_block = read_tile(head_of(v, b, kv_head), first, S, BN, D, True)
+    dk_block = tl.zeros((BN, D), tl.float32)
+    dv_block = tl.zeros((BN, D), tl.float32)
+    qk_scale = scale * _LOG2E
+    begin = 0
+    if CAUSAL:
+        begin = first // BM * BM
+    for h in range(kv_head * group, (kv_head + 1) * group):
+        q_head, do_head = head_of(q, b, h), head_of(do, b, h)
+        row = tl.cast(b * H + h, tl.int64) * T_padded
+        for at in range(begin, T, BM):
+            queries = at + tl.arange(0, BM)
+            q_tile = read_tile(q_head, at, T, BM, D, True)
+            do_tile = read_tile(do_head, at, T, BM, D, True)
+            # Queries from T on have an infinite LSE, hence no weight.
+            p = tl.exp2(tl.dot(k_block, q_tile.T) * qk_scale - tl.load(lse_ptr + row + queries)[None, :])  # (BN, BM)
+            if CAUSAL:
+                # In every tile: a loop of its own for those that need it would take registers that there are not.
+                p = tl.where(queries[None, :] >= keys[:, None], p, 0.0)
+            dv_block = tl.dot(p.to(do_tile.dtype), do_tile, dv_block)
+            dp = tl.dot(v_block, do_tile.T)
+            ds = p * (dp - tl.load(delta_ptr + row + queries)[None, :])
+            dk_block = tl.dot(ds.to(q_tile.dtype), q_tile, dk_block)
+    write_tile(head_of(dk, b, kv_head), first, S, dk_block * scale)
+    write_tile(head_of(dv, b, kv_head), first, S, dv_block)
+
+
+@triton.jit
+def _meet_keys(
+    dq, q, do, lse, delta, queries, k_head, v_head, first, last, S, qk_scale,
+    BN: tl.constexpr, CAUSAL: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """Go on over keys `first` to `last`."""
+    D: tl.constexpr = q.shape[1]
+    for at in range(first, last, BN):
+        k = read_tile(k_head, at, S, BN, D, MASKED)
+        v = read_tile(v_head, at, S, BN, D, MASKED)
+        p = tl.exp2(tl.dot(q, k.T) * qk_scale - lse[:, None])  # (BM, BN)
+        if MASKED:
+            keys = at + tl.arange(0, BN)
+            p = tl.where(sees(queries[:, None], keys[None, :], S, CAUSAL), p, 0.0)
+        dp = tl.dot(do, v.T)
+        ds = p * (dp - delta[:, None])
+        dq = tl.dot(ds.to(k.dtype), k, dq)
+    return dq
+
+
+@triton.jit(do_not_specialize=["T", "S", "H", "group"])
+def queries_kernel(
+    q, k, v, do, lse_ptr, delta_ptr, dq, T, T_padded, S, H, group, scale,
+    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, CAUSAL: tl.constexpr,
+):  # fmt: skip
+    num_tiles = tl.cdiv(T, BM)
+    head = tl.program_id(0) // num_tiles
+    b, h = head // H, head % H
+    first = (num_tiles - 1 - tl.program_id(0) % num_tiles) * BM  # causal: the last queries see the most keys
+    queries = first + tl.arange(0, BM)
+    q_tile = read_tile(head_of(q, b, h), first, T, BM, D, True)
+    do_tile = read_tile(head_of(do, b, h), first, T, BM, D, True)
+    row = tl.cast(head, tl.int64) * T_padded
+    lse, delta = tl.load(lse_ptr + row + queries), tl.load(delta_ptr + row + queries)
+    k_head, v_head = head_of(k, b, h // group), head_of(v, b, h // group)
+    dq_tile = tl.zeros((BM, D), tl.float32)
+    qk_scale = scale * _LOG2E
+    whole, seen = split_keys(first, S, BM, BN, CAUSAL)
+    dq_tile = _meet_keys(
+        dq_tile, q_tile, do_tile, lse, delta, queries, k_head, v_head, whole, seen, S, qk_scale, BN, CAUSAL, True
+    )
+    dq_tile = _meet_keys(
+        dq_tile, q_tile, do_tile, lse, delta, queries, k_head, v_head, 0, whole, S, qk_scale, BN, CAUSAL, False
+    )
+    write_tile(head_of(dq, b, h), first, T, dq_tile * scale)
+
+
+def attention_backward(
+    grad: Float[Tensor, "b h t d"],
+    q: Float[Tensor, "b h t d"],
+    k: Float[Tensor, "b k s d"],
+    v: Float[Tensor, "b k s d"],
+    gate_logits: Float[Tensor, "b t h #d"],
+    out: Float[Tensor, "b h t d"],
+    lse: Float[Tensor, "b h t"],
+    causal: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of queries, keys, values and gate logits, laid out as what they are of.
+
+    Args:
+        grad: Of the gated output.
+        out: The gated output.
+        lse: Natural logarithm, of the ungated attention; float32.
+    """
+    B, H, T, D = q.shape
+    K, S = k.shape[1:3]
+    _, by_key, by_query = choose_cut(q.device, D)
+    tile = max(by_key.num_queries, by_query.num_queries)
+    T_padded = triton.cdiv(T, tile) * tile
+    do, (lse2, delta), grad_logits = prepare(grad, out, gate_logits, lse, T_padded)
+    inputs = (heads(q), heads(k), heads(v), heads(do), lse2, delta)
+    sizes = (T, T_padded, S, H, H // K, scale)
+    dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    keys_kernel[(B * K * triton.cdiv(S, by_key.num_keys),)](
+        *inputs, heads(dk), heads(dv), *sizes, **_compilation(by_key, D, causal)
+    )
+    queries_kernel[(B * H * triton.cdiv(T, by_query.num_queries),)](
+        *inputs, heads(dq), *sizes, **_compilation(by_query, D, causal)
+    )
+    return dq, dk, dv, grad_logits
+
+
+def _compilation(blocks: Blocks, D: int, causal: bool) -> dict[str, int]:
+    queries, keys, warps, stages = blocks
+    return {"D": D, "BM": queries, "BN": keys, "CAUSAL": causal, "num_warps": warps, "num_stages": stages} | FUSION

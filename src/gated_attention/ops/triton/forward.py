@@ -1,0 +1,97 @@
+"""Gated attention, forward, in portable Triton: one program a tile of queries, the gate in its epilogue.
+
+Tiles of keys on the diagonal or at the end, which not every query of the tile sees, are walked first, under masks; the
+rest, in a second loop, without. Scores, sums and the gate are float32; weights are rounded to the dtype of the values.
+
+Source: FlashAttention-2 (Dao, 2023, algorithm 1).
+"""
+
+import torch
+import triton
+import triton.language as tl
+from jaxtyping import Float
+from torch import Tensor
+
+from gated_attention.ops.launch import FUSION
+from gated_attention.ops.triton.tiles import choose_cut, head_of, heads, read_tile, sees, split_keys, write_tile
+
+_LOG2E = tl.constexpr(1.4426950408889634)
+_LN2 = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def _attend(
+    acc, m, l, q, queries, k_head, v_head, first, last, S, qk_scale,
+    BN: tl.constexpr, CAUSAL: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """Go on over keys `first` to `last`: sums of weighted values and of weights 2^(score - m), m the largest score."""
+    D: tl.constexpr = q.shape[1]
+    for at in range(first, last, BN):
+        k = read_tile(k_head, at, S, BN, D, MASKED)
+        s = tl.dot(q, k.T)  # (BM, BN)
+        if MASKED:
+            keys = at + tl.arange(0, BN)
+            s = tl.where(sees(queries[:, None], keys[None, :], S, CAUSAL), s, float("-inf"))
+        higher = tl.maximum(m, tl.max(s, 1) * qk_scale)
+        p = tl.exp2(s * qk_scale - higher[:, None])
+        shrink = tl.exp2(m - higher)
+        v = read_tile(v_head, at, S, BN, D, MASKED)
+        acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None])
+        l = l * shrink + tl.sum(p, 1)
+        m = higher
+    return acc, m, l
+
+
+@triton.jit(do_not_specialize=["T", "S", "H", "group"])  # one compilation for all sizes
+def forward_kernel(
+    q, k, v, gate_logits, out, lse_ptr, T, S, H, group, scale,
+    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, CAUSAL: tl.constexpr, ELEMENTWISE: tl.constexpr,
+):  # fmt: skip
+    num_tiles = tl.cdiv(T, BM)
+    head = tl.program_id(0) // num_tiles
+    b, h = head // H, head % H
+    first = (num_tiles - 1 - tl.program_id(0) % num_tiles) * BM  # the last tiles see the most keys and start first
+    queries = first + tl.arange(0, BM)
+    q_tile = read_tile(head_of(q, b, h), first, T, BM, D, True)
+    k_head, v_head = head_of(k, b, h // group), head_of(v, b, h // group)
+
+    acc = tl.zeros((BM, D), tl.float32)
+    l = tl.zeros((BM,), tl.float32)
+    m = tl.full((BM,), float("-inf"), tl.float32)  # until its first tile, in which every query sees a key
+    qk_scale = scale * _LOG2E
+    whole, seen = split_keys(first, S, BM, BN, CAUSAL)
+    acc, m, l = _attend(acc, m, l, q_tile, queries, k_head, v_head, whole, seen, S, qk_scale, BN, CAUSAL, True)
+    acc, m, l = _attend(acc, m, l, q_tile, queries, k_head, v_head, 0, whole, S, qk_scale, BN, CAUSAL, False)
+
+    tl.store(lse_ptr + tl.cast(head, tl.int64) * T + queries, (m + tl.log2(l)) * _LN2, queries < T)
+    s = read_tile(head_of(gate_logits, b, h), first, T, BM, D if ELEMENTWISE else 1, True)
+    write_tile(head_of(out, b, h), first, T, acc * (1.0 / l)[:, None] * tl.sigmoid(s.to(tl.float32)))
+
+
+def attention_forward(
+    q: Float[Tensor, "b h t d"],
+    k: Float[Tensor, "b k s d"],
+    v: Float[Tensor, "b k s d"],
+    gate_logits: Float[Tensor, "b t h #d"],
+    causal: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """The gated output, (B, H, T, D) laid out as (B, T, H, D), and the log-sum-exp, (B, H, T), natural and float32.
+
+    Args:
+        causal: Query t sees keys 0 to t, of as many keys as queries.
+        scale: Not 0.
+    """
+    B, H, T, D = q.shape
+    if scale < 0:
+        q, scale = -q, -scale  # the kernel takes the largest product for the largest score
+    blocks = choose_cut(q.device, D).forward
+    out = torch.empty(B, T, H, D, dtype=q.dtype, device=q.device).transpose(1, 2)
+    lse = torch.empty(B, H, T, dtype=torch.float32, device=q.device)
+    forward_kernel[(B * H * triton.cdiv(T, blocks.num_queries),)](
+        heads(q), heads(k), heads(v), heads(gate_logits.transpose(1, 2)), heads(out), lse,
+        T, k.shape[2], H, H // k.shape[1], scale,
+        D=D, BM=blocks.num_queries, BN=blocks.num_keys, CAUSAL=causal, ELEMENTWISE=gate_logits.shape[-1] > 1,
+        num_warps=blocks.num_warps, num_stages=blocks.num_stages, **FUSION,
+    )  # fmt: skip
+    return out, lse

@@ -1,0 +1,1 @@
+"""What can be compared, as data: variants, the paper's numbers, settings. Imports neither torch nor transformers."""

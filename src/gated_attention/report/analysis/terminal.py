@@ -1,0 +1,54 @@
+"""An analysis as it shows in the terminal: a bar for each model, then the table."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+from gated_attention.analysis import TextBatch
+from gated_attention.jobs.analyze import Analysis
+from gated_attention.report.analysis.page import activation_table, attention_table
+from gated_attention.report.study.table import rich_table
+
+
+class AnalysisDisplay:
+    """Shows what `analyze` is doing, and at the end what it found."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console()
+        self.bars = Progress(
+            SpinnerColumn(finished_text="✓"),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed:>9,}/{task.total:,} tokens"),
+            TimeRemainingColumn(),
+            console=self.console,
+        )
+
+    def __enter__(self) -> "AnalysisDisplay":
+        self.bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bars.stop()
+
+    def say(self, message: str) -> None:
+        """Print a line above the bars."""
+        self.bars.console.print(f"[dim]{message}[/]")
+
+    def track(self, label: str, batches: Sequence[TextBatch]) -> Iterable[TextBatch]:
+        """The batches, with a bar that follows them."""
+        task = self.bars.add_task(label, total=sum(batch.ids.numel() for batch in batches))
+        for batch in batches:
+            yield batch
+            self.bars.advance(task, batch.ids.numel())
+
+    def summary(self, analyses: Sequence[Analysis], folder: Path) -> None:
+        """Print the table, and where the page lies."""
+        self.console.print(rich_table(attention_table(analyses)))
+        self.console.print(rich_table(activation_table(analyses)))
+        self.console.print(f"page: {folder / 'analysis.html'}")

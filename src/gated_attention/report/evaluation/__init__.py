@@ -1,0 +1,1 @@
+"""An evaluation on paper: its data, its figures, its table in the terminal."""

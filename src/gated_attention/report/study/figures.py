@@ -1,0 +1,171 @@
+"""A study's figures, each with its caption, from what its runs left behind."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from gated_attention.report import plots
+from gated_attention.report.blocks import FigureBlock
+from gated_attention.spec import SITE_LABELS, SITES
+from gated_attention.study.comparison import diverged
+from gated_attention.study.record import Result
+
+FOLDER = "figures"
+"""Where a report keeps its figures, beside `report.md`."""
+
+NAMES = ("loss", "f_attn", "m_act", "gate_scores", "attention_maps")
+"""Every figure that a report may have, in its order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One finished arm: its result, the lines of its `metrics.jsonl` and its arrays by name."""
+
+    result: Result
+    metrics: Sequence[Mapping[str, Any]]
+    arrays: Mapping[str, np.ndarray]
+
+
+Arms = Mapping[str, Sequence[Run]]
+"""Runs by variant, in the order of the table, seeds in order."""
+
+
+def study_figures(arms: Arms, reference: str | None) -> Iterator[FigureBlock]:
+    """The figures for which the runs hold data; losses are also drawn against the reference's."""
+    strokes = plots.strokes_for(arms)
+    drawn = (
+        _loss(arms, strokes, reference),
+        _f_attn(arms, strokes),
+        _m_act(arms, strokes),
+        _gate_scores(arms, strokes),
+        _attention_maps(arms),
+    )
+    for name, found in zip(NAMES, drawn, strict=True):
+        if found:
+            figure, title, caption = found
+            yield FigureBlock(f"{FOLDER}/{name}.svg", plots.to_svg(figure, salt=name), title, caption)
+
+
+def validation_differences(arms: Arms, reference: str | None) -> dict[str, plots.Curve]:
+    """By variant the validation loss minus that of `reference` with the same seed, mean over seeds, step by step."""
+    pairs = plots.paired_differences(_curves(arms, "val_loss_nats"), reference)
+    return {label: mean for label, seeds in pairs.items() if (mean := plots.mean_curve(seeds)) and len(mean.steps)}
+
+
+_Drawn = tuple[Figure, str, str] | None
+
+
+def _loss(arms: Arms, strokes: Mapping[str, plots.Stroke], reference: str | None) -> _Drawn:
+    training, validation = _curves(arms, "loss_nats"), _curves(arms, "val_loss_nats")
+    if not training and not validation:
+        return None
+    caption = (
+        f"{_seeds_caption(arms)} Training loss is a running mean; points of validation use less text than "
+        "the value in the table where that is long. The steep start lies above the frame."
+    )
+    if reference is not None:
+        caption += f" Right: validation loss minus that of `{reference}` with the same seed; below zero is better."
+    if any(diverged(run.result) for runs in arms.values() for run in runs):
+        caption += " A cross marks the last finite loss of a run that diverged."
+    return plots.loss_curves(training, validation, strokes, reference), "Loss during training", caption
+
+
+def _f_attn(arms: Arms, strokes: Mapping[str, plots.Stroke]) -> _Drawn:
+    layers = _per_layer(arms, "f_attn")
+    if not layers:
+        return None
+    measures = [run.result.measures for runs in arms.values() for run in runs]
+    uniform = sorted({found["f_attn_uniform"].value for found in measures if "f_attn_uniform" in found})
+    figure = plots.per_layer(
+        layers, strokes, "Attention on the first token", uniform=uniform[0] if len(uniform) == 1 else None
+    )
+    caption = (
+        f"{_seeds_caption(arms)} F-Attn of each layer: a layer far above the dashed line, "
+        "which is attention spread evenly over all earlier tokens, has an attention sink."
+    )
+    return figure, "Attention on the first token, by layer", caption
+
+
+def _m_act(arms: Arms, strokes: Mapping[str, plots.Stroke]) -> _Drawn:
+    layers = _per_layer(arms, "m_act")
+    if not layers:
+        return None
+    figure = plots.per_layer(layers, strokes, "Largest |hidden state|", log=True)
+    caption = f"{_seeds_caption(arms)} M-Act of each layer, at the layer's output, on a logarithmic axis."
+    return figure, "Largest activation, by layer", caption
+
+
+def _gate_scores(arms: Arms, strokes: Mapping[str, plots.Stroke]) -> _Drawn:
+    histograms = []
+    for label, runs in arms.items():
+        for site in SITES:
+            found = [run.arrays for run in runs if f"gate_histogram_{site}" in run.arrays and not diverged(run.result)]
+            if found:
+                counts = np.asarray([arrays[f"gate_histogram_{site}"] for arrays in found], dtype=np.float64)
+                title = f"{label} ({SITE_LABELS[site]})"
+                edges = found[0][f"gate_edges_{site}"]
+                histograms.append(plots.GateHistogram(title, counts.sum(axis=0), edges, strokes[label].color))
+    if not histograms:
+        return None
+    caption = (
+        "How often each gate score occurs, all seeds together; each layer is scaled to its own peak and a tick marks "
+        "its mean. Mass at 0 is a closed gate, mass at 1 an open one."
+    )
+    return plots.gate_histograms(histograms), "Gate scores, by layer", caption
+
+
+def _attention_maps(arms: Arms) -> _Drawn:
+    chosen = {
+        label: next((run for run in runs if "attention_maps" in run.arrays and not diverged(run.result)), None)
+        for label, runs in arms.items()
+    }
+    shown = {label: run for label, run in chosen.items() if run}
+    if not shown:
+        return None
+    layers = [int(layer) for layer in next(iter(shown.values())).arrays["attention_layers"]]
+    maps = {
+        label: run.arrays["attention_maps"].astype(np.float64)
+        for label, run in shown.items()
+        if run.arrays["attention_layers"].tolist() == layers
+    }
+    seeds = {run.result.seed for run in shown.values()}
+    which = f"seed {seeds.pop()}" if len(seeds) == 1 else "the first seed that has them"
+    caption = (
+        "Attention over the first positions of one held-out text, averaged over heads, on a logarithmic scale "
+        f"({which}). A query looks along its row; a bright column at key position 0 is an attention sink."
+    )
+    return plots.attention_maps(maps, layers), "Attention maps", caption
+
+
+def _curves(arms: Arms, key: str) -> dict[str, dict[int, plots.Curve]]:
+    """Steps and values of one quantity by variant and seed; variants without it are left out."""
+    curves: dict[str, dict[int, plots.Curve]] = {}
+    for label, runs in arms.items():
+        for run in runs:
+            points = [(line["step"], line[key]) for line in run.metrics if line.get(key) is not None]
+            if points:
+                steps, values = zip(*points, strict=True)
+                curve = plots.Curve(np.asarray(steps), np.asarray(values, dtype=np.float64))
+                curves.setdefault(label, {})[run.result.seed] = curve
+    return curves
+
+
+def _per_layer(arms: Arms, measure: str) -> dict[str, list[tuple[float, ...]]]:
+    """Values layer by layer for each seed; variants without the measure are left out."""
+    layers = {
+        label: [
+            found.per_layer
+            for run in runs
+            if not diverged(run.result) and (found := run.result.measures.get(measure)) and found.per_layer
+        ]
+        for label, runs in arms.items()
+    }
+    return {label: found for label, found in layers.items() if found}
+
+
+def _seeds_caption(arms: Arms) -> str:
+    several = any(len(runs) > 1 for runs in arms.values())
+    return "Thin lines are seeds, thick lines their mean." if several else "One seed each."

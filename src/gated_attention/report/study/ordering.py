@@ -1,0 +1,145 @@
+"""Whether a study puts the paper's rows in the paper's order: rank correlation, and signs against the baseline."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import permutations
+from math import factorial, isfinite, sqrt
+from random import Random
+
+from gated_attention.registry.published import ROWS, PublishedRow
+from gated_attention.study.comparison import Comparison
+
+COLUMNS = {
+    "perplexity": ("Perplexity", "val_perplexity"),
+    "f_attn": ("F-Attn", "f_attn"),
+    "m_act": ("M-Act", "m_act"),
+    "gate_score": ("Gate score", "gate_score_mean"),
+}
+"""The paper's columns that a study measures too: title, and the name of our measure."""
+
+EXACT = 8
+"""Up to so many rows all orders are counted; beyond, `SAMPLES` of them are drawn, always the same."""
+
+SAMPLES = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One column of one of the paper's tables beside ours, over the rows of one setting that have both.
+
+    Attributes:
+        setting: The paper's model and training tokens where a table has several, else empty: their numbers are not
+            of one order (Table 2).
+        pairs: Cite to the paper's number and ours.
+        correlation: Spearman's; None for fewer than three rows or where one side is constant.
+        p_value: Share of all orders whose correlation is at least as far from 0.
+        num_signs: Rows whose difference to their baseline is known on both sides.
+        num_agree: How many of these differences have one sign.
+    """
+
+    table: int
+    setting: str
+    title: str
+    pairs: Mapping[str, tuple[float, float]]
+    correlation: float | None
+    p_value: float | None
+    num_signs: int
+    num_agree: int
+
+    @property
+    def name(self) -> str:
+        """What is compared, e.g. `Table 1, Perplexity`."""
+        return ", ".join(filter(None, (f"Table {self.table}", self.setting, self.title)))
+
+    def describe(self) -> str:
+        """The comparison in one sentence."""
+        rows = f"{self.name} over {len(self.pairs)} rows"
+        if self.correlation is None:
+            order = f"{rows}: too few for a rank correlation"
+        else:
+            order = f"{rows}: rank correlation {self.correlation:+.2f} (p = {self.p_value:.2g})"
+        if not self.num_signs:
+            return order
+        return (
+            f"{order}, sign of the difference to the baseline as in the paper in {self.num_agree} of {self.num_signs}"
+        )
+
+
+def orders(comparison: Comparison) -> list[Order]:
+    """Every table, setting and column of the paper of which the study has at least two rows."""
+    cited = comparison.cited
+    found = []
+    for table in sorted({ROWS[key].table for key in cited}):
+        # Table 6 prints no baseline; its model is Table 1's.
+        rows = [row for key, row in ROWS.items() if key in cited and row.table == table]
+        settings = list(dict.fromkeys(row.setting for row in rows))
+        for setting in settings:
+            alike = [row for row in rows if row.setting == setting]
+            for column, (title, measure) in COLUMNS.items():
+                ours = {key: value for key, row in cited.items() if (value := row.mean(measure)) is not None}
+                order = _order(table, setting if len(settings) > 1 else "", title, column, alike, ours)
+                if len(order.pairs) > 1:
+                    found.append(order)
+    return found
+
+
+def _order(
+    table: int, setting: str, title: str, column: str, rows: Sequence[PublishedRow], ours: Mapping[str, float]
+) -> Order:
+    pairs = {
+        row.cite: (theirs, ours[row.cite])
+        for row in rows
+        if (theirs := getattr(row, column)) is not None and row.cite in ours and isfinite(ours[row.cite])
+    }
+    signs = list(_signs(column, rows, ours))
+    theirs, mine = zip(*pairs.values(), strict=True) if pairs else ((), ())
+    correlation = spearman(theirs, mine)
+    p_value = None if correlation is None else permutation_p(theirs, mine)
+    return Order(table, setting, title, pairs, correlation, p_value, len(signs), sum(signs))
+
+
+def _signs(column: str, rows: Sequence[PublishedRow], ours: Mapping[str, float]) -> Iterator[bool]:
+    for row in rows:
+        if row.baseline is None or row.cite not in ours or row.baseline not in ours:
+            continue
+        value, baseline = getattr(row, column), getattr(ROWS[row.baseline], column)
+        if value is not None and baseline is not None and value != baseline:
+            yield (value < baseline) == (ours[row.cite] < ours[row.baseline])
+
+
+def spearman(x: Sequence[float], y: Sequence[float]) -> float | None:
+    """Spearman's rank correlation, ties at their mean rank; None for fewer than three or a constant side."""
+    if len(x) < 3:
+        return None
+    a, b = _ranks(x), _ranks(y)
+    mean = (len(a) + 1) / 2
+    spread = sqrt(sum((i - mean) ** 2 for i in a) * sum((j - mean) ** 2 for j in b))
+    return sum((i - mean) * (j - mean) for i, j in zip(a, b, strict=True)) / spread if spread else None
+
+
+def permutation_p(x: Sequence[float], y: Sequence[float]) -> float:
+    """Two-sided probability of a rank correlation at least as far from 0 if the order of `y` were random.
+
+    Exact up to `EXACT` values, then from `SAMPLES` orders of a fixed seed, the observed one counted among them.
+    """
+    a, b = _ranks(x), _ranks(y)
+    mean = (len(a) + 1) / 2
+
+    def distance(order: Sequence[float]) -> float:
+        return abs(sum((i - mean) * (j - mean) for i, j in zip(a, order, strict=True)))
+
+    observed = distance(b) - 1e-9
+    if len(a) <= EXACT:
+        return sum(distance(order) >= observed for order in permutations(b)) / factorial(len(b))
+    draw, order = Random(0), list(b)
+    hits = 1
+    for _ in range(SAMPLES):
+        draw.shuffle(order)
+        hits += distance(order) >= observed
+    return hits / (SAMPLES + 1)
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    ordered = sorted(values)
+    first = {value: index for index, value in reversed(list(enumerate(ordered, start=1)))}
+    return [first[value] + (ordered.count(value) - 1) / 2 for value in values]

@@ -1,0 +1,100 @@
+"""A study as it shows in the terminal: live progress per arm, then the table."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
+
+from gated_attention.device import device_name
+from gated_attention.report.study.beside_the_paper import rows_table
+from gated_attention.report.study.ordering import orders
+from gated_attention.report.study.table import rich_table, terminal_table
+from gated_attention.sizes import count_parameters
+from gated_attention.study.arms import Arm, StudyPlan
+from gated_attention.study.comparison import LOSS, compare_variants, diverged
+from gated_attention.study.record import Result
+from gated_attention.train.callbacks import Progress as TrainingProgress
+
+
+class Display:
+    """Watches a study (`study.arms.Observer`): a bar for each arm, or lines where the output is no terminal."""
+
+    def __init__(
+        self, plan: StudyPlan, device: torch.device, console: Console | None = None, num_devices: int = 1
+    ) -> None:
+        self.plan, self.console = plan, console or Console()
+        self.bars = Progress(
+            SpinnerColumn(finished_text="✓"),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed:>5}/{task.total} steps"),
+            TextColumn("{task.fields[status]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not (self.console.is_terminal or self.console.is_jupyter),
+        )
+        self.tasks: dict[tuple[str, int], TaskID] = {}
+        count = min(num_devices, len(plan.arms))
+        self.device = f"{count} x {device_name(device)}" if count > 1 else device_name(device)
+
+    def __enter__(self) -> "Display":
+        plan, train = self.plan, self.plan.train
+        tokens = train.steps * train.sequences_per_step * plan.data.block_size
+        self.console.print(
+            f"[bold]{plan.name}[/]: {len(plan.variants)} variants x {plan.seeds} seed{'s' * (plan.seeds > 1)}, "
+            f"size {plan.size.name} ({count_parameters(plan.size).total / 1e6:.1f}M parameters), "
+            f"{tokens / 1e6:.1f}M tokens each, on {self.device}, {train.precision}"
+        )
+        for reason in plan.left_out:
+            self.console.print(f"left out: {reason}", highlight=False)
+        self.bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bars.stop()
+
+    def say(self, message: str) -> None:
+        """Print a line above the bars."""
+        self.bars.console.print(f"[dim]{message}[/]")
+
+    def start(self, arm: Arm) -> None:
+        """Add the arm's bar."""
+        self.tasks[arm.key] = self.bars.add_task(str(arm), total=self.plan.train.steps, status="starting")
+
+    def progress(self, arm: Arm, progress: TrainingProgress) -> None:
+        """Move the arm's bar; without bars, a line for each tenth of the steps."""
+        status = "" if progress.loss_nats is None else f"loss {progress.loss_nats:.3f}"
+        if progress.tokens_per_s is not None:
+            status += f"  {progress.tokens_per_s:,.0f} tokens/s"
+        self.bars.update(self.tasks[arm.key], completed=progress.step, status=status)
+        if self.bars.disable and progress.step % max(1, progress.steps // 10) == 0:
+            self.say(f"{arm}: {progress.step}/{progress.steps} steps, {status}")
+
+    def finish(self, arm: Arm, result: Result, kept: bool) -> None:
+        """Fill the arm's bar, or say how it ended."""
+        status = "diverged" if diverged(result) else f"validation loss {result.measures[LOSS].value:.4f}"
+        if kept:
+            self.say(f"{arm}: kept from an earlier run, {status}")
+            return
+        self.bars.update(self.tasks[arm.key], completed=self.plan.train.steps, status=status)
+        if self.bars.disable:
+            self.say(f"{arm}: {status}")
+
+    def summary(self, results: Sequence[Result], report: Path) -> None:
+        """Print the table, the paper's table beside it if that was asked for, and where the report lies."""
+        comparison, table = compare_variants(results), self.plan.table
+        self.console.print(terminal_table(results))
+        if table is not None:
+            self.console.print(
+                f"[bold]Table {table} of the paper above this study[/], differences in nats to the baseline"
+            )
+            self.console.print(rich_table(rows_table(comparison, table)))
+            for order in orders(comparison):
+                if order.table == table:
+                    self.console.print(order.describe(), highlight=False)
+        self.console.print(f"report: {report / 'report.html'}")

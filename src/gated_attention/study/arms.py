@@ -1,0 +1,218 @@
+"""A study as data: variants times seeds, where each arm leaves its records, and which of them are there already."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from transformers import AutoConfig
+
+from gated_attention.models import GatedQwen3Config, GatedQwen3MoeConfig
+from gated_attention.models.configuration_gated_qwen3 import make_config
+from gated_attention.ranges import require_folder_name, require_once, require_within
+from gated_attention.registry.variants import Variant
+from gated_attention.sizes import ModelSize, count_parameters
+from gated_attention.study.record import CONFIG_NAME, RESULT_NAME, SCHEMA, Result, read_config, read_result
+from gated_attention.train.callbacks import Progress
+from gated_attention.train.checkpoints import last_checkpoint
+from gated_attention.train.text.data import DataConfig, PackedData
+from gated_attention.train.text.tokenizer import vocabulary_size
+from gated_attention.train.trainer import TrainConfig
+
+
+@dataclass(frozen=True, slots=True)
+class StudyPlan:
+    """What a study trains and where it leaves its records: `<output>/runs/<name>/<variant>/seed<k>/`.
+
+    Attributes:
+        table: Table of the paper whose rows the variants are; None if they were named.
+        left_out: Why rows of that table are not among the variants, one sentence each.
+        start: A study's folder, `runs/<name>`, from whose arms of the same name and seed the weights are taken.
+        rope_theta: RoPE's base; None is that of `start`, or the configuration's.
+    """
+
+    name: str
+    variants: tuple[Variant, ...]
+    size: ModelSize
+    seeds: int
+    data: DataConfig
+    train: TrainConfig
+    output: Path
+    tensorboard: bool = False
+    table: int | None = None
+    left_out: tuple[str, ...] = ()
+    start: Path | None = None
+    rope_theta: float | None = None
+
+    def __post_init__(self) -> None:
+        require_folder_name("study name", self.name)
+        require_within("seeds", self.seeds, least=1, most=10_000)
+        require_within("rope_theta", self.rope_theta, above=1, most=1e15)
+        if not self.variants:
+            raise ValueError("a study needs at least one variant")
+        require_once("variant", [variant.name for variant in self.variants])
+
+    @property
+    def runs(self) -> Path:
+        """Where the arms' folders lie."""
+        return self.output / "runs" / self.name
+
+    @property
+    def arms(self) -> list["Arm"]:
+        """Every variant with every seed, seeds outermost so that early results pair."""
+        return [Arm(self, variant, seed) for seed in range(self.seeds) for variant in self.variants]
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One variant trained with one seed."""
+
+    plan: StudyPlan
+    variant: Variant
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.variant.name} seed {self.seed}"
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """What tells it from the other arms of its study."""
+        return self.variant.name, self.seed
+
+    @property
+    def folder(self) -> Path:
+        """Where this arm's records lie."""
+        return self.plan.runs / self.variant.name / f"seed{self.seed}"
+
+    @property
+    def size(self) -> ModelSize:
+        """The size as this variant trains it."""
+        return self.variant.resize(self.plan.size)
+
+    @property
+    def training(self) -> TrainConfig:
+        """The plan's training with this variant's own part of it."""
+        plan, variant = self.plan.train, self.variant
+        auxiliary = plan.auxiliary
+        if variant.gate_penalty:
+            auxiliary = replace(auxiliary, gate_penalty=variant.gate_penalty)
+        return replace(plan, learning_rate=plan.learning_rate * float(variant.learning_rate), auxiliary=auxiliary)
+
+    def model_config(self, data: PackedData) -> GatedQwen3Config | GatedQwen3MoeConfig:
+        """The model's configuration, its vocabulary taken from the tokenizer."""
+        theta = self.plan.rope_theta
+        if theta is None and self.start is not None:
+            theta = AutoConfig.from_pretrained(self.start).rope_parameters["rope_theta"]
+        changed = {} if theta is None else {"rope_parameters": {"rope_type": "default", "rope_theta": theta}}
+        return make_config(
+            self.size,
+            self.variant.block,
+            vocab_size=vocabulary_size(data.tokenizer),
+            max_position_embeddings=self.plan.data.block_size,
+            bos_token_id=data.tokenizer.bos_token_id,
+            eos_token_id=data.tokenizer.eos_token_id,
+            **changed,
+        )
+
+    @property
+    def start(self) -> Path | None:
+        """The checkpoint that the weights are taken from.
+
+        Raises:
+            ValueError: if the study to start from has no such arm.
+        """
+        if self.plan.start is None:
+            return None
+        folder = self.plan.start / self.variant.name / f"seed{self.seed}"
+        checkpoint = last_checkpoint(folder)
+        if checkpoint is None:
+            raise ValueError(f"{folder} has no checkpoint to start from; give --from a study that trained this arm")
+        return checkpoint
+
+    def resolve(self, vocab_size: int | None = None) -> dict[str, Any]:
+        """Everything that decides this arm's numbers, known before the data is read.
+
+        Args:
+            vocab_size: Of the tokenizer, for the parameter account; None is the size's own.
+        """
+        block = self.variant.block
+        counted = self.size if vocab_size is None else replace(self.size, vocab_size=vocab_size)
+        settings = {
+            "variant": self._variant_record(),
+            "size": asdict(self.size),
+            "block": {**asdict(block), "gates": [gate.to_dict() for gate in block.gates]},
+            "parameters": count_parameters(counted, block).to_dict(),
+            "data": asdict(self.plan.data),
+            "train": self._training_record(),
+            "start": str(self.start) if self.start else None,
+            "rope_theta": self.plan.rope_theta,
+        }
+        return {
+            "schema": SCHEMA,
+            "study": self.plan.name,
+            "variant": self.variant.name,
+            "seed": self.seed,
+            "config": settings,
+        }
+
+    def _variant_record(self) -> dict[str, Any]:
+        variant, penalty = self.variant, self.variant.gate_penalty
+        record = {"name": variant.name, "description": variant.describe(), "cites": list(variant.cites)}
+        return {**record, "gate_penalty": asdict(penalty)} if penalty else record
+
+    def _training_record(self) -> dict[str, Any]:
+        """This arm's training; weights of losses that only routers have are left out of a dense model's."""
+        record = asdict(self.training)
+        auxiliary = record.pop("auxiliary")
+        del auxiliary["gate_penalty"]  # the variant's
+        return {**record, "auxiliary": auxiliary} if self.size.num_experts else record
+
+    def finished(self) -> Result | None:
+        """This arm's result if it is there.
+
+        Raises:
+            ValueError: if the folder holds an arm of other settings or of another schema.
+        """
+        wanted = self.resolve()["config"]
+        del wanted["parameters"]  # which follow from the rest and the tokenizer
+        result_path, config_path = self.folder / RESULT_NAME, self.folder / CONFIG_NAME
+        result = read_result(result_path) if result_path.exists() else None
+        if result is None and not config_path.exists():
+            return None
+        found = result.config if result else read_config(config_path)
+        if difference := _first_difference(found, wanted):
+            raise ValueError(f"{self.folder} was run with {difference}; choose another --name or --output")
+        return result
+
+
+class ArmObserver(Protocol):
+    """Who watches an arm run."""
+
+    def say(self, message: str) -> None:
+        """Something that takes a while begins."""
+
+    def start(self, arm: Arm) -> None:
+        """An arm begins to train."""
+
+    def progress(self, arm: Arm, progress: Progress) -> None:
+        """An arm has gone on."""
+
+
+class Observer(ArmObserver, Protocol):
+    """Who watches a study run."""
+
+    def finish(self, arm: Arm, result: Result, kept: bool) -> None:
+        """An arm is done, in this run or (`kept`) in an earlier one."""
+
+
+def _first_difference(found: Mapping[str, Any], wanted: Mapping[str, Any], path: str = "") -> str | None:
+    """The first setting in which two configurations differ, in words; keys that only `found` has do not count."""
+    for key, value in json.loads(json.dumps(wanted)).items():
+        other = found.get(key)
+        if isinstance(value, dict) and isinstance(other, dict):
+            if difference := _first_difference(other, value, f"{path}{key}."):
+                return difference
+        elif other != value:
+            return f"{path}{key} {other!r}, not {value!r}"
+    return None

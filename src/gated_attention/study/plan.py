@@ -1,0 +1,122 @@
+"""A plan from what a caller names: everything checked, defaults filled in by size and device."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gated_attention.registry.choices import check_one_of
+from gated_attention.registry.settings import SETTINGS
+from gated_attention.registry.variants import Variant, get_variant, variants_of
+from gated_attention.sizes import ModelSize, get_size
+from gated_attention.study.arms import StudyPlan
+from gated_attention.study.comparison import BASELINE
+from gated_attention.train.checkpoints import last_checkpoint
+from gated_attention.train.text.data import DataConfig
+from gated_attention.train.trainer import TrainConfig
+
+DEFAULT = ("baseline", "sdpa-headwise", "sdpa-elementwise")
+"""The variants of a study that names none."""
+
+
+def make_plan(
+    *,
+    variants: Sequence[str] | None = None,
+    table: int | None = None,
+    size: str,
+    seeds: int,
+    output: Path,
+    device: torch.device,
+    name: str | None = None,
+    tensorboard: bool = False,
+    start: Path | None = None,
+    rope_theta: float | None = None,
+    data: Mapping[str, Any] | None = None,
+    train: Mapping[str, Any] | None = None,
+) -> StudyPlan:
+    """A study plan; fields of `data` and `train` that are missing or None take the size's defaults.
+
+    Args:
+        variants: Names; without them and without a table the baseline and its two gates, `DEFAULT`.
+        table: All rows of that table of the paper in the place of `variants`; rows that the size cannot have are
+            left out and named in the plan.
+        start, rope_theta: As `StudyPlan`; with a start, the tokenizer is by default the one of its first arm.
+
+    Raises:
+        ValueError: if the start has no such arm, variants and a table are both given, or a variant, a size or a
+            setting is unknown or out of range.
+    """
+    shape, defaults = get_size(size), SETTINGS[size]
+    on_gpu = device.type == "cuda"
+    data_values = {
+        "tokenizer": defaults.tokenizer,
+        "block_size": shape.context,
+        "max_validation_tokens": defaults.validation_tokens,
+        **_given(data),
+    }
+    train_values = {
+        "steps": defaults.steps,
+        "batch_size": defaults.batch_size,
+        "accumulation": defaults.accumulation,
+        "learning_rate": defaults.learning_rate,
+        "warmup": defaults.warmup,
+        "precision": "bfloat16" if on_gpu else "float32",
+        "compile": on_gpu,
+        **_given(train),
+    }
+    chosen, left_out = _choose(variants, table, shape)
+    if start is not None and not (data or {}).get("tokenizer"):
+        data_values["tokenizer"] = str(last_checkpoint(start / chosen[0].name / "seed0") or start)
+    steps = train_values["steps"]
+    # About 50 points on the loss curve, ten on the validation curve, and at most a tenth of a run to repeat.
+    every = {
+        "log_every": max(1, steps // 50),
+        "evaluate_every": max(1, steps // 10),
+        "checkpoint_every": max(1, steps // 10),
+    }
+    return StudyPlan(
+        name=name or _name(size, table, start, data_values["block_size"]),
+        variants=tuple(chosen),
+        table=table,
+        left_out=tuple(left_out),
+        size=shape,
+        seeds=seeds,
+        data=DataConfig(**data_values),
+        train=TrainConfig(**{**every, **train_values}),
+        output=output,
+        tensorboard=tensorboard,
+        start=start,
+        rope_theta=rope_theta,
+    )
+
+
+def _name(size: str, table: int | None, start: Path | None, context: int) -> str:
+    if start is not None:
+        return f"{start.resolve().name}-{context}"
+    return f"compare-{size}" if table is None else f"table-{table}-{size}"
+
+
+def _choose(variants: Sequence[str] | None, table: int | None, size: ModelSize) -> tuple[list[Variant], list[str]]:
+    """The variants to train, and why rows of a table are left out."""
+    check_one_of(variants, table)
+    if table is None:
+        chosen = [get_variant(name) for name in (DEFAULT if variants is None else variants)]
+        for variant in chosen:
+            variant.resize(size)
+        return chosen, []
+    chosen, left_out = [], []
+    for variant in variants_of(table):
+        try:
+            variant.resize(size)
+        except ValueError as error:
+            left_out.append(str(error))
+        else:
+            chosen.append(variant)
+    if not any(variant.name == BASELINE for variant in chosen):
+        chosen.insert(0, get_variant(BASELINE))  # Table 6 is compared with Table 1's
+    return chosen, left_out
+
+
+def _given(values: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {key: value for key, value in (values or {}).items() if value is not None}

@@ -1,0 +1,184 @@
+"""The record of one trained arm: what is written, under which schema, and how it is read back."""
+
+import json
+import platform
+import subprocess
+import zipfile
+import zlib
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+from pydantic import ConfigDict, Field, TypeAdapter
+
+from gated_attention.files import replacing, write_text
+from gated_attention.study.record_types import Stored, find_fault
+from gated_attention.typed import parse, read_bytes
+
+SCHEMA = 1
+"""Version of `result.json`; raised when a field changes its meaning."""
+
+RESULT_NAME = "result.json"
+ARRAYS_NAME = "arrays.npz"
+METRICS_NAME = "metrics.jsonl"
+CONFIG_NAME = "config.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """One measured number.
+
+    Attributes:
+        unit: Of the value, e.g. `nats/token`; `share` is 0 to 1.
+        n: How many observations the value averages, e.g. tokens.
+        definition: Version of the measure's definition; numbers of different versions do not compare.
+        per_layer: The same measure layer by layer, first layer first; empty where it has none.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    value: float
+    unit: str
+    n: Annotated[int, Field(ge=0)]
+    definition: Annotated[int, Field(ge=1)] = 1
+    per_layer: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What one arm (a variant trained with one seed) left behind.
+
+    Attributes:
+        config: The resolved configuration: `variant`, `model`, `parameters`, `data`, `train`.
+        tokens_seen: Training tokens, repetitions counted.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    study: str
+    variant: str
+    seed: Annotated[int, Field(ge=0)]
+    config: Mapping[str, Any]
+    measures: Mapping[str, Measure]
+    tokens_seen: Annotated[int, Field(ge=0)]
+    device: str
+    git_commit: str | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+
+_RESULT = TypeAdapter(Result)
+_STORED = TypeAdapter(Stored)
+_CURE = "move it away or choose another --output"
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON so that a stop half-way leaves the old file or the new one, never a torn one."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_result(folder: Path, result: Result) -> None:
+    """Write `result.json` into an arm's folder; its presence says that the arm is finished."""
+    write_json(folder / RESULT_NAME, asdict(result))
+
+
+def read_result(path: Path) -> Result:
+    """Read a `result.json`.
+
+    Raises:
+        ValueError: if the file is not JSON, a field is missing or wrong, or it follows another schema.
+    """
+    text = read_bytes(path, _CURE)
+    place = f"{path} is not a result of this tool: it"
+    found = parse(_STORED, text, place, _CURE).get("schema")
+    if found != SCHEMA or isinstance(found, bool):
+        raise ValueError(
+            f"{path} follows result schema {found!r}, this version reads {SCHEMA}; "
+            "move the folder away or choose another --output"
+        )
+    return parse(_RESULT, text, place, _CURE)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The settings in a `config.json`.
+
+    Raises:
+        ValueError: as `read_result`.
+    """
+    content = parse(_STORED, read_bytes(path, _CURE), path, _CURE)
+    if content.get("schema") != SCHEMA or "config" not in content:
+        raise ValueError(f"{path} does not follow schema {SCHEMA}; {_CURE}")
+    return dict(content["config"])
+
+
+def find_results(study_folder: Path) -> list[Result]:
+    """All finished arms below `runs/<study>`, by variant and seed.
+
+    Raises:
+        ValueError: as `read_result`, or if a result is of another arm than its folder.
+    """
+    paths = sorted(study_folder.glob(f"*/seed*/{RESULT_NAME}"))
+    results = [read_result(path) for path in paths]
+    for path, result in zip(paths, results, strict=True):
+        variant, seed = path.parts[-3:-1]
+        if (variant, seed) != (result.variant, f"seed{result.seed}"):
+            raise ValueError(
+                f"{path} is of {result.variant} seed {result.seed}; move it to {result.variant}/seed{result.seed}"
+            )
+    return sorted(results, key=lambda result: (result.variant, result.seed))
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write an arm's arrays, whole or not at all."""
+    with replacing(path) as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an arm by name; none where it left none.
+
+    Raises:
+        ValueError: if the file is not an archive of arrays, or one that reports draw is not of its form.
+    """
+    if not path.exists():
+        return {}
+    cure = "remove the arm and train it again"
+    try:
+        with path.open("rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as archive:
+            arrays = dict(archive)
+    except (ValueError, OSError, EOFError, KeyError, MemoryError, zlib.error, zipfile.BadZipFile) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path} is not an archive of arrays ({reason}); {cure}") from error
+    if fault := find_fault(arrays):
+        raise ValueError(f"{path} has {fault}; {cure}")
+    return arrays
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that numbers depend on, of those that are installed."""
+    found = {"python": platform.python_version()}
+    for name in ("gated-attention", "torch", "transformers", "accelerate", "datasets", "tokenizers"):
+        with suppress(metadata.PackageNotFoundError):  # benchmarks need fewer, and run from a source tree
+            found[name] = metadata.version(name)
+    return found
+
+
+def git_commit() -> str | None:
+    """The commit of the source tree, with `+dirty` where it has changes; None outside a checkout."""
+    here = Path(__file__)
+    try:
+        # Installed below someone else's checkout, this file belongs to none of its commits.
+        _git(here.parent, "ls-files", "--error-unmatch", here.name)
+        commit = _git(here.parent, "rev-parse", "HEAD")
+        changes = _git(here.parent, "status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return f"{commit}+dirty" if changes else commit
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()

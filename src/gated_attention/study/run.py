@@ -1,0 +1,153 @@
+"""Running a study: each arm trained, measured and recorded; whatever is finished is kept."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from gated_attention.device import device_name
+from gated_attention.files import claimed, remove_parts
+from gated_attention.models import GatedQwen3MoeConfig
+from gated_attention.models.build import build_model
+from gated_attention.study.arms import Arm, ArmObserver, Observer, StudyPlan
+from gated_attention.study.measure import measure_arm
+from gated_attention.study.model_card import write_model_card
+from gated_attention.study.record import (
+    ARRAYS_NAME,
+    CONFIG_NAME,
+    METRICS_NAME,
+    RESULT_NAME,
+    Result,
+    git_commit,
+    library_versions,
+    read_result,
+    write_arrays,
+    write_json,
+    write_result,
+)
+from gated_attention.study.workers import run_side_by_side
+from gated_attention.train.callbacks import MetricsCallback, tensorboard_callback
+from gated_attention.train.checkpoints import keep_newest, last_checkpoint
+from gated_attention.train.text.data import PackedData, collate, load_data
+from gated_attention.train.trainer import check_batch, load_weights, train
+
+
+def run_study(
+    plan: StudyPlan, device: torch.device, cache: Path, observer: Observer, side_by_side: int = 1
+) -> list[Result]:
+    """Train and measure every arm that is not finished yet; an unfinished one goes on from its last checkpoint.
+
+    Nothing is trained before every arm's folder has been checked and the data is packed.
+
+    Args:
+        side_by_side: How many arms train at a time; if more than one, each in a process, and on a GPU, of its own.
+
+    Raises:
+        ValueError: if the plan contradicts what the folder holds, another process runs the study, the data is unfit, or
+            nothing can be written.
+    """
+    with claimed(plan.runs):
+        remove_parts(plan.runs)
+        return _run_claimed(plan, device, cache, observer, side_by_side)
+
+
+def _run_claimed(
+    plan: StudyPlan, device: torch.device, cache: Path, observer: Observer, side_by_side: int
+) -> list[Result]:
+    results = {arm.key: result for arm in plan.arms if (result := arm.finished())}
+    missing = []
+    for arm in plan.arms:
+        if arm.key in results:
+            observer.finish(arm, results[arm.key], kept=True)
+        else:
+            missing.append(arm)
+    if missing:
+        data = load_data(plan.data, cache, observer.say)
+        check_batch(data.train, plan.train)
+        num_workers = min(side_by_side, len(missing))
+        if num_workers > 1:
+            run_packed = partial(run_packed_arm, device=device, cache=cache)
+            results |= run_side_by_side(missing, run_packed, observer, num_workers, on_gpus=device.type == "cuda")
+        else:
+            for arm in missing:
+                results[arm.key] = run_arm(arm, data, device, observer)
+                observer.finish(arm, results[arm.key], kept=False)
+    return [results[arm.key] for arm in plan.arms]
+
+
+def run_packed_arm(arm: Arm, observer: ArmObserver, *, device: torch.device, cache: Path) -> Result:
+    """`run_arm` on the data in the cache, for a process of its own."""
+    return run_arm(arm, load_data(arm.plan.data, cache, observer.say), device, observer)
+
+
+def run_arm(arm: Arm, data: PackedData, device: torch.device, observer: ArmObserver) -> Result:
+    """Train one arm, from its last checkpoint if there is one, measure it and write its record."""
+    plan, settings = arm.plan, arm.training
+    observer.start(arm)
+    arm.folder.mkdir(parents=True, exist_ok=True)
+    model_config = arm.model_config(data)
+    resolved = arm.resolve(model_config.vocab_size)
+    write_json(arm.folder / CONFIG_NAME, resolved)
+    torch.compiler.reset()  # each arm compiles its own model; without this, arms share one recompilation limit
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    model = build_model(model_config, arm.seed)
+    if arm.start:
+        _load_start(model, arm.start)
+    metrics = MetricsCallback(arm.folder / METRICS_NAME, lambda progress: observer.progress(arm, progress))
+    num_tokens = train(
+        model,
+        settings,
+        train_data=data.train,
+        validation_data=data.validation_sample,
+        collate=collate,
+        tokenizer=data.tokenizer,
+        output=arm.folder,
+        seed=arm.seed,
+        device=device,
+        callbacks=[metrics, *([tensorboard_callback(arm.folder / "tensorboard")] if plan.tensorboard else [])],
+        say=observer.say,
+    )
+    observer.say("measuring")
+    measures, arrays = measure_arm(model, data, settings, arm.folder / METRICS_NAME)
+    write_arrays(arm.folder / ARRAYS_NAME, arrays)
+    result = Result(
+        study=plan.name,
+        variant=arm.variant.name,
+        seed=arm.seed,
+        config={
+            **resolved["config"],
+            "model": _model_record(model),
+            "text": {**data.about, "curve_tokens": data.validation_sample.num_tokens},
+            "study_learning_rate": plan.train.learning_rate,  # of which a variant's may be a multiple
+        },
+        measures=measures,
+        tokens_seen=num_tokens,
+        device=device_name(device),
+        git_commit=git_commit(),
+        versions=library_versions(),
+    )
+    if saved := last_checkpoint(arm.folder):
+        write_model_card(saved, name=f"{arm.variant.name}-seed{arm.seed}", result=result)
+    keep_newest(arm.folder)
+    write_result(arm.folder, result)  # last: with it the arm is done, and nothing of it is looked at again
+    return read_result(arm.folder / RESULT_NAME)
+
+
+def _load_start(model: PreTrainedModel, checkpoint: Path) -> None:
+    try:
+        load_weights(model, checkpoint)
+    except RuntimeError as error:  # PyTorch's, over names and shapes
+        raise ValueError(
+            f"{checkpoint} holds another model than this arm's; use the --size and the --tokenizer it was trained with"
+        ) from error
+
+
+def _model_record(model: PreTrainedModel) -> dict[str, Any]:
+    record: dict[str, Any] = model.config.to_dict()
+    if isinstance(model.config, GatedQwen3MoeConfig):
+        record["experts_implementation"] = model.config._experts_implementation  # transformers writes it nowhere
+    return record

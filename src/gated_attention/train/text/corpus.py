@@ -1,0 +1,284 @@
+"""Documents from files, folders, the hub, or the running Python's own standard library."""
+
+import json
+import lzma
+import os
+import re
+import ssl
+import sysconfig
+import urllib.error
+import urllib.request
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow.compute as pc  # type: ignore[import-untyped]
+import pyarrow.parquet as pq  # type: ignore[import-untyped]
+from datasets import Dataset
+from huggingface_hub import constants as hub
+from huggingface_hub.utils import logging as hub_logging
+from transformers.utils import logging as model_logging
+
+from gated_attention.train.text.files import KNOWN, PACKED_ERRORS, files_below, open_text, other_formats, text_format
+
+STDLIB = "stdlib"
+"""The embedded default corpus: the source text of Python's standard library, there on every machine."""
+
+_SKIPPED = {"__pycache__"}
+_STDLIB_SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3"}
+_HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?::(?P<config>[^@]+))?(?:@(?P<split>.+))?")
+_HUB_TIMEOUT_S = 10
+
+_FEATURES = datasets.Features({"text": datasets.Value("string"), "domain": datasets.Value("string")})
+_ROWS = 2  # version of what `_documents` yields: datasets keeps its rows by its arguments, not by its code
+_DAMAGE = (
+    OSError,
+    EOFError,
+    UnicodeDecodeError,
+    lzma.LZMAError,
+    zlib.error,
+    pa.ArrowException,
+    *PACKED_ERRORS,
+)
+
+
+def load_documents(source: str, text_field: str = "text", domain_field: str = "domain") -> Dataset:
+    """One row per document that has text: `text`, and `domain` where the source names one, otherwise empty.
+
+    Args:
+        source: `stdlib`; a file of plain text (one document), JSON lines or an array (also .gz .xz .zst .bz2) or
+            Parquet, or a folder of such files; or a hub data set, `owner/name`, `owner/name:config`,
+            `owner/name@split` or both. A path that exists wins over a hub name.
+        text_field: The field that holds the text in JSON, Parquet and hub data sets; other fields are ignored.
+        domain_field: The field that names the domain there.
+
+    Raises:
+        ValueError: if the source cannot be found or read, has no such field, or holds no text.
+    """
+    with quiet():
+        files = source_files(source)
+        load = partial(_load_files, files) if files else _load_hub
+        return load(source, text_field, domain_field)
+
+
+def source_files(source: str) -> list[Path]:
+    """The local files that a source is read from, sorted; empty for a hub name.
+
+    Hidden files and folders are passed over, and what `passed_over` names; so are the tests and the undecodable files
+    of the standard library. Links to folders are followed.
+
+    Raises:
+        ValueError: if a file is of no known format, a folder has none that is, or something in it cannot be read.
+    """
+    if source == STDLIB:
+        return _stdlib_files()
+    path = Path(os.path.expanduser(source))
+    if not source or not os.path.exists(path):
+        return []
+    if path.is_dir():
+        files = [file for file in files_below(path, _SKIPPED) if text_format(file)]
+        if not files:
+            raise ValueError(f"{path} has no files of a known format; use {KNOWN}")
+        return files
+    if not text_format(path):
+        raise ValueError(f"{path} is of no known format; use {KNOWN}")
+    if not path.is_file():
+        raise ValueError(f"{path} is no regular file; copy its text to one")
+    return [path]
+
+
+def passed_over(source: str) -> dict[str, int]:
+    """How many files of a folder are not read because their format is not known, by suffix."""
+    path = Path(os.path.expanduser(source))
+    return other_formats(path, _SKIPPED) if source not in (STDLIB, "") and path.is_dir() else {}
+
+
+def require_hub(name: str) -> None:
+    """Refuse at once where the hub does not answer; its own client retries for half a minute first.
+
+    With `HF_HUB_OFFLINE=1` nothing is asked: the libraries then look in their download cache only.
+
+    Raises:
+        ValueError: if nothing answers at the hub's address.
+    """
+    if hub.HF_HUB_OFFLINE or urllib.request.getproxies():
+        return
+    try:
+        urllib.request.urlopen(urllib.request.Request(hub.ENDPOINT, method="HEAD"), timeout=_HUB_TIMEOUT_S).close()
+    except urllib.error.HTTPError as error:
+        error.close()  # an answer, if an unfriendly one
+    except OSError as error:
+        if isinstance(getattr(error, "reason", None), ssl.SSLError):
+            return  # an answer too; which certificates to trust is for the hub's client to know
+        raise ValueError(
+            f"no file or folder {name!r} here, and {hub.ENDPOINT} does not answer; "
+            "check the path or the network, or set HF_HUB_OFFLINE=1 to use what was downloaded before"
+        ) from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence what `datasets`, the hub and transformers say; what fails is raised all the same."""
+    loggers = (datasets.logging, hub_logging, model_logging)
+    levels = [logger.get_verbosity() for logger in loggers]
+    had_bars = not datasets.are_progress_bars_disabled()
+    for logger in loggers:
+        logger.set_verbosity(datasets.logging.CRITICAL)
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.set_verbosity(level)
+        if had_bars:
+            datasets.enable_progress_bars()
+
+
+def one_line(error: BaseException) -> str:
+    """An error's message without line breaks, cut to a readable length."""
+    return " ".join(str(error).split())[:300]
+
+
+def _stdlib_files() -> list[Path]:
+    root = Path(sysconfig.get_path("stdlib"))
+    found = files_below(root, _SKIPPED | _STDLIB_SKIPPED, follow_links=False)
+    return [file for file in found if file.suffix == ".py"]
+
+
+def _load_files(files: list[Path], source: str, text_field: str, domain_field: str) -> Dataset:
+    # One generator for all formats rather than datasets' loaders: those take the schema from the first 10 MB and
+    # refuse a field that comes or changes later, in a column that nobody reads.
+    states = tuple((str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+    fields = {"text_field": text_field, "domain_field": domain_field}
+    arguments = {"files": states, "source": source, **fields, "version": _ROWS}
+    try:
+        return Dataset.from_generator(_documents, features=_FEATURES, gen_kwargs=arguments)
+    except datasets.exceptions.DatasetGenerationError as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, ValueError):
+            raise cause from None
+        raise ValueError(f"{source} cannot be copied to datasets' cache ({one_line(cause)}); set HF_HOME") from error
+    except OSError as error:
+        raise ValueError(f"datasets' cache cannot be written ({one_line(error)}); set HF_HOME") from error
+
+
+def _documents(
+    files: tuple[tuple[str, int, int], ...], source: str, text_field: str, domain_field: str, version: int
+) -> Iterator[dict[str, str]]:
+    # Size, time and version are there for the key that datasets makes of the arguments.
+    is_empty = True
+    for name, _, _ in files:
+        try:
+            for place, row in _rows(Path(name), text_field, domain_field):
+                if document := _document(row, place, text_field, domain_field):
+                    is_empty = False
+                    yield document
+        except _DAMAGE as error:
+            if source == STDLIB and isinstance(error, UnicodeDecodeError):
+                continue
+            raise ValueError(f"{name} cannot be read ({one_line(error)}); repair it or leave it out") from error
+    if is_empty:
+        raise ValueError(f"{source} holds no text; give another source")
+
+
+def _rows(file: Path, text_field: str, domain_field: str) -> Iterator[tuple[str, Any]]:
+    """Every row of a file with the place it stands at, for messages."""
+    match text_format(file):
+        case "json":
+            yield from _json_rows(file)
+        case "parquet":
+            yield from _parquet_rows(file, text_field, domain_field)
+        case _:
+            with open_text(file) as stream:
+                yield str(file), {text_field: stream.read()}
+
+
+def _json_rows(file: Path) -> Iterator[tuple[str, Any]]:
+    with open_text(file) as stream:
+        for number, line in enumerate(stream, start=1):
+            if not line.strip():
+                continue
+            place = f"{file} line {number}"
+            if line.lstrip().startswith("["):
+                rows = _parse(line + stream.read(), place)
+                yield from ((f"{file} entry {i}", row) for i, row in enumerate(rows, start=1))
+                return
+            yield place, _parse(line, place)
+
+
+def _parse(text: str, place: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # ValueError: also an integer of too many digits
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else error
+        raise ValueError(f"{place} is not JSON ({reason}); give one object a line, or an array") from error
+
+
+def _parquet_rows(file: Path, text_field: str, domain_field: str) -> Iterator[tuple[str, Any]]:
+    with pq.ParquetFile(file) as parquet:
+        columns = parquet.schema_arrow.names
+        _require_field(columns, str(file), text_field)
+        read = [text_field, *([domain_field] if domain_field in columns and text_field != domain_field else [])]
+        for batch in parquet.iter_batches(columns=read):
+            for row in batch.to_pylist():
+                yield str(file), row
+
+
+def _document(row: Any, place: str, text_field: str, domain_field: str) -> dict[str, str] | None:
+    if not isinstance(row, dict):
+        raise ValueError(f"{place} is not a JSON object; give objects with a field {text_field!r}")
+    _require_field(list(row), place, text_field)
+    text, domain = row[text_field], row.get(domain_field)
+    if not text and isinstance(text, str | None):
+        return None
+    if not isinstance(text, str):
+        raise ValueError(f"{place} holds {type(text).__name__} in {text_field!r}, not text; choose another text_field")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{place} is no valid Unicode ({error.reason}); repair it or leave it out") from error
+    return {"text": text, "domain": "" if domain is None else str(domain)}
+
+
+def _require_field(columns: list[str], place: str, text_field: str) -> None:
+    if text_field not in columns:
+        raise ValueError(f"{place} has no field {text_field!r}; choose text_field from {', '.join(columns) or 'none'}")
+
+
+def _load_hub(source: str, text_field: str, domain_field: str) -> Dataset:
+    match = _HUB_NAME.fullmatch(source)
+    if not match or text_format(Path(source)):
+        raise ValueError(f"no file or folder {source!r}; give a path that exists, a hub data set owner/name, or stdlib")
+    require_hub(source)
+    try:
+        documents = datasets.load_dataset(match["name"], match["config"], split=match["split"] or "train")
+    except (ValueError, OSError, RuntimeError, ImportError, datasets.exceptions.DatasetsError) as error:
+        raise ValueError(
+            f"{source!r} is no file or folder here and cannot be loaded from the hub ({one_line(error)}); "
+            "check the path, or the name as owner/name:config@split"
+        ) from error
+    _require_field(documents.column_names, source, text_field)
+    return _select_text(documents.with_format("arrow")[:], source, text_field, domain_field)
+
+
+def _select_text(table: pa.Table, source: str, text_field: str, domain_field: str = "domain") -> Dataset:
+    """The two columns of a hub table, not copied unless a document is empty."""
+    text = table[text_field]
+    if not (pa.types.is_string(text.type) or pa.types.is_large_string(text.type)):
+        raise ValueError(f"field {text_field!r} of {source} holds {text.type}, not text; choose another text_field")
+    if domain_field in table.column_names and not pa.types.is_nested(table[domain_field].type):
+        domain = pc.fill_null(table[domain_field].cast(pa.string()), "")
+    else:
+        domain = pa.repeat(pa.scalar("", pa.string()), len(table))
+    has_text = pc.fill_null(pc.greater(pc.binary_length(text), 0), False)
+    if not pc.any(has_text).as_py():
+        raise ValueError(f"{source} holds no text; give another source")
+    documents = pa.table({"text": text, "domain": domain})
+    if not pc.all(has_text).as_py():
+        documents = documents.filter(has_text)
+    return Dataset(datasets.table.InMemoryTable(documents))

@@ -1,0 +1,108 @@
+"""The portable kernels: what they compute, in Triton's interpreter, and how they compile for absent GPUs."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from ptxas_log import listening, spilled
+
+pytest.importorskip("triton")
+
+import triton
+from triton.backends.compiler import GPUTarget
+
+from gated_attention import ops
+from gated_attention.ops.launch import FUSION
+from gated_attention.ops.triton import backward as triton_backward
+from gated_attention.ops.triton import forward as triton_forward
+from gated_attention.ops.triton.tiles import LARGE, SMALL, heads
+
+SPILLED = 0 if triton.__version__.startswith(("3.6.", "3.7.")) else 600  # bytes of stores and loads in the code
+SHARED_MEMORY = {80: 99 * 1024, 90: 227 * 1024}  # what 8.6 and 8.9 have of it is less than what 8.0 has
+CUTS = {80: SMALL, 90: LARGE}
+CASES = [(c, d, causal) for c in CUTS for d in (64, 128, 256) for causal in (True, False)]
+CASES += [(c, d, True) for c in CUTS for d in (16, 32)]
+EACH_KIND = [(90, 128, True), (80, 64, False), (80, 16, True)]
+
+
+def test_kernels_compute_the_definition():
+    script = Path(__file__).with_name("triton_attention_check.py")
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+class Absent:
+    """A GPU that kernels are compiled for and never run on."""
+
+    def __init__(self, capability):
+        self.capability = capability
+
+    def get_current_target(self):
+        return GPUTarget("cuda", self.capability, 32)
+
+    def get_current_device(self):
+        return self.capability
+
+    def get_current_stream(self, device):
+        return 0
+
+
+@pytest.fixture
+def assemble(monkeypatch):
+    """What ptxas says of a kernel, and how much shared memory it takes."""
+
+    def assemble(capability, kernel, *arguments, **options):
+        monkeypatch.setattr(triton.runtime.driver, "_active", Absent(capability))
+        with listening() as said:
+            compiled = kernel.warmup(*arguments, grid=(1,), **options | FUSION)
+        return said.getvalue(), compiled.metadata.shared
+
+    return assemble
+
+
+def assert_fast(capability, said, shared):
+    """A spill, or products in series, halves the speed and shows nowhere else."""
+    assert sum(spilled(said)) <= SPILLED, said
+    assert "serializ" not in said
+    assert shared <= SHARED_MEMORY[capability]
+
+
+@pytest.mark.parametrize(
+    ("capability", "head_dim", "causal"),
+    [pytest.param(*case, marks=[] if case in EACH_KIND else pytest.mark.trust) for case in CASES],
+)
+def test_nothing_spills_and_everything_fits(capability, head_dim, causal, assemble):
+    cut = CUTS[capability][head_dim]
+    x, one = (heads(torch.empty(1, 2, 64, channels, dtype=torch.bfloat16)) for channels in (head_dim, 1))
+    logits = x if causal else one  # two of the four combinations that there are
+    rows = torch.empty(1, 2, 64)
+    queries, keys, warps, stages = cut.forward
+    options = {"D": head_dim, "CAUSAL": causal, "BM": queries, "BN": keys, "num_warps": warps, "num_stages": stages}
+    sizes = (64, 64, 2, 1, 0.1)
+    forward = assemble(
+        capability, triton_forward.forward_kernel, x, x, x, logits, x, rows, *sizes, **options, ELEMENTWISE=causal
+    )
+    assert_fast(capability, *forward)
+    inputs, sizes = (x, x, x, x, rows, rows), (64, *sizes)
+    options = triton_backward._compilation(cut.keys, head_dim, causal)
+    assert_fast(capability, *assemble(capability, triton_backward.keys_kernel, *inputs, x, x, *sizes, **options))
+    options = triton_backward._compilation(cut.queries, head_dim, causal)
+    assert_fast(capability, *assemble(capability, triton_backward.queries_kernel, *inputs, x, *sizes, **options))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_kernels_run_where_their_tensors_are_and_not_on_the_current_device():
+    q, k, v = (torch.randn(1, 4, 64, 64, device="cuda:1", dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
+    s = torch.randn(1, 64, 4, 1, device="cuda:1", dtype=torch.bfloat16, requires_grad=True)
+    with torch.cuda.device(0):
+        for backend in ("shifted", "triton"):
+            found, expected = (ops.gated_attention(q, k, v, s, backend=name) for name in (backend, "composed"))
+            torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02)
+            gradients = (torch.autograd.grad(y.float().square().sum(), (q, k, v, s)) for y in (found, expected))
+            for left, right in zip(*gradients, strict=True):
+                torch.testing.assert_close(left, right, rtol=0.05, atol=0.05)
