@@ -14,6 +14,7 @@ MOVED = {
     "analysis.heatmaps": "report.heatmaps",
     "analysis.overview": "report.analysis.overview",
     "analysis.plots": "report.plots",
+    "analysis.rank": "analysis.measures.rank",
     "models.configuration": "models.configuration_gated_qwen3",
     "models.modelling": "models.modeling_gated_qwen3",
     "models.modelling_moe": "models.modeling_gated_qwen3_moe",

@@ -22,7 +22,7 @@ from gated_attention.analysis.families import (
     value_and_output_maps,
 )
 from gated_attention.analysis.gates import Gate
-from gated_attention.analysis.rank import effective_rank
+from gated_attention.analysis.measures import effective_rank
 from gated_attention.analysis.reduction import (
     GateMeasures,
     MassiveActivation,

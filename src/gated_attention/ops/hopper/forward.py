@@ -18,7 +18,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.language.core import _aggregate as aggregate
 
 from gated_attention.ops.hopper.compat import async_load, async_store, barrier
-from gated_attention.ops.hopper.pipeline import Ring, Shape, mma_layout, ring
+from gated_attention.ops.hopper.pipeline import Ring, Shape, hear_draw, mma_layout, ring, tell_draw
 
 _LOG2E = gl.constexpr(1.4426950408889634)
 _LN2 = gl.constexpr(0.6931471805599453)
@@ -87,34 +87,6 @@ def _num_key_tiles(shape, end, options):
 
 
 @gluon.jit
-def _tell(draws, t, index, shape, NUM_WARPS: gl.constexpr):
-    """Let the consumers know the `t`-th draw: row tile, batch, head, and whether there is one."""
-    total = shape.num_tiles * shape.B * shape.H
-    tile, head = shape.tile(gl.minimum(index, total - 1))
-    layout: gl.constexpr = gl.BlockedLayout([4], [32], [NUM_WARPS], [0])
-    field = gl.arange(0, 4, layout=layout)
-    message = gl.where(field == 0, tile, gl.where(field == 1, head // shape.H, head % shape.H))
-    message = gl.where(field == 3, (index < total).to(gl.int32), message)
-    draws.await_free(t)
-    draws.places.index(t % draws.SIZE).store(message)
-    mbarrier.arrive(draws.ready.index(t % draws.SIZE), count=1)
-
-
-@gluon.jit
-def _hear(draws, t, NUM_WARPS: gl.constexpr):
-    """(Row tile, batch, head, whether there is one) of the `t`-th draw."""
-    layout: gl.constexpr = gl.BlockedLayout([4], [32], [NUM_WARPS], [0])
-    field = gl.arange(0, 4, layout=layout)
-    draws.await_ready(t)
-    message = draws.places.index(t % draws.SIZE).load(layout)
-    draws.release(t)
-    tile = gl.sum(gl.where(field == 0, message, 0), 0)
-    b = gl.sum(gl.where(field == 1, message, 0), 0)
-    h = gl.sum(gl.where(field == 2, message, 0), 0)
-    return tile, b, h, gl.sum(gl.where(field == 3, message, 0), 0)
-
-
-@gluon.jit
 def _produce(counter_ptr, q_desc, k_desc, v_desc, s_desc, mem, shape, options):
     TILE_BYTES: gl.constexpr = options.CONSUMERS * ROWS * options.D * 2
     KEY_BYTES: gl.constexpr = options.BN * options.D * 2
@@ -122,7 +94,7 @@ def _produce(counter_ptr, q_desc, k_desc, v_desc, s_desc, mem, shape, options):
     i = 0  # tiles of keys so far
     t = 0  # tiles of rows so far
     while index < shape.num_tiles * shape.B * shape.H:
-        _tell(mem.draws, t, index, shape, 1)
+        tell_draw(mem.draws, t, index, shape, 1)
         tile, head = shape.tile(index)
         b = head // shape.H
         h = head % shape.H
@@ -153,7 +125,7 @@ def _produce(counter_ptr, q_desc, k_desc, v_desc, s_desc, mem, shape, options):
                 async_load(s_desc, [b, h, row + c * ROWS, 0], mem.o.ready.index(0), mem.o.places.index(c))
         t += 1
         index = gl.num_programs(0) + gl.atomic_add(counter_ptr, 1)
-    _tell(mem.draws, t, index, shape, 1)
+    tell_draw(mem.draws, t, index, shape, 1)
 
 
 @gluon.jit
@@ -238,7 +210,7 @@ def _consume(o_desc, s_ptr, lse_ptr, scale, ss_b, ss_t, ss_h, mem, shape, option
     o_tile = o.reshape([ROWS, D])
     i = 0
     t = 0
-    tile, b, h, found = _hear(mem.draws, t, 4)
+    tile, b, h, found = hear_draw(mem.draws, t, 4)
     while found != 0:
         first = _first_row(shape, tile, options)
         row = first + CONSUMER * ROWS
@@ -310,7 +282,7 @@ def _consume(o_desc, s_ptr, lse_ptr, scale, ss_b, ss_t, ss_h, mem, shape, option
             tma.store_wait(0)
             mem.o.release(t)
         t += 1
-        tile, b, h, found = _hear(mem.draws, t, 4)
+        tile, b, h, found = hear_draw(mem.draws, t, 4)
     tma.store_wait(0)
 
 

@@ -110,6 +110,34 @@ def ring(places, SIZE: gl.constexpr, READERS: gl.constexpr):
     return Ring(places, barriers(SIZE, 1), barriers(SIZE, READERS), SIZE)
 
 
+@gluon.jit
+def tell_draw(draws, t, index, shape, NUM_WARPS: gl.constexpr):
+    """Let the consumers know the `t`-th draw: row tile, batch, head, and whether there is one."""
+    total = shape.num_tiles * shape.B * shape.H
+    tile, head = shape.tile(gl.minimum(index, total - 1))
+    layout: gl.constexpr = gl.BlockedLayout([4], [32], [NUM_WARPS], [0])
+    field = gl.arange(0, 4, layout=layout)
+    message = gl.where(field == 0, tile, gl.where(field == 1, head // shape.H, head % shape.H))
+    message = gl.where(field == 3, (index < total).to(gl.int32), message)
+    draws.await_free(t)
+    draws.places.index(t % draws.SIZE).store(message)
+    mbarrier.arrive(draws.ready.index(t % draws.SIZE), count=1)
+
+
+@gluon.jit
+def hear_draw(draws, t, NUM_WARPS: gl.constexpr):
+    """(Row tile, batch, head, whether there is one) of the `t`-th draw."""
+    layout: gl.constexpr = gl.BlockedLayout([4], [32], [NUM_WARPS], [0])
+    field = gl.arange(0, 4, layout=layout)
+    draws.await_ready(t)
+    message = draws.places.index(t % draws.SIZE).load(layout)
+    draws.release(t)
+    tile = gl.sum(gl.where(field == 0, message, 0), 0)
+    b = gl.sum(gl.where(field == 1, message, 0), 0)
+    h = gl.sum(gl.where(field == 2, message, 0), 0)
+    return tile, b, h, gl.sum(gl.where(field == 3, message, 0), 0)
+
+
 class Descriptor(TensorDescriptor):  # type: ignore[misc]  # Triton has no types
     """How the copy engine finds tiles of a tensor; `describe` has checked that it can."""
 
