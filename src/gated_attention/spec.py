@@ -9,7 +9,7 @@ transformers.
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from math import isfinite
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 Site = Literal["sdpa", "value", "key", "query", "output"]
 Granularity = Literal["headwise", "elementwise"]
@@ -43,10 +43,8 @@ class AttentionGeometry:
             if value < 1:
                 raise ValueError(f"{field.name} is {value}; it must be at least 1")
         if self.num_heads % self.num_kv_heads:
-            raise ValueError(
-                f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}; "
-                "query heads share key/value heads in equal groups"
-            )
+            heads = f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}"
+            raise ValueError(f"{heads}; query heads share key/value heads in equal groups")
 
     @classmethod
     def of(
@@ -86,10 +84,10 @@ class GateSpec:
             `bias=0.0` the sink s is learned (gpt-oss) and stored as its negative, with None it is 0
             (softmax-off-by-one).
         input_dim: Read only the first `input_dim` channels of the hidden state; None reads all.
-        init: The weight starts as N(0, initializer_range), the released class's choice, or as zeros.
-        bias: Start of a learned bias on the logits; None for no bias.
-        scale: Constant factor on the activation; 2.0 with `init="zeros"` starts the gate at one.
-        dtype: Scores are formed in float32 and cast, or in the model's dtype, which reproduces
+        init: The weight's initialisation: N(0, initializer_range), as in the released class, or zeros.
+        bias: Initial value of a learned bias on the logits; None for no bias.
+        scale: Constant factor on the activation; with 2.0 and `init="zeros"` the gate is one at first.
+        dtype: Scores are computed in float32 and cast, or in the model's dtype, which reproduces
             Hugging Face's bfloat16 rounding bit for bit.
 
     Raises:
@@ -139,23 +137,19 @@ class GateSpec:
 
     def describe(self) -> str:
         """The gate in words, naming only what departs from the plain multiplicative sigmoid gate."""
-        words = [self.label, self.site, "head-shared" if self.head_shared else self.granularity]
-        if self.combine == "add":
-            words.append("additive")
-        words.append(self.activation if self.scale == 1.0 else f"{self.scale:g}*{self.activation}")
-        if self.input == "parameter":
-            words.append("input-independent")
-        if self.input == "lse":
-            words.append("of the log-sum-exp")
-        if self.input_dim is not None:
-            words.append(f"reads {self.input_dim} channels")
-        if self.init == "zeros":
-            words.append("zero init")
-        if self.bias is not None:
-            words.append(f"bias {self.bias:g}")
-        if self.dtype == "model":
-            words.append("scores in model dtype")
-        return " ".join(words)
+        activation = self.activation if self.scale == 1.0 else f"{self.scale:g}*{self.activation}"
+        words = {
+            "additive": self.combine == "add",
+            activation: True,
+            "input-independent": self.input == "parameter",
+            "of the log-sum-exp": self.input == "lse",
+            f"reads {self.input_dim} channels": self.input_dim is not None,
+            "zero init": self.init == "zeros",
+            f"bias {self.bias or 0:g}": self.bias is not None,
+            "scores in model dtype": self.dtype == "model",
+        }
+        start = [self.label, self.site, "head-shared" if self.head_shared else self.granularity]
+        return " ".join(start + [word for word, holds in words.items() if holds])
 
     def logit_shape(self, geometry: AttentionGeometry) -> tuple[int, int]:
         """(heads, channels) of one token's gate logits, before heads are averaged."""
@@ -182,9 +176,8 @@ class GateSpec:
         if self.input_dim is None:
             return geometry.hidden_size
         if self.input_dim > geometry.hidden_size:
-            raise ValueError(
-                f"gate input_dim {self.input_dim} exceeds hidden_size {geometry.hidden_size}; use at most that, or None"
-            )
+            limit = f"input_dim {self.input_dim} exceeds hidden_size {geometry.hidden_size}"
+            raise ValueError(f"gate {limit}; use at most that, or None")
         return self.input_dim
 
     def num_parameters(self, geometry: AttentionGeometry) -> int:
@@ -272,8 +265,7 @@ class BlockSpec:
     def __post_init__(self) -> None:
         object.__setattr__(self, "gates", as_gates(self.gates))
         if self.sdpa_transform not in (None, *get_args(SdpaTransform)):
-            choices = ", ".join(get_args(SdpaTransform))
-            raise ValueError(f"sdpa_transform is {self.sdpa_transform!r}; choose from {choices} or None")
+            raise ValueError(f"sdpa_transform is {self.sdpa_transform!r}; choose from rms_norm, silu or None")
         if self.output_clip is not None and not (isfinite(self.output_clip) and self.output_clip > 0):
             raise ValueError(f"output_clip is {self.output_clip}; it must be positive and finite, or None")
 
@@ -314,15 +306,7 @@ class BlockSpec:
         return gates + switch + self.num_norm_parameters(geometry)
 
 
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "site": SITES,
-    "granularity": get_args(Granularity),
-    "combine": get_args(Combine),
-    "activation": get_args(Activation),
-    "input": get_args(GateInput),
-    "init": get_args(Init),
-    "dtype": get_args(ScoreDtype),
-}
+_CHOICES = {name: get_args(kind) for name, kind in get_type_hints(GateSpec).items() if get_origin(kind) is Literal}
 
 Gates = GateSpec | Mapping[str, Any] | Iterable[GateSpec | Mapping[str, Any]] | None
 """What callers may write for `gates`: none, one, or several, as specs or as their dictionaries."""
