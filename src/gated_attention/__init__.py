@@ -1,4 +1,4 @@
-"""Gated softmax attention as a library, and the bench on which its claims are tested.
+"""Gated softmax attention: a library, and the experiments that test its claims.
 
 The names below load on first use; importing the package imports neither torch nor transformers.
 """

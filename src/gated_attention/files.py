@@ -112,7 +112,7 @@ def claimed(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def waiting_for(path: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Hold the lock `path` once whoever has it is done; `say` tells of a wait."""
+    """Hold the lock `path`, after its present holder; `say` reports a wait."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
     try:

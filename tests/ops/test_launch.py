@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gated_attention.ops import launch as launching
-from gated_attention.ops.launch import alike, launch
+from gated_attention.ops.launch import launch, launch_key
 
 
 class Compiled:
@@ -65,13 +65,13 @@ def test_alignment_of_each_first_number_tells_tensors_apart():
     x = torch.zeros(64, dtype=torch.bfloat16)
     offset = -x.data_ptr() % 16 // 2
     aligned, also_aligned, unaligned = (x[offset + at :][:8] for at in (0, 8, 1))
-    assert alike(aligned) == alike(also_aligned)
-    assert alike(aligned) != alike(unaligned)
-    assert alike(aligned, unaligned) != alike(unaligned, aligned)
+    assert launch_key(aligned) == launch_key(also_aligned)
+    assert launch_key(aligned) != launch_key(unaligned)
+    assert launch_key(aligned, unaligned) != launch_key(unaligned, aligned)
 
 
 @pytest.mark.parametrize("other", [torch.zeros(4, 8, dtype=torch.float16), torch.zeros(4, 9), torch.zeros(8, 4).T])
 def test_dtype_size_and_strides_of_each_tell_tensors_apart(other):
     x = torch.zeros(4, 8)
-    assert alike(x, x) == alike(x, x.clone())
-    assert alike(x, x) != alike(x, other)
+    assert launch_key(x, x) == launch_key(x, x.clone())
+    assert launch_key(x, x) != launch_key(x, other)

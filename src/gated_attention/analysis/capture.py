@@ -1,4 +1,4 @@
-"""What flows through a running causal language model, shown to whoever watches; by hooks only.
+"""What flows through a running causal language model, shown to a watcher, by hooks alone.
 
 Queries, keys and values are taken where transformers hands them to its attention function, after norm
 and RoPE, whatever the model family. No model code is touched and everything is restored on leaving.

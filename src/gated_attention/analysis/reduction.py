@@ -29,7 +29,7 @@ class Rows:
     """Per-sequence values by name and layer, left on the device until they are collected.
 
     Those of one batch are kept layer by layer until it ends, then all layers of one shape as one tensor: hundreds of
-    small tensors would cost a launch each to put together.
+    small tensors would each cost one launch to put together.
     """
 
     def __init__(self) -> None:

@@ -14,7 +14,7 @@ import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gated_attention.ops.launch import alike, launch
+from gated_attention.ops.launch import launch, launch_key
 from gated_attention.ops.sdpa import adjacent
 
 _BLOCK_TOKENS = 64
@@ -199,7 +199,7 @@ def moments(x: Float[Tensor, "b t c"]) -> Float[Tensor, "b 5 t"]:
     block = triton.next_power_of_2(width)
     with _device_of(x):
         launch(
-            _moments_kernel, (b * t, 1, 1), alike(x),
+            _moments_kernel, (b * t, 1, 1), launch_key(x),
             x, out, t, width, BLOCK=block, num_warps=4 if block <= 4096 else 8,
         )  # fmt: skip
     return out
@@ -217,7 +217,7 @@ def activation_rows(
     block = triton.next_power_of_2(width)
     with _device_of(x):
         launch(
-            _activations_kernel, (b * t, 1, 1), (alike(x), step),
+            _activations_kernel, (b * t, 1, 1), (launch_key(x), step),
             x, values, places, sampled, t, width, step, sampled.shape[1],
             TOP=top, BLOCK=block, num_warps=4 if block <= 4096 else 8,
         )  # fmt: skip
@@ -230,7 +230,7 @@ def head_shares(heads: Float[Tensor, "b t h d"], high: float, low: float) -> Flo
     grid, shares, block_t, block_d = _blocks(x)
     with _device_of(x):
         launch(
-            _head_shares_kernel, grid, alike(x),
+            _head_shares_kernel, grid, launch_key(x),
             x, shares, *x.shape[1:], low, high, 1 / prod(x.shape[1::2]),
             BLOCK_T=block_t, BLOCK_D=block_d,
         )  # fmt: skip
@@ -251,7 +251,7 @@ def gate_scores(
     grid, shares, block_t, block_d = _blocks(x)
     with _device_of(x):
         launch(
-            _gate_kernel, grid, (alike(x), step),
+            _gate_kernel, grid, (launch_key(x), step),
             x, by_token, shares, sampled, t, h, d, float(scale), 1 / (t * d), step, sampled.shape[1],
             ACTIVATION=activation, BLOCK_T=block_t, BLOCK_D=block_d,
         )  # fmt: skip
@@ -267,7 +267,7 @@ def gate_histograms(
     counts = torch.empty((*shares.shape[:3], bins), dtype=torch.int32, device=x.device)
     with _device_of(x):
         launch(
-            _histogram_kernel, grid, (alike(x), bins),
+            _histogram_kernel, grid, (launch_key(x), bins),
             x, counts, *x.shape[1:], float(scale), *map(float, edges), bins, ACTIVATION=activation,
             BLOCK_T=block_t, BLOCK_D=block_d, BLOCK_BINS=triton.next_power_of_2(bins + 1),
         )  # fmt: skip
@@ -299,7 +299,7 @@ def attention_rows(
     sizes = lse.new_empty((b, parts, h), dtype=torch.float32)
     with _device_of(q):
         launch(
-            _attention_kernel, (b * h, parts, 1), (alike(q, k, v, out, lse), keys, first_queries),
+            _attention_kernel, (b * h, parts, 1), (launch_key(q, k, v, out, lse), keys, first_queries),
             q, k, v, out, lse, sums, first_rows, norms, sizes,
             t, h, h // num_kv_heads, d, e, keys, first_rows.shape[2], float(scale), 1 / (t * e),
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *lse.stride(), BLOCK_T=_BLOCK_TOKENS,

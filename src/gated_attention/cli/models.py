@@ -1,4 +1,4 @@
-"""The commands on models that exist, whoever trained them: look inside, evaluate, convert."""
+"""The commands on existing models, of this package or others: analyse, evaluate, convert."""
 
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast

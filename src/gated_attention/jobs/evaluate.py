@@ -1,4 +1,4 @@
-"""`evaluate`: one model by the paper's yardsticks, under plain RoPE and whatever overrides are asked for."""
+"""`evaluate`: one model on the paper's benchmarks, under plain RoPE and the overrides that are asked for."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace

@@ -58,7 +58,7 @@ def _backward_of(backend: str, q: Tensor, k: Tensor) -> _Backward:
     if backend == "hopper":
         from gated_attention.ops.hopper import backward_launch as hopper_backward_launch
 
-        if hopper_backward_launch.pays(q, k):
+        if hopper_backward_launch.is_faster(q, k):
             return hopper_backward_launch.attention_backward
     return lse_shift.attention_backward
 
@@ -124,7 +124,7 @@ def _traced_backward_of(backend: str, q: Tensor, k: Tensor) -> _Backward | None:
     if backend == "hopper":
         from gated_attention.ops.hopper import backward_launch as hopper_backward_launch
 
-        if hopper_backward_launch.pays(q, k):
+        if hopper_backward_launch.is_faster(q, k):
             return _traced_hopper_backward
     return None
 

@@ -21,7 +21,7 @@ def launch(
     """`kernel[grid](*args, num_warps=num_warps, **FUSION, **constants)`.
 
     Args:
-        like: What, beside the constants, decides which kernel Triton compiles: `alike` of the tensors, and numbers
+        like: What, beside the constants, decides which kernel Triton compiles: `launch_key` of the tensors, and numbers
             that do not follow from them.
         constants: Compile-time constants, in the order of the kernel's parameters, of which they are the last.
     """
@@ -36,6 +36,6 @@ def launch(
         _compiled[key] = compiled
 
 
-def alike(*tensors: Tensor) -> Hashable:
+def launch_key(*tensors: Tensor) -> Hashable:
     """Equal for tensors of which Triton knows the same: it makes use of sizes, strides, and multiples of 16 bytes."""
     return (tensors[0].device, *((x.dtype, x.shape, x.stride(), x.data_ptr() % 16 == 0) for x in tensors))

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from gated_attention.ops.launch import alike, launch
+from gated_attention.ops.launch import launch, launch_key
 
 PATIENCE_S = 20.0
 GIVE_WAY_S = 1e-4
@@ -368,7 +368,7 @@ def play(path: Path, *known: types.SimpleNamespace, **replaced: object) -> types
     tree = ast.parse(path.read_text(), str(path))
     names = {"__name__": f"played.{path.stem}", "gl": gl, "gluon": gluon, "triton": triton, "tl": tl}
     names |= {"aggregate": _jit, "TensorDescriptor": Descriptor}
-    names |= {"launch": launch, "alike": alike}
+    names |= {"launch": launch, "launch_key": launch_key}
     names |= vars(hopper) | vars(compat)
     for module in known:
         names |= {name: thing for name, thing in vars(module).items() if not name.startswith("_")}

@@ -38,7 +38,7 @@ class GateScores(NamedTuple):
 
 
 def gate_scores(logits: Float[Tensor, "b t h #d"], spec: GateSpec) -> GateScores:
-    """What the gate measures are read from; channels of a head, then tokens, count alike."""
+    """What the gate measures read; channels of a head have equal weight, then tokens."""
     step = ceil(logits.shape[1] / HISTOGRAM_TOKENS)
     if _kernels_score(logits, spec):
         from gated_attention.analysis import triton_rows

@@ -101,7 +101,7 @@ def convert(
     if init not in get_args(Init):
         raise ValueError(f"init is {init!r}; choose from {', '.join(get_args(Init))}")
     if init != "zeros" and not add_gate:
-        raise ValueError(f"init {init!r} starts gates that are added; name them with add_gate")
+        raise ValueError(f"init {init!r} initialises added gates; name them with add_gate")
     if self_contained and to != "gated":
         raise ValueError("self_contained is for to='gated'; transformers itself has the code of the others")
     target_folder = Path(target_folder).expanduser()

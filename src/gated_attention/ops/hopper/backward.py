@@ -155,7 +155,7 @@ def _add_dq(dq_desc, mem, work, options):
 
 @gluon.jit
 def _begin(a, b, layout: gl.constexpr):
-    """Start a product whose sum begins at zero."""
+    """Begin a product with its sum at zero."""
     M: gl.constexpr = a.shape[0]
     N: gl.constexpr = b.shape[1]
     zero = gl.zeros([M, N], gl.float32, layout)

@@ -16,7 +16,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from gated_attention.ops.hopper.backward import COMPUTE_WARPS, backward_kernel
 from gated_attention.ops.hopper.pipeline import describe, num_multiprocessors
-from gated_attention.ops.launch import alike, launch
+from gated_attention.ops.launch import launch, launch_key
 from gated_attention.ops.sdpa import adjacent
 from gated_attention.ops.triton.prepare import prepare
 
@@ -27,7 +27,7 @@ _SECTION_BYTES = 32 * 2**20
 
 
 class Blocks(NamedTuple):
-    """How a head size is cut: queries a tile, keys a program, and tiles in flight."""
+    """How a head size is cut: queries per tile, keys per program, and tiles in flight."""
 
     num_queries: int
     num_keys: int
@@ -40,7 +40,7 @@ BLOCKS = {
 }
 
 
-def pays(q: Float[Tensor, "b h t d"], k: Float[Tensor, "b k s d"]) -> bool:
+def is_faster(q: Float[Tensor, "b h t d"], k: Float[Tensor, "b k s d"]) -> bool:
     """Whether this backward is measured faster than PyTorch's with a shifted log-sum-exp; see docs/kernels.md.
 
     It is where the queries that share a key head, and their gradients, stay in the L2 cache.
@@ -121,7 +121,7 @@ def _launch(
     # Half of a head's blocks are drawn together: the heads of a section should occupy the whole GPU with them.
     num_heads = max(_SECTION_BYTES // head_bytes, 2 * num_multiprocessors(q.device) // num_blocks)
     launch(
-        backward_kernel, (B * K * num_blocks, 1, 1), alike(q, k, v, grad, dk, dv),
+        backward_kernel, (B * K * num_blocks, 1, 1), launch_key(q, k, v, grad, dk, dv),
         describe(q, by_query), describe(k, by_key), describe(v, by_key), describe(grad, by_query),
         TensorDescriptor(flat, list(flat.shape), [1], [by_query], _FLAT), describe(total, by_query),
         dk, *dk.stride()[:3], dv, *dv.stride()[:3],
@@ -133,7 +133,7 @@ def _launch(
 def _finish(total: Tensor, dq: Tensor, scale: float) -> Tensor:
     B, H, T, D = dq.shape
     launch(
-        _finish_kernel, (triton.cdiv(T, _ROWS), B * H, 1), alike(total, dq),
+        _finish_kernel, (triton.cdiv(T, _ROWS), B * H, 1), launch_key(total, dq),
         total, dq, scale, T, H, *dq.stride()[:3], D=D, ROWS=_ROWS,
     )  # fmt: skip
     return dq

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gated_attention.ops.hopper.forward import ROWS, forward_kernel
 from gated_attention.ops.hopper.pipeline import describe, num_multiprocessors
-from gated_attention.ops.launch import alike, launch
+from gated_attention.ops.launch import launch, launch_key
 
 _SECTION_BYTES = 24 * 2**20
 """Keys and values that programs work on at a time; they should stay in the L2 cache, of 50 MB."""
@@ -75,7 +75,7 @@ def attention_forward(
     num_programs = min(num_tiles * B * H, num_multiprocessors(q.device))
     q_desc = describe(q, rows)
     launch(
-        forward_kernel, (num_programs, 1, 1), alike(q, k, v, gate_logits),
+        forward_kernel, (num_programs, 1, 1), launch_key(q, k, v, gate_logits),
         q_desc, describe(k, blocks.num_keys), describe(v, blocks.num_keys), describe(out, rows),
         describe(gate_logits.transpose(1, 2), rows) if elementwise else q_desc, gate_logits, lse, counter,
         B, H, T, S, group, section, num_tiles, scale, *gate_logits.stride()[:3],

@@ -11,7 +11,7 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
-from gated_attention.ops.launch import alike, launch
+from gated_attention.ops.launch import launch, launch_key
 from gated_attention.ops.triton.tiles import head_of, heads, read_tile, write_tile
 
 _ROWS = 16
@@ -64,7 +64,7 @@ def prepare(
     scaled = torch.empty((B, T, H, D), dtype=grad.dtype, device=grad.device).transpose(1, 2) if elementwise else grad
     stats = torch.empty((2, B, H, T_padded), dtype=torch.float32, device=grad.device)
     launch(
-        _prepare_kernel, (B * H, triton.cdiv(T_padded, _ROWS), 1), (alike(grad, out, gate_logits, lse), T_padded),
+        _prepare_kernel, (B * H, triton.cdiv(T_padded, _ROWS), 1), (launch_key(grad, out, gate_logits, lse), T_padded),
         heads(grad), heads(out), heads(gate_logits.transpose(1, 2)), heads(lse[..., None]), heads(scaled),
         heads(grad_logits.transpose(1, 2)), heads(stats[0, ..., None]), heads(stats[1, ..., None]), T, T_padded, H,
         D=D, ROWS=_ROWS, ELEMENTWISE=elementwise,

@@ -30,7 +30,7 @@ from gated_attention.train.text.tokenizer import (
 __all__ = ["Blocks", "DataConfig", "PackedData", "collate", "load_data"]
 
 _FORMAT = 3  # of the cached files; raised when the same settings would pack differently
-_BATCH_BYTES = 2_000_000  # text per call of the tokenizer, which spreads it over all cores at about 75 bytes a token
+_BATCH_BYTES = 2_000_000  # text per call of the tokenizer, which spreads it over all cores at about 75 bytes per token
 _PIECE_CHARACTERS = 1_000_000  # longer documents are tokenised in pieces, cut at line ends
 _CURVE_TOKENS = 32_768  # held-out text scored for each point of a validation curve
 
