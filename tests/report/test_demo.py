@@ -11,7 +11,7 @@ from gated_attention.cli import main
 from gated_attention.models import GatedQwen3Config
 from gated_attention.models.build import build_model
 from gated_attention.report.analysis.demo import DEFAULT_PROMPT, DemoPlan, demo, draw, parse_layers, summary_table
-from gated_attention.report.study.table import ABSENT
+from gated_attention.report.tables import ABSENT
 from gated_attention.spec import GateSpec
 from gated_attention.train.text.tokenizer import load_tokenizer
 

@@ -9,7 +9,7 @@ import pytest
 
 from gated_attention.report.analysis.token_view import token_view
 from gated_attention.report.blocks import Heading, Paragraph, TableBlock, html
-from gated_attention.report.study.table import Cell, Column, table_of
+from gated_attention.report.tables import Cell, Column, table_of
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 PROBE = """\

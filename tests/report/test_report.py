@@ -14,7 +14,7 @@ from finished_arms import report_of, write_arm
 from gated_attention.report.blocks import CodeBlock, Heading, Paragraph, TableBlock, html, inline_svg, markdown
 from gated_attention.report.study.page import write_report
 from gated_attention.report.study.sections import count_text, source_name
-from gated_attention.report.study.table import Cell, Column, Table
+from gated_attention.report.tables import Cell, Column, Table
 from gated_attention.study.record import write_json
 
 

@@ -7,15 +7,8 @@ from math import inf, nan
 import pytest
 from rich.console import Console
 
-from gated_attention.report.study.table import (
-    ABSENT,
-    comparison_table,
-    csv_text,
-    fixed,
-    significant,
-    spread_text,
-    terminal_table,
-)
+from gated_attention.report.study.table import comparison_table, csv_text, spread_text, terminal_table
+from gated_attention.report.tables import ABSENT, fixed, significant
 from gated_attention.study.comparison import compare_variants, variant_order
 from gated_attention.study.record import Measure, Result
 from gated_attention.study.statistics import spread

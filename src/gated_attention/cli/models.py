@@ -94,7 +94,7 @@ def demo(
     from gated_attention.device import pick_device
     from gated_attention.report.analysis.demo import DEFAULT_PROMPT, DemoPlan, parse_layers, summary_table
     from gated_attention.report.analysis.demo import demo as read_and_draw
-    from gated_attention.report.study.table import rich_table
+    from gated_attention.report.tables import rich_table
 
     text = DEFAULT_PROMPT if prompt is None else prompt
     plan = DemoPlan(tuple(models), text, parse_layers(layers), tokenizer, output)

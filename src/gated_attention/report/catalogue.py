@@ -6,7 +6,7 @@ from typing import Any
 
 from gated_attention.registry.published import ROWS
 from gated_attention.registry.variants import VARIANTS, Variant
-from gated_attention.report.study.table import ABSENT, Cell, Column, Table, table_of
+from gated_attention.report.tables import ABSENT, Cell, Column, Table, table_of
 from gated_attention.sizes import ModelSize, count_parameters, get_size
 
 PAPER_SIZE = "15a2b"

@@ -5,7 +5,7 @@ from rich.console import Console
 from gated_attention.registry.settings import SETTINGS
 from gated_attention.registry.variants import VARIANTS, Variant
 from gated_attention.report import catalogue
-from gated_attention.report.study.table import rich_table
+from gated_attention.report.tables import rich_table
 from gated_attention.sizes import ModelSize, count_parameters
 
 LEGEND = f"""\

@@ -15,7 +15,7 @@ from gated_attention.jobs.analyze import unique_labels
 from gated_attention.jobs.named_model import check_tokenizer, find_checkpoint, load_checkpoint
 from gated_attention.report import plots
 from gated_attention.report.analysis.overview import ReadPrompt, overview
-from gated_attention.report.study.table import ABSENT, Cell, Column, Table, table_of
+from gated_attention.report.tables import ABSENT, Cell, Column, Table, table_of
 from gated_attention.spec import SITE_LABELS, SITES
 
 DEFAULT_PROMPT = "The cat sat on the mat, and the dog that had chased it lay in the sun."

@@ -13,7 +13,7 @@ from gated_attention.report.analysis.token_view import token_view
 from gated_attention.report.blocks import Block, Bullets, CodeBlock, Heading, Paragraph, TableBlock
 from gated_attention.report.plots import strokes_for
 from gated_attention.report.study.sections import SINK_FACTOR, count_text, source_name
-from gated_attention.report.study.table import ABSENT, Cell, Column, Table, fixed, significant, table_of
+from gated_attention.report.tables import ABSENT, Cell, Column, Table, fixed, significant, table_of
 from gated_attention.spec import SITE_LABELS
 
 LISTED_TOKENS = 12

@@ -1,8 +1,6 @@
 """An analysis as data: one JSON file with everything, one CSV file with a row for each number."""
 
-import csv
 from collections.abc import Iterator, Sequence
-from io import StringIO
 from math import isfinite
 from typing import Any
 
@@ -10,6 +8,7 @@ import numpy as np
 
 from gated_attention.analysis.definitions import ALL, GATE_MEASURES, MEASURES, Definition
 from gated_attention.jobs.analyze import Analysis, AnalysisPlan
+from gated_attention.report.tables import csv_of
 from gated_attention.study.record import library_versions
 
 SCHEMA = 1
@@ -100,16 +99,14 @@ def csv_text(analyses: Sequence[Analysis]) -> str:
 
     `head` is a query head, a key/value head (`value_drain`) or a head of the gate; `rank` is 1 for the largest.
     """
-    buffer = StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["model", "site", "measure", "layer", "head", "rank", "value", "unit"])
+    rows = [["model", "site", "measure", "layer", "head", "rank", "value", "unit"]]
     for analysis in analyses:
         for name, values in analysis.inspection.measures.items():
-            writer.writerows(_csv_rows(analysis.label, "", name, MEASURES[name], values))
+            rows += _csv_rows(analysis.label, "", name, MEASURES[name], values)
         for site, gate in analysis.inspection.gates.items():
             for name, values in gate.measures.items():
-                writer.writerows(_csv_rows(analysis.label, site, name, GATE_MEASURES[name], values))
-    return buffer.getvalue()
+                rows += _csv_rows(analysis.label, site, name, GATE_MEASURES[name], values)
+    return csv_of(rows)
 
 
 def _csv_rows(label: str, site: str, name: str, definition: Definition, values: np.ndarray) -> Iterator[list[str]]:

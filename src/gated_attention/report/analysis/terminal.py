@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRe
 from gated_attention.analysis import TextBatch
 from gated_attention.jobs.analyze import Analysis
 from gated_attention.report.analysis.page import activation_table, attention_table
-from gated_attention.report.study.table import rich_table
+from gated_attention.report.tables import rich_table
 
 
 class AnalysisDisplay:

@@ -2,49 +2,11 @@
 
 import json
 from collections.abc import Sequence
-from html import escape
 
 import numpy as np
 from jaxtyping import Float
 
-from gated_attention.report.blocks import WidgetBlock
-
-_STYLE = """\
-.gates { margin: 1.5rem 0 2.5rem; }
-.gates h3 { margin-bottom: 0.4rem; }
-.gates .bar { display: flex; flex-wrap: wrap; align-items: center; gap: 0.4rem 1rem; margin-bottom: 0.6rem;
-  color: var(--soft); font-size: 0.9rem; }
-.gates .bar label { display: flex; align-items: center; gap: 0.6rem; flex: 1 1 16rem; max-width: 26rem; }
-.gates input { flex: 1; min-width: 7rem; accent-color: var(--link); }
-.gates output { min-width: 5.5rem; color: var(--ink); font-variant-numeric: tabular-nums; }
-.gates .scale { display: flex; align-items: center; gap: 0.4rem; }
-.gates .scale i { width: 5rem; height: 0.8em; border-radius: 3px; border: 1px solid var(--line);
-  background: linear-gradient(to right, transparent, rgb(230 120 30 / 0.75)); }
-.gates .text { border: 1px solid var(--line); border-radius: 8px; padding: 0.8rem 1rem; line-height: 1.9;
-  white-space: pre-wrap; overflow-wrap: anywhere; font: 0.88rem/1.9 ui-monospace, SFMono-Regular, Menlo, Consolas,
-  monospace; }
-.gates .text span { background: rgb(230 120 30 / calc(var(--g) * 0.75)); border-radius: 2px; }
-.gates .text span:hover { outline: 1px solid var(--ink); }
-"""
-
-_SCRIPT = """\
-for (const view of document.querySelectorAll(".gates")) {
-  const data = JSON.parse(view.querySelector("script").textContent);
-  const tokens = view.querySelectorAll(".text span"), slider = view.querySelector("input");
-  const shown = view.querySelector("output");
-  view.querySelector("label").hidden = false;
-  const draw = () => {
-    const row = data.rows[slider.value];
-    shown.textContent = data.names[slider.value];
-    tokens.forEach((token, i) => {
-      token.style.setProperty("--g", Math.min(1, Math.max(0, (row[i] - data.low) / (data.high - data.low))));
-      token.title = row[i].toFixed(3);
-    });
-  };
-  slider.addEventListener("input", draw);
-  draw();
-}
-"""
+from gated_attention.report.blocks import WidgetBlock, render
 
 
 def token_view(title: str, tokens: Sequence[str], scores: Float[np.ndarray, "layers tokens"]) -> WidgetBlock:
@@ -69,22 +31,15 @@ def token_view(title: str, tokens: Sequence[str], scores: Float[np.ndarray, "lay
         "rows": [[round(float(score), 3) for score in row] for row in rows],
     }
     shares = (rows[0] - low) / (high - low)
-    spans = "".join(
-        f'<span style="--g:{share:.2f}" title="{score:.3f}">{escape(_visible(token))}</span>'
+    spans = [
+        {"token": _visible(token), "share": f"{share:.2f}", "score": f"{score:.3f}"}
         for token, share, score in zip(tokens, shares, rows[0], strict=True)
-    )
-    markup = (
-        f'<section class="gates">\n<h3>{escape(title)}</h3>\n<div class="bar">'
-        f'<label hidden>Layer <input type="range" min="0" max="{len(layers)}" value="0" '
-        f'aria-label="Layer, 0 for all"><output>all layers</output></label>'
-        f'<span class="scale">{low:.2f} <i></i> {high:.2f}</span></div>\n<div class="text">{spans}</div>\n'
-        f'<script type="application/json">{json.dumps(data, separators=(",", ":"))}</script>\n</section>'
-    )
+    ]
+    markup = render("token_view.html", title=title, data=data, low=f"{low:.2f}", high=f"{high:.2f}", spans=spans)
     order = np.argsort(rows[0])
     ends = [f"`{_word(tokens[i])}` {rows[0][i]:.2f}" for i in (*order[:3], *order[-3:])]
-    return WidgetBlock(
-        markup, _STYLE, _SCRIPT, f"{title}: lowest {', '.join(ends[:3])}; highest {', '.join(ends[3:])}."
-    )
+    words = f"{title}: lowest {', '.join(ends[:3])}; highest {', '.join(ends[3:])}."
+    return WidgetBlock(markup, "token_view.css", "token_view.js", words)
 
 
 def _visible(token: str) -> str:

@@ -1,16 +1,15 @@
 """An evaluation as data: a list of numbers, written as JSON and CSV and shown as tables."""
 
-import csv
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, astuple, dataclass, fields
 from importlib import metadata
-from io import StringIO
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from gated_attention.jobs.evaluate import Evaluation, RopeEvaluation
+from gated_attention.report.tables import csv_of
 from gated_attention.study.record import library_versions
 
 SCHEMA = 1
@@ -129,12 +128,7 @@ def _harness_version(evaluation: Evaluation) -> dict[str, str]:
 
 def csv_text(found: Sequence[Number]) -> str:
     """A row for each number; empty where there is none."""
-    buffer = StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow([field.name for field in fields(Number)])
-    for one in found:
-        writer.writerow(["" if value is None else value for value in astuple(one)])
-    return buffer.getvalue()
+    return csv_of([[field.name for field in fields(Number)], *map(astuple, found)])
 
 
 def json_text(evaluation: Evaluation) -> str:

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from gated_attention.report.blocks import Block, Bullets, CodeBlock, Heading, TableBlock
 from gated_attention.report.study.command import compare_command, without_option
 from gated_attention.report.study.sections import count_text, parameters_text
-from gated_attention.report.study.table import Cell, Column, fixed, significant, spread_text, table_of
+from gated_attention.report.study.table import spread_text
+from gated_attention.report.tables import Cell, Column, fixed, significant, table_of
 from gated_attention.study.comparison import LOSS, Comparison
 from gated_attention.study.record import Result
 from gated_attention.study.statistics import CONFIDENCE, spread

@@ -7,16 +7,8 @@ from gated_attention.registry.published import ROWS, PublishedRow, cite
 from gated_attention.report.blocks import Block, Heading, Paragraph, TableBlock
 from gated_attention.report.study.ordering import COLUMNS, orders
 from gated_attention.report.study.sections import count_text, parameters_text
-from gated_attention.report.study.table import (
-    ABSENT,
-    Cell,
-    Column,
-    Table,
-    difference_text,
-    fixed,
-    spread_text,
-    table_of,
-)
+from gated_attention.report.study.table import difference_text, spread_text
+from gated_attention.report.tables import ABSENT, Cell, Column, Table, fixed, table_of
 from gated_attention.study.comparison import Comparison, VariantRow
 from gated_attention.study.record import Result
 from gated_attention.study.statistics import PairedDifference

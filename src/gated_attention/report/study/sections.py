@@ -5,7 +5,8 @@ from pathlib import PurePath
 
 from gated_attention.report.blocks import Bullets, Paragraph
 from gated_attention.report.plots import Curve
-from gated_attention.report.study.table import ABSENT, fixed, significant, spread_text
+from gated_attention.report.study.table import spread_text
+from gated_attention.report.tables import ABSENT, fixed, significant
 from gated_attention.study.comparison import BASELINE, LOSS, Comparison, VariantRow, diverged
 from gated_attention.study.record import Result
 from gated_attention.study.statistics import CONFIDENCE, t_quantile

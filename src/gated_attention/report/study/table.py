@@ -1,94 +1,26 @@
-"""A study's comparison as a table of text, for Markdown, HTML and the terminal, and as CSV."""
+"""A study's comparison as a table, for Markdown, HTML and the terminal, and as CSV."""
 
-import csv
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from io import StringIO
-from math import floor, isfinite, log10
-from textwrap import wrap
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
-from rich import box
-from rich.console import Console
 from rich.table import Table as RichTable
-from rich.text import Text
 
+from gated_attention.report.tables import (
+    ABSENT,
+    Cell,
+    Column,
+    Table,
+    Tone,
+    csv_of,
+    exact_text,
+    fixed,
+    rich_table,
+    significant,
+    table_of,
+)
 from gated_attention.study.comparison import LOSS, Comparison, compare_variants
 from gated_attention.study.record import Result
 from gated_attention.study.statistics import PairedDifference, Spread, t_quantile
-
-ABSENT = "-"
-"""What a cell without content says."""
-
-WIDE = 110
-"""Columns of a terminal that hold the comparison with a row for each variant."""
-
-SIDE_BY_SIDE = 4
-"""Variants that a narrower terminal holds side by side."""
-
-Tone = Literal["", "good", "bad", "muted"]
-
-
-class Cell(NamedTuple):
-    """Text of a table's cell and how it is meant."""
-
-    text: str
-    tone: Tone = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """Head of a column.
-
-    Attributes:
-        beneath: Where space is short the column is stacked below the one before it.
-        numeric: Set flush right.
-    """
-
-    header: str
-    unit: str = ""
-    beneath: bool = False
-    numeric: bool = True
-
-    @property
-    def title(self) -> str:
-        """Header with its unit."""
-        return f"{self.header} ({self.unit})" if self.unit else self.header
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """A table of text, ready for Markdown, HTML or the terminal."""
-
-    columns: tuple[Column, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-
-    def stacks(self) -> list[list[int]]:
-        """Indices of the columns that stand in one stack, from left to right."""
-        stacks: list[list[int]] = []
-        for index, column in enumerate(self.columns):
-            if column.beneath and stacks:
-                stacks[-1].append(index)
-            else:
-                stacks.append([index])
-        return stacks
-
-
-def table_of(columns: Mapping[Column, Sequence[Cell]]) -> Table:
-    """The table with these columns, those without any content left out."""
-    kept = {column: cells for column, cells in columns.items() if any(cell.text != ABSENT for cell in cells)}
-    return Table(tuple(kept), tuple(zip(*kept.values(), strict=True)))
-
-
-def fixed(decimals: int) -> Callable[[float], int]:
-    """Always this many decimals."""
-    return lambda _: decimals
-
-
-def significant(digits: int) -> Callable[[float], int]:
-    """As many decimals as show this many significant digits; whole numbers are never cut."""
-    return lambda value: 0 if value == 0.0 else max(0, digits - 1 - floor(log10(abs(value))))
-
 
 _LOSS_DIGITS, _PPL_DIGITS, _SHARE_DIGITS, _ACT_DIGITS = fixed(4), significant(5), fixed(4), significant(3)
 
@@ -182,70 +114,24 @@ def terminal_table(results: Sequence[Result], width: int | None = None) -> RichT
     return rich_table(comparison_table(compare_variants(results)), width)
 
 
-def rich_table(table: Table, width: int | None = None) -> RichTable:
-    """A table for a terminal: as it is, or on a narrow one a column for each row; `width` as in `terminal_table`."""
-    narrow = (Console().width if width is None else width) < WIDE and len(table.rows) <= SIDE_BY_SIDE
-    return _side_by_side(table) if narrow else _stacked(table)
-
-
-def _stacked(table: Table) -> RichTable:
-    printed = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    stacks = []
-    for stack in table.stacks():
-        columns = [table.columns[index] for index in stack]
-        cells = [Text("\n").join(_line(table.columns[index], row[index]) for index in stack) for row in table.rows]
-        heads = [Text("\n".join(filter(None, (c.header, c.unit and f"({c.unit})"))), _style(c)) for c in columns]
-        numeric = columns[0].numeric  # numbers keep to their lines, the gate's words take what is left
-        justify: Literal["right", "left"] = "right" if numeric else "left"
-        printed.add_column(Text("\n").join(heads), justify=justify, no_wrap=numeric)
-        stacks.append(cells)
-    for row in zip(*stacks, strict=True):
-        printed.add_row(*row)
-    return printed
-
-
-def _side_by_side(table: Table) -> RichTable:
-    printed = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    printed.add_column("")
-    for row in table.rows:
-        printed.add_column(Text(row[0].text, "bold"), justify="right")
-    for index, column in enumerate(table.columns[1:], start=1):
-        printed.add_row(Text(column.title, _style(column)), *(_line(column, row[index]) for row in table.rows))
-    return printed
-
-
-def _style(column: Column) -> str:
-    return "dim" if column.beneath else "bold"
-
-
-def _line(column: Column, cell: Cell) -> Text:
-    """A cell in the colour of its tone, a verdict's reasons on lines of their own."""
-    styles = {"": "dim" if column.beneath else "", "good": "green", "bad": "red", "muted": "dim"}
-    text = "" if column.beneath and cell.text == ABSENT else cell.text
-    lines = [line for part in text.replace(" (", "\n(").split("\n") for line in wrap(part, 20)]
-    return Text("\n".join(lines) if column.numeric else text, styles[cell.tone])
-
-
 def csv_text(comparison: Comparison) -> str:
     """The comparison as CSV: numbers in the units of the column names, empty where there is none."""
     measures = dict.fromkeys(name for row in comparison.rows for name in row.measures)
-    buffer = StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(
+    lines: list[list[str]] = [
         [
             *("variant", "gate", "cites", "seeds", "num_diverged", "parameters", "residue_share"),
             *("difference_nats", "standard_error_nats", "num_pairs", "t", "t_quantile", "verdict"),
             *(f"{name}{part}" for name in measures for part in ("", "_sd")),
         ]
-    )
+    ]
     for row in comparison.rows:
         loss = row.measures.get(LOSS)
         head = [row.variant, row.gate, " ".join(row.cites), " ".join(map(str, row.seeds))]
-        head += [str(loss.num_diverged if loss else 0), _number(row.parameters), _number(row.residue)]
+        head += [str(loss.num_diverged if loss else 0), exact_text(row.parameters), exact_text(row.residue)]
         spreads = [row.measures.get(name) for name in measures]
-        tail = [_number(value) for found in spreads for value in ((found.mean, found.sd) if found else (None, None))]
-        writer.writerow([*head, *_difference_fields(row.difference), *tail])
-    return buffer.getvalue()
+        tail = [exact_text(value) for found in spreads for value in ((found.mean, found.sd) if found else (None, None))]
+        lines.append([*head, *_difference_fields(row.difference), *tail])
+    return csv_of(lines)
 
 
 def _difference_fields(difference: PairedDifference | None) -> list[str]:
@@ -253,11 +139,4 @@ def _difference_fields(difference: PairedDifference | None) -> list[str]:
         return [""] * 6
     quantile = t_quantile(difference.n - 1) if difference.n > 1 else None
     numbers = (difference.mean, difference.standard_error, difference.n, difference.t, quantile)
-    return [*map(_number, numbers), difference.verdict]
-
-
-def _number(value: float | None) -> str:
-    """Ten significant digits, whole numbers in full; empty where there is nothing finite to say."""
-    if value is None or not isfinite(value):
-        return ""
-    return str(value) if isinstance(value, int) else f"{value:.10g}"
+    return [*map(exact_text, numbers), difference.verdict]

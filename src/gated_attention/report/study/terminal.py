@@ -11,7 +11,8 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from gated_attention.device import device_name
 from gated_attention.report.study.beside_the_paper import rows_table
 from gated_attention.report.study.ordering import orders
-from gated_attention.report.study.table import rich_table, terminal_table
+from gated_attention.report.study.table import terminal_table
+from gated_attention.report.tables import rich_table
 from gated_attention.sizes import count_parameters
 from gated_attention.study.arms import Arm, StudyPlan
 from gated_attention.study.comparison import LOSS, compare_variants, diverged
