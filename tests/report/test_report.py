@@ -91,7 +91,7 @@ class Page(HTMLParser):
 def test_it_writes_every_file_and_says_which(study, tmp_path):
     folder = tmp_path / "report"
     written = write_report(study, folder)
-    names = ["loss", "f_attn", "m_act", "gate_scores", "attention_maps"]
+    names = ["forest", "loss", "f_attn", "m_act", "gate_scores", "attention_maps"]
     figures = [f"figures/{name}.svg" for name in names]
     assert [path.relative_to(folder).as_posix() for path in written] == [
         "report.md", "report.html", "table.csv", *figures
@@ -114,7 +114,7 @@ def test_the_page_is_well_formed_and_requests_nothing(page):
     assert all(target.startswith("https://arxiv.org/abs/") for target in parsed.links)
     assert not re.search(r"@import|url\((?!#)|<script|<link", page)
     assert len(parsed.ids) == len(set(parsed.ids))
-    assert page.count("<svg") == 5
+    assert page.count("<svg") == 6
     assert "prefers-color-scheme: dark" in page
     assert 'name="viewport"' in page
 
@@ -277,7 +277,12 @@ def test_an_earlier_reports_figures_go_and_other_files_stay(study, tmp_path):
     for arrays in study.glob("*/*/arrays.npz"):
         arrays.unlink()
     report_of(study)
-    assert sorted(path.name for path in (folder / "figures").iterdir()) == ["f_attn.svg", "loss.svg", "m_act.svg"]
+    assert sorted(path.name for path in (folder / "figures").iterdir()) == [
+        "f_attn.svg",
+        "forest.svg",
+        "loss.svg",
+        "m_act.svg",
+    ]
     assert (folder / "notes.txt").read_text() == "mine"
 
 

@@ -63,6 +63,11 @@ class PairedDifference:
         return self.mean / self.standard_error
 
     @property
+    def half_width(self) -> float | None:
+        """Half of the mean's t interval; None without a standard error."""
+        return None if self.standard_error is None else t_quantile(self.n - 1) * self.standard_error
+
+    @property
     def verdict(self) -> str:
         """What the pairs say, in words; `better` is a lower value at two-sided 95 % confidence."""
         if self.n == 0:

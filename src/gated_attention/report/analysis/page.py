@@ -29,7 +29,7 @@ def analysis_blocks(plan: AnalysisPlan, analyses: Sequence[Analysis]) -> list[Bl
     return [
         Heading(title(analyses), level=1),
         _lead(plan, analyses),
-        Heading("What was found"),
+        Heading("Results"),
         Bullets([line for analysis in analyses for line in _findings(analysis)]),
         TableBlock(attention_table(analyses), colors),
         TableBlock(activation_table(analyses), colors),
@@ -38,9 +38,9 @@ def analysis_blocks(plan: AnalysisPlan, analyses: Sequence[Analysis]) -> list[Bl
         *analysis_figures(analyses),
         *_token_views(analyses),
         *_massive(analyses),
-        Heading("How each number is defined"),
+        Heading("Definitions"),
         Bullets(list(_definitions(analyses))),
-        Heading("Run it again"),
+        Heading("Reproduce"),
         CodeBlock(_command(plan)),
     ]
 

@@ -1,4 +1,4 @@
-"""The end of a report: every run, definitions, limits, how to run it again."""
+"""The end of a report: every run, definitions, limits, how to reproduce it."""
 
 from collections.abc import Sequence
 
@@ -90,7 +90,7 @@ def definitions(comparison: Comparison) -> list[Block]:
             "t is their ratio (paired t test)."
         )
     items.append("**Residue**: share of the reference's parameters by which a variant's exceed them.")
-    return [Heading("How each number is defined"), Bullets(items)]
+    return [Heading("Definitions"), Bullets(items)]
 
 
 def limits(results: Sequence[Result], comparison: Comparison) -> list[Block]:
@@ -119,7 +119,7 @@ def limits(results: Sequence[Result], comparison: Comparison) -> list[Block]:
         f"{one_rate if len(rates) == 1 else own_rate}; none was tuned for its own best.",
         f"Loss on held-out text{held_out}; no benchmark, no long context.",
     ]
-    return [Heading("What this does not show"), Bullets(items)]
+    return [Heading("Limitations"), Bullets(items)]
 
 
 def reproduction(results: Sequence[Result], comparison: Comparison) -> list[Block]:
@@ -135,4 +135,4 @@ def reproduction(results: Sequence[Result], comparison: Comparison) -> list[Bloc
         "Every setting of a run is in its `config.json`, every number in its `result.json`; "
         "the whole of this report follows from those files.",
     ]
-    return [Heading("Run it again"), CodeBlock(compare_command(results, comparison)), Bullets(items)]
+    return [Heading("Reproduce"), CodeBlock(compare_command(results, comparison)), Bullets(items)]

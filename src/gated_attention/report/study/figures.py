@@ -17,7 +17,7 @@ FOLDER = "figures"
 """Where a report keeps its figures, beside `report.md`."""
 
 NAMES = ("loss", "f_attn", "m_act", "gate_scores", "attention_maps")
-"""Every figure that a report may have, in its order."""
+"""Every figure that a report may have below its results, in its order."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,16 +3,19 @@
 Neither clock nor machine enters: the same runs give the same bytes.
 """
 
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from gated_attention.files import write_all, writing_to
-from gated_attention.report.blocks import Block, Heading, Paragraph, TableBlock, html, markdown
-from gated_attention.report.plots import strokes_for
+from gated_attention.report.blocks import Block, FigureBlock, Heading, Paragraph, TableBlock, html, markdown
+from gated_attention.report.plots import Stroke, strokes_for
 from gated_attention.report.study import appendix, lead, sections
 from gated_attention.report.study import beside_the_paper as beside
 from gated_attention.report.study.figures import FOLDER, NAMES, Run, study_figures, validation_differences
+from gated_attention.report.study.forest import forest
+from gated_attention.report.study.strip import result_strip, strip_note
 from gated_attention.report.study.table import comparison_table, csv_text
-from gated_attention.study.comparison import compare_variants
+from gated_attention.study.comparison import Comparison, compare_variants
 from gated_attention.study.record import (
     ARRAYS_NAME,
     CONFIG_NAME,
@@ -49,11 +52,15 @@ def write_report(study_folder: Path, report_folder: Path) -> list[Path]:
     ordered = [run.result for runs in arms.values() for run in runs]
     title = f"Gated attention study: {results[0].study}"
     figures = list(study_figures(arms, comparison.reference))
-    colors = {label: stroke.color for label, stroke in strokes_for(arms).items()}
+    strokes = strokes_for(arms)
+    colors = {label: stroke.color for label, stroke in strokes.items()}
+    glance = list(_glance(ordered, comparison, strokes))
+    drawn = [block for block in (*glance, *figures) if isinstance(block, FigureBlock)]
     blocks: list[Block] = [
         Heading(title, level=1),
         lead.lead(ordered, comparison),
-        Heading("What came out"),
+        Heading("Results"),
+        *glance,
         sections.outcome(ordered, comparison, validation_differences(arms, comparison.reference)),
         TableBlock(comparison_table(comparison), colors),
         *sections.table_notes(ordered, comparison, _unfinished(study_folder)),
@@ -67,7 +74,16 @@ def write_report(study_folder: Path, report_folder: Path) -> list[Path]:
         *appendix.reproduction(ordered, comparison),
     ]
     files = {"report.md": markdown(blocks), "report.html": html(title, blocks), "table.csv": csv_text(comparison)}
-    return _write(report_folder, files | {figure.path: figure.svg for figure in figures})
+    return _write(report_folder, files | {figure.path: figure.svg for figure in drawn})
+
+
+def _glance(results: Sequence[Result], comparison: Comparison, strokes: Mapping[str, Stroke]) -> Iterator[Block]:
+    """The results in one view, where there is something to compare."""
+    if comparison.reference:
+        yield TableBlock(result_strip(results, comparison), {label: stroke.color for label, stroke in strokes.items()})
+        if figure := forest(comparison, strokes):
+            yield figure
+        yield Paragraph(strip_note(comparison), "note")
 
 
 def _run(study_folder: Path, result: Result) -> Run:
@@ -88,4 +104,4 @@ def _unfinished(study_folder: Path) -> list[str]:
 def _write(folder: Path, files: dict[str, str]) -> list[Path]:
     """Write the files, and remove figures of an earlier report that this one does not have."""
     with writing_to(folder):
-        return write_all(folder, files, stale=[f"{FOLDER}/{name}.svg" for name in NAMES])
+        return write_all(folder, files, stale=[f"{FOLDER}/{name}.svg" for name in ("forest", *NAMES)])

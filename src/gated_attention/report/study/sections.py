@@ -129,7 +129,7 @@ def _activations(results: Sequence[Result], comparison: Comparison) -> str | Non
     found = [(row.variant, value) for row in comparison.rows if (value := row.mean("m_act")) is not None]
     if not found:
         return None
-    listed = _listed([(name, value, _activation(value)) for name, value in found])
+    listed = _listed([(name, value, activation_text(value)) for name, value in found])
     single = [
         (max(run.measures["m_act"].per_layer or (run.measures["m_act"].value,)), run.variant)
         for run in results
@@ -139,11 +139,12 @@ def _activations(results: Sequence[Result], comparison: Comparison) -> str | Non
     comment = f"none is massive, which starts at {MASSIVE:.0f}" if largest < MASSIVE else "massive starts at 100"
     return (
         f"**M-Act**, each layer's largest activation averaged over layers: {listed}. "
-        f"The largest of any layer is {_activation(largest)}, of `{variant}`; {comment}."
+        f"The largest of any layer is {activation_text(largest)}, of `{variant}`; {comment}."
     )
 
 
-def _activation(value: float) -> str:
+def activation_text(value: float) -> str:
+    """An activation with three significant digits."""
     return f"{value:,.{significant(3)(value)}f}"
 
 

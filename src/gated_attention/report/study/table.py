@@ -97,8 +97,13 @@ def _without_sd(found: Spread | None) -> Spread | None:
 def _verdict_cell(difference: PairedDifference | None) -> Cell:
     if difference is None:
         return Cell(ABSENT)
+    return Cell(verdict_text(difference), verdict_tone(difference))
+
+
+def verdict_tone(difference: PairedDifference) -> Tone:
+    """How a verdict is meant; a variant that loses runs to divergence is not called good."""
     tones: dict[str, Tone] = {"better": "muted" if difference.num_lost else "good", "worse": "bad", "diverged": "bad"}
-    return Cell(verdict_text(difference), tones.get(difference.verdict, "muted"))
+    return tones.get(difference.verdict, "muted")
 
 
 def terminal_table(results: Sequence[Result], width: int | None = None) -> RichTable:
