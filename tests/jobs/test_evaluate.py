@@ -58,7 +58,7 @@ def run(capsys, *arguments):
 
 
 def test_the_command_writes_data_table_and_figures(model, text, tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setenv("COLUMNS", "80")
     out = tmp_path / "out"
     code, printed, _ = run(
         capsys, model, "--data", text, "--field", "kind", "--tasks", "perplexity,length,retrieval,quantization",
@@ -67,8 +67,16 @@ def test_the_command_writes_data_table_and_figures(model, text, tmp_path, capsys
     )  # fmt: skip
     assert code == 0
     assert {path.name for path in out.iterdir()} == {
-        "evaluation.json", "evaluation.csv", "length.svg", "retrieval.svg"
+        "evaluation.html", "evaluation.md", "evaluation.json", "evaluation.csv", "length.svg", "retrieval.svg"
     }  # fmt: skip
+    page = (out / "evaluation.md").read_text()
+    for part in ("# Evaluation of model", "context of 64 tokens", "## Results", "### Retrieval", "## Definitions",
+                 "## Limitations", "![Retrieval by length and depth](retrieval.svg)",
+                 "gated-attention evaluate model --tasks perplexity,length,retrieval,quantization --data text.jsonl "
+                 "--field kind --tokens 800 --multiples 1,2 --lengths 256 --yarn 2 --rope-theta 50000 --depths 0,1 "
+                 "--samples 1\n", "| prose | plain |"):  # fmt: skip
+        assert part in page
+    assert (out / "evaluation.html").read_text().count("<svg") == 2
     for part in ("prose", "bits per byte", "base 50000, YaRN x2", "2x (128)", "passkey 256", "W6A6 token", "alone: "):
         assert part in printed
     content = json.loads((out / "evaluation.json").read_text())

@@ -161,7 +161,7 @@ def evaluate(
 ) -> None:
     """Say how good a causal language model is: perplexity, benchmarks, long context, retrieval, quantisation.
 
-    Writes evaluation.json, evaluation.csv and figures.
+    Writes evaluation.html, evaluation.md, evaluation.json, evaluation.csv and figures.
     """
     from gated_attention.ranges import require_choice
     from gated_attention.registry.choices import DEVICES, MODES, TASKS, split_names

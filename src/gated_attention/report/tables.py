@@ -101,7 +101,7 @@ def _stacked(table: Table) -> RichTable:
         heads = [Text("\n".join(filter(None, (c.header, c.unit and f"({c.unit})"))), _style(c)) for c in columns]
         numeric = columns[0].numeric  # numbers keep to their lines, the gate's words take what is left
         justify: Literal["right", "left"] = "right" if numeric else "left"
-        printed.add_column(Text("\n").join(heads), justify=justify, no_wrap=numeric)
+        printed.add_column(Text("\n").join(heads), justify=justify, no_wrap=numeric, overflow="fold")
         stacks.append(cells)
     for row in zip(*stacks, strict=True):
         printed.add_row(*row)
