@@ -24,7 +24,7 @@ def study(tmp_path):
 def strip_of(study):
     results = find_results(study)
     return {row[0].text: [cell.text.replace("\u00a0", " ") for cell in row[1:]]
-            for row in result_strip(results, compare_variants(results)).rows}  # fmt: skip
+            for row in result_strip(compare_variants(results)).rows}  # fmt: skip
 
 
 def test_an_interval_is_that_of_the_paired_t_test():

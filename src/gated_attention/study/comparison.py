@@ -24,7 +24,7 @@ class VariantRow:
         residue: Share of the baseline's parameters by which this variant's exceed them.
         measures: Every measure over seeds; a run whose validation loss is not finite counts as diverged in all.
         difference: Validation loss against the baseline; None for the baseline and where there is none.
-        losses: Seed to validation loss, NaN for a run that diverged.
+        values: Every measure by seed, NaN for a run that diverged.
     """
 
     variant: str
@@ -35,7 +35,12 @@ class VariantRow:
     residue: float | None
     measures: Mapping[str, Spread]
     difference: PairedDifference | None
-    losses: Mapping[int, float] = field(default_factory=dict)
+    values: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+
+    @property
+    def losses(self) -> Mapping[int, float]:
+        """Seed to validation loss, NaN for a run that diverged."""
+        return self.values.get(LOSS, {})
 
     def mean(self, measure: str) -> float | None:
         """Mean of a measure over the runs that did not diverge; None if there is none."""
@@ -111,6 +116,7 @@ def _row(runs: Mapping[int, Result], reference: Mapping[int, Result] | None) -> 
     parameters = _total_parameters(runs)
     others = _total_parameters(reference) if reference else None
     names = dict.fromkeys(name for run in runs.values() for name in run.measures)
+    values = {name: _values(runs, name) for name in names}
     return VariantRow(
         variant=first.variant,
         gate=variant.get("description", ""),
@@ -118,9 +124,9 @@ def _row(runs: Mapping[int, Result], reference: Mapping[int, Result] | None) -> 
         seeds=tuple(sorted(runs)),
         parameters=parameters,
         residue=parameters / others - 1.0 if parameters and others else None,
-        measures={name: spread(_values(runs, name).values()) for name in names},
-        difference=paired_difference(_values(runs, LOSS), _values(reference, LOSS)) if reference else None,
-        losses=_values(runs, LOSS),
+        measures={name: spread(found.values()) for name, found in values.items()},
+        difference=paired_difference(values.get(LOSS, {}), _values(reference, LOSS)) if reference else None,
+        values=values,
     )
 
 

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from gated_attention import ops
 from gated_attention.analysis.attention import BLOCK_ELEMENTS
-from gated_attention.analysis.measures.whole_tensors import groups, has_kernels, share, wide_dtype
+from gated_attention.analysis.measures.whole_tensors import groups, has_kernels, share
+from gated_attention.ops.sdpa import widen
 from gated_attention.spec import GateSpec
 
 HISTOGRAM_TOKENS = 256
@@ -65,8 +66,7 @@ def _gate_scores(scores: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _scores(logits: Tensor, spec: GateSpec) -> Tensor:
-    scores = ops.gate_scores(logits, spec)
-    return scores.to(wide_dtype(scores))  # (B, T, H, D)
+    return widen(ops.gate_scores(logits, spec))  # (B, T, H, D)
 
 
 def score_range(spec: GateSpec) -> tuple[float, float]:

@@ -3,7 +3,7 @@
 Neither clock nor machine enters: the same runs give the same bytes.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from gated_attention.files import write_all, writing_to
@@ -54,7 +54,7 @@ def write_report(study_folder: Path, report_folder: Path) -> list[Path]:
     figures = list(study_figures(arms, comparison.reference))
     strokes = strokes_for(arms)
     colors = {label: stroke.color for label, stroke in strokes.items()}
-    glance = list(_glance(ordered, comparison, strokes))
+    glance = list(_glance(comparison, strokes))
     drawn = [block for block in (*glance, *figures) if isinstance(block, FigureBlock)]
     blocks: list[Block] = [
         Heading(title, level=1),
@@ -77,10 +77,10 @@ def write_report(study_folder: Path, report_folder: Path) -> list[Path]:
     return _write(report_folder, files | {figure.path: figure.svg for figure in drawn})
 
 
-def _glance(results: Sequence[Result], comparison: Comparison, strokes: Mapping[str, Stroke]) -> Iterator[Block]:
+def _glance(comparison: Comparison, strokes: Mapping[str, Stroke]) -> Iterator[Block]:
     """The results in one view, where there is something to compare."""
     if comparison.reference:
-        yield TableBlock(result_strip(results, comparison), {label: stroke.color for label, stroke in strokes.items()})
+        yield TableBlock(result_strip(comparison), {label: stroke.color for label, stroke in strokes.items()})
         if figure := forest(comparison, strokes):
             yield figure
         yield Paragraph(strip_note(comparison), "note")

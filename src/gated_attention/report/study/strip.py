@@ -1,17 +1,15 @@
 """The result strip of a study: loss, sink, activations and speed, a line per variant."""
 
-from collections.abc import Sequence
-from math import exp, log
+from math import exp, log, nan
 
 from gated_attention.report.study.sections import REMOVED_SHARE, SINK_FACTOR, activation_text
 from gated_attention.report.study.table import verdict_tone
 from gated_attention.report.tables import ABSENT, Cell, Column, Table, table_of
-from gated_attention.study.comparison import Comparison, VariantRow, diverged
-from gated_attention.study.record import Result
+from gated_attention.study.comparison import Comparison, VariantRow
 from gated_attention.study.statistics import CONFIDENCE, PairedDifference, paired_difference
 
 
-def result_strip(results: Sequence[Result], comparison: Comparison) -> Table:
+def result_strip(comparison: Comparison) -> Table:
     """The strip; columns for which no run has a number are left out."""
     rows = comparison.rows
     return table_of(
@@ -20,8 +18,8 @@ def result_strip(results: Sequence[Result], comparison: Comparison) -> Table:
             Column(f"Difference [{100 * CONFIDENCE:.0f} % interval]", "nats/token"): [_loss(row) for row in rows],
             Column("Verdict", numeric=False): [_verdict(row) for row in rows],
             Column("F-Attn", "times uniform"): [_share(row) for row in rows],
-            Column("Sink", numeric=False): [_sink(row, results, comparison) for row in rows],
-            Column("M-Act", "ratio"): [_activation(row, results, comparison) for row in rows],
+            Column("Sink", numeric=False): [_sink(row, rows[0]) for row in rows],
+            Column("M-Act", "ratio"): [_activation(row, rows[0]) for row in rows],
             Column("Speed", "%"): [_speed(row, rows[0]) for row in rows],
         }
     )
@@ -67,9 +65,8 @@ def _share(row: VariantRow) -> Cell:
     return Cell(f"{share:.4f} ({share / uniform:.1f}x)")
 
 
-def _sink(row: VariantRow, results: Sequence[Result], comparison: Comparison) -> Cell:
+def _sink(row: VariantRow, reference: VariantRow) -> Cell:
     """Removed: a third or less of a sink. Weakened: less by the paired t test."""
-    reference = comparison.rows[0]
     share, uniform = row.mean("f_attn"), reference.mean("f_attn_uniform")
     before = reference.mean("f_attn")
     if share is None or before is None or not uniform:
@@ -79,23 +76,21 @@ def _sink(row: VariantRow, results: Sequence[Result], comparison: Comparison) ->
         return Cell("sink" if has_sink else f"below {SINK_FACTOR:.0f}x", "muted")
     if has_sink and share <= REMOVED_SHARE * before:
         return Cell("removed", "good")
-    return (
-        Cell("weakened", "good")
-        if _paired("f_attn", row, results, reference).verdict == "better"
-        else Cell(_on_one_line("not weakened"), "muted")
-    )
+    if _paired("f_attn", row, reference).verdict == "better":
+        return Cell("weakened", "good")
+    return Cell(_on_one_line("not weakened"), "muted")
 
 
 def _on_one_line(words: str) -> str:
     return words.replace(" ", "\u00a0")
 
 
-def _activation(row: VariantRow, results: Sequence[Result], comparison: Comparison) -> Cell:
+def _activation(row: VariantRow, reference: VariantRow) -> Cell:
     """M-Act and the geometric mean over seeds of its ratio to the reference's."""
     value = row.mean("m_act")
     if value is None:
         return Cell(ABSENT)
-    ratio = _paired("m_act", row, results, comparison.rows[0], logarithm=True)
+    ratio = _paired("m_act", row, reference, logarithm=True)
     rest = f" ({exp(ratio.mean):.2f}x)" if row.difference and ratio.n else ""
     return Cell(f"{activation_text(value)}{rest}")
 
@@ -105,18 +100,9 @@ def _speed(row: VariantRow, reference: VariantRow) -> Cell:
     return Cell(f"{100 * speed / others:.0f}" if speed is not None and others else ABSENT)
 
 
-def _paired(
-    measure: str, row: VariantRow, results: Sequence[Result], reference: VariantRow, logarithm: bool = False
-) -> PairedDifference:
-    ours, theirs = (
-        {
-            run.seed: log(run.measures[measure].value) if logarithm else run.measures[measure].value
-            for run in results
-            if run.variant == one.variant
-            and measure in run.measures
-            and not diverged(run)
-            and (not logarithm or run.measures[measure].value > 0)
-        }
-        for one in (row, reference)
-    )
+def _paired(measure: str, row: VariantRow, reference: VariantRow, logarithm: bool = False) -> PairedDifference:
+    """A measure's difference to the reference, or its logarithm's, over the pairs that did not diverge."""
+    ours, theirs = (one.values.get(measure, {}) for one in (row, reference))
+    if logarithm:
+        ours, theirs = ({seed: log(v) if v > 0 else nan for seed, v in one.items()} for one in (ours, theirs))
     return paired_difference(ours, theirs)
