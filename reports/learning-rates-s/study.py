@@ -22,7 +22,7 @@ from gated_attention.study.workers import run_side_by_side
 from gated_attention.train.callbacks import Progress
 from gated_attention.train.text.data import load_data
 
-SEEDS = {8e-3: 3, 3.2e-2: 3, 4e-3: 3, 1.6e-2: 3, 6.4e-2: 3, 2e-3: 1, 1e-3: 1}
+SEEDS = {8e-3: 3, 3.2e-2: 3, 4e-3: 3, 1.6e-2: 3, 6.4e-2: 3, 2e-3: 3, 1e-3: 3}
 """Learning rate to number of seeds."""
 
 
