@@ -122,16 +122,16 @@ def test_subjects_of_a_group_are_averaged_over_their_items(model, tokenizer, loc
 def test_ruler_numbers_come_out_by_length(monkeypatch, model, tokenizer):
     seen = {}
 
-    def evaluate(model, tokenizer, tasks, include, metadata, **options):
+    def evaluate(tasks, metadata, **options):
         assert Path(metadata["tokenizer"], "tokenizer_config.json").exists()
         seen.update(metadata, tasks=tasks, **options)
         rows = {task: {"alias": task, "128,none": 0.5, "128_stderr,none": "N/A", "4096,none": -1} for task in tasks}
         return {"results": rows, "n-samples": {task: {"effective": 7} for task in tasks}}
 
-    monkeypatch.setattr(benchmarks, "_simple_evaluate", evaluate)
+    monkeypatch.setattr(lm_eval, "simple_evaluate", evaluate)
     scores = run_benchmark(model, tokenizer, "ruler", context=CONTEXT, batch_size=1, lengths=[128], limit=7)
     assert seen["max_seq_lengths"] == [128]
-    assert seen["tasks"] == list(benchmarks.RULER_TASKS)
+    assert (seen["tasks"], seen["limit"], seen["num_fewshot"]) == (list(benchmarks.RULER_TASKS), 7, 0)
     assert scores[0] == BenchmarkScore("ruler niah_single_1", "128", 0.5, None, 7, 0, "")
     assert len(scores) == 6
 

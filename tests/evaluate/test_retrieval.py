@@ -48,7 +48,7 @@ def test_samples_depend_on_the_seed_only():
 def test_what_cannot_be_made_is_refused():
     with pytest.raises(ValueError, match="unknown retrieval 'pass'; choose from passkey, key-value"):
         samples("pass")
-    with pytest.raises(ValueError, match="depth is 2; it must be from 0 to 1"):
+    with pytest.raises(ValueError, match="depth is 2; it must be at least 0 and at most 1"):
         samples(depths=(2,))
     with pytest.raises(ValueError, match="a passkey question leaves no room for filler in 20 tokens"):
         samples(length=20)

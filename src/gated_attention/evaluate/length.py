@@ -1,4 +1,4 @@
-"""Loss beyond the trained length: by position, and of the same tokens given more and more of the text before them."""
+"""Loss beyond the trained length: by position, and of the same tokens with more and more text before them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,8 +22,8 @@ class LengthLoss:
 
     Attributes:
         length: Tokens in the context.
-        targets: Mean loss of each passage's targets, the same tokens at every length.
-        starts, buckets: Mean loss by position: bucket i begins at position `starts[i]`; all tokens of the context.
+        targets: Mean loss of each passage's targets, which are the same tokens at every length.
+        starts, buckets: Mean loss of all tokens by position; bucket i begins at position `starts[i]`.
     """
 
     length: int
@@ -38,55 +38,48 @@ class LengthLoss:
 
     @property
     def standard_error(self) -> float | None:
-        """Of `loss_nats`, over passages; None for a single one."""
+        """The standard error of `loss_nats` over passages; None for a single one."""
         return standard_error(self.targets)
 
 
 def standard_error(values: Float[np.ndarray, " n"]) -> float | None:
-    """Standard deviation over the root of n; None for a single value."""
+    """The standard error of the mean; None for a single value."""
     return float(values.std(ddof=1)) / sqrt(len(values)) if len(values) > 1 else None
 
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """What a change of the rotary embedding costs inside the trained length, in nats, paired over passages."""
+    """The rise of the loss inside the trained length under another rotary embedding, paired over passages."""
 
     nats: float
     standard_error: float | None
 
 
 def damage_inside(plain: LengthLoss, changed: LengthLoss) -> Damage:
-    """Loss of the same targets at the same length, changed less plain."""
+    """The loss of the same targets at the same length, `changed` minus `plain`."""
     difference = changed.targets - plain.targets
     return Damage(float(difference.mean()), standard_error(difference))
 
 
 def length_losses(
-    model: nn.Module,
-    passages: Int[Tensor, "n longest"],
-    trained: int,
-    lengths: Sequence[int],
-    batch_tokens: int = 8192,
+    model: nn.Module, passages: Int[Tensor, "n longest"], trained: int, lengths: Sequence[int], batch_tokens: int = 8192
 ) -> list[LengthLoss]:
-    """The loss at each length, which reads the last `length` tokens of every passage.
+    """The loss at each length, given the last `length` tokens of every passage; sums are float64.
 
-    Targets are the last `trained // 2` tokens of a passage; at the trained length they have at least as many before
-    them. Sums are float64.
+    Targets are the last `trained // 2` tokens of a passage; even at the trained length as many tokens precede them.
 
     Args:
         passages: As long as the longest length.
         trained: The trained length.
         lengths: Tokens of context, each at least `trained`.
     """
-    num_targets = max(1, trained // 2)
+    num_targets, width = max(1, trained // 2), max(1, trained // BUCKETS)
     found = []
     with evaluating(model) as device:
         for length in lengths:
-            rows = []
-            for batch in torch.split(passages[:, passages.shape[1] - length :], max(1, batch_tokens // length)):
-                rows.append(next_token_losses(model, batch.to(device)).double().cpu().numpy())
+            batches = torch.split(passages[:, passages.shape[1] - length :], max(1, batch_tokens // length))
+            rows = [next_token_losses(model, batch.to(device)).double().cpu().numpy() for batch in batches]
             losses = np.concatenate(rows)  # (N, length - 1), column j is position j + 1
-            width = max(1, trained // BUCKETS)
             starts = tuple(range(0, length, width))
             buckets = tuple(float(losses[:, max(0, s - 1) : s - 1 + width].mean()) for s in starts if s + width > 1)
             found.append(LengthLoss(length, losses[:, -num_targets:].mean(1), starts[-len(buckets) :], buckets))

@@ -1,4 +1,4 @@
-"""How well a model predicts held-out text."""
+"""The loss of a model on held-out text."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -34,29 +34,26 @@ def perplexity(loss_nats: float) -> float:
 
 
 def token_losses(logits: Float[Tensor, "b t v"], targets: Int[Tensor, "b t"]) -> Float[Tensor, "b t"]:
-    """Negative log-likelihood of each target in nats, formed in float32 (float64 logits stay so)."""
+    """Negative log-likelihood of each target in nats, computed in float32 or wider."""
     wide = torch.promote_types(logits.dtype, torch.float32)
-    # One sequence at a time keeps the wide copy of the logits small.
-    return torch.stack(
-        [F.cross_entropy(row.to(wide), target, reduction="none") for row, target in zip(logits, targets, strict=True)]
-    )
+    pairs = zip(logits, targets, strict=True)  # one sequence at a time, which keeps the wide copy of the logits small
+    return torch.stack([F.cross_entropy(row.to(wide), target, reduction="none") for row, target in pairs])
 
 
 def next_token_losses(
     model: nn.Module, input_ids: Int[Tensor, "b t"], position_ids: Int[Tensor, "b t"] | None = None
 ) -> Float[Tensor, "b t-1"]:
-    """Loss of every token but the first, given those before it, or those of its document where positions restart."""
+    """Loss of every token but the first, given the tokens before it; where positions restart, those of its document."""
     placed = {} if position_ids is None else {"position_ids": position_ids}
     logits = model(input_ids=input_ids, use_cache=False, **placed).logits[:, :-1]
     return token_losses(logits, input_ids[:, 1:])
 
 
 def held_out_loss(model: nn.Module, blocks: Iterable[Tensor | Mapping[str, Tensor]]) -> HeldOutLoss:
-    """The loss over blocks, every block read from its own first token.
+    """The loss over blocks, each read from its own first token; the model's mode is restored.
 
-    A block is token ids, (B, T), or a mapping of `input_ids` and `position_ids`; positions that restart keep documents
-    apart, as in training with `packing="documents"`.
-    Log-probabilities are formed in float32 and summed in float64. The model's mode is restored.
+    A block is token ids, (B, T), or a mapping of `input_ids` and `position_ids`. Positions that restart keep documents
+    apart, as in training with `packing="documents"`. Losses are computed in float32 and summed in float64.
     """
     num_tokens = 0
     with evaluating(model) as device:

@@ -1,30 +1,25 @@
-"""Loss of documents by domain: nats per token, perplexity and bits per byte, with the spread over documents."""
+"""Loss of documents by domain: nats per token, perplexity and bits per byte, with standard errors over documents."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from math import log, sqrt
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 
 from gated_attention.evaluate.loss import next_token_losses, perplexity
 from gated_attention.nn.evaluating import evaluating
 
 Mode = Literal["start", "sliding"]
-"""What of a document is scored: its first `context` tokens, or all of it in overlapping windows."""
+"""What is scored of a document: its first `context` tokens, or all of it in overlapping windows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A tokenised document.
-
-    Attributes:
-        ids: Its tokens, special ones in front included.
-        num_bytes: UTF-8 bytes that each token stands for, 0 for special tokens.
-    """
+    """A tokenised document: its token ids, and the UTF-8 bytes that each stands for, 0 for special tokens."""
 
     ids: tuple[int, ...]
     num_bytes: tuple[int, ...]
@@ -32,7 +27,7 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class DocumentLoss:
-    """Summed loss of one document's scored tokens and the bytes these stand for."""
+    """The summed loss of a document's scored tokens, and the UTF-8 bytes that these stand for."""
 
     nats: float
     num_tokens: int
@@ -41,11 +36,11 @@ class DocumentLoss:
 
 @dataclass(frozen=True, slots=True)
 class DomainLoss:
-    """Loss over documents, every token weighing the same.
+    """Loss over documents; all tokens have the same weight.
 
     Attributes:
         standard_error: Of `loss_nats`, over documents; None for a single one.
-        bits_per_byte: Free of the tokenizer, so that models with different ones compare.
+        bits_per_byte: Independent of the tokenizer, which lets models with different ones be compared.
     """
 
     loss_nats: float
@@ -63,12 +58,11 @@ class DomainLoss:
 
 @dataclass(frozen=True, slots=True)
 class Perplexity:
-    """Losses by domain and their averages, in which every domain weighs the same.
+    """Losses by domain and their means, in which all domains have the same weight.
 
     Attributes:
-        mean_perplexity: Mean of the domains' perplexities, what the paper prints (Table 1: "average over held-out
+        mean_perplexity: Mean of the domains' perplexities, which the paper prints (Table 1: "average over held-out
             English, Chinese, code, maths, law and literature").
-        mean_loss_nats, mean_bits_per_byte: Means of the domains' losses.
         standard_error: Of `mean_loss_nats`; None where a domain has none.
     """
 
@@ -79,18 +73,16 @@ class Perplexity:
     standard_error: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class _Window:
-    """Tokens of one forward pass: `stop - start` of document `document`, of which those from `scored` on count."""
+class Window(NamedTuple):
+    """Tokens of one forward pass over a document, of which those from `first_scored` on count."""
 
-    document: int
     start: int
     stop: int
-    scored: int
+    first_scored: int
 
 
-def windows(num_tokens: int, mode: Mode, context: int, stride: int) -> Iterator[tuple[int, int, int]]:
-    """`(start, stop, first scored)` of the passes over a document; every token but the first is scored at most once.
+def windows(num_tokens: int, mode: Mode, context: int, stride: int) -> Iterator[Window]:
+    """The passes over a document; every token but the first is scored at most once.
 
     Raises:
         ValueError: if the stride leaves tokens out.
@@ -100,7 +92,7 @@ def windows(num_tokens: int, mode: Mode, context: int, stride: int) -> Iterator[
     scored, start = 1, 0
     while scored < num_tokens:
         stop = min(num_tokens, start + context)
-        yield start, stop, scored
+        yield Window(start, stop, scored)
         if mode == "start":
             return
         scored, start = stop, start + stride
@@ -113,54 +105,35 @@ def document_losses(
 
     Args:
         mode: `start` scores the first `context` tokens. `sliding` scores all: windows of `context` tokens advance by
-            `stride`, and each scores what the one before it has not, given at least `context - stride` tokens.
-        context: Tokens per pass at the most.
+            `stride`, and each scores the tokens that the one before it did not reach, given at least
+            `context - stride` tokens.
+        context: Most tokens per pass.
         batch_tokens: Tokens per forward pass, padding included.
     """
-    passes = [
-        _Window(index, *window)
-        for index, document in enumerate(documents)
-        for window in windows(len(document.ids), mode, context, stride)
-    ]
-    nats, counts, num_bytes = np.zeros(len(documents)), np.zeros(len(documents), int), np.zeros(len(documents), int)
+    passes = [(i, window) for i, one in enumerate(documents) for window in windows(len(one.ids), mode, context, stride)]
+    # The longest first, so that a batch that does not fit into memory fails at once.
+    passes.sort(key=lambda one: one[1].start - one[1].stop)
+    nats, num_tokens, num_bytes = [0.0] * len(documents), [0] * len(documents), [0] * len(documents)
     with evaluating(model) as device:
-        for batch in _batches(passes, batch_tokens):
-            width = max(window.stop - window.start for window in batch)
-            ids = torch.zeros(len(batch), width, dtype=torch.long)  # padding on the right, which no token sees
-            for row, window in zip(ids, batch, strict=True):
-                row[: window.stop - window.start] = torch.tensor(
-                    documents[window.document].ids[window.start : window.stop]
-                )
+        begin = 0
+        while begin < len(passes):
+            width = passes[begin][1].stop - passes[begin][1].start
+            batch = passes[begin : begin + max(1, batch_tokens // width)]
+            begin += len(batch)
+            rows = [torch.tensor(documents[i].ids[start:stop]) for i, (start, stop, _) in batch]
+            ids = pad_sequence(rows, batch_first=True)  # on the right, where no token sees it
             losses = next_token_losses(model, ids.to(device)).double().cpu()
-            for row, window in zip(losses, batch, strict=True):
-                begin, end = window.scored - window.start - 1, window.stop - window.start - 1
-                nats[window.document] += row[begin:end].sum().item()
-                counts[window.document] += end - begin
-                num_bytes[window.document] += sum(documents[window.document].num_bytes[window.scored : window.stop])
-    return [
-        DocumentLoss(float(loss), int(count), int(size))
-        for loss, count, size in zip(nats, counts, num_bytes, strict=True)
-    ]
-
-
-def _batches(passes: list[_Window], batch_tokens: int) -> Iterator[list[_Window]]:
-    """Windows of similar length together, the longest first, so that too large a batch fails at once."""
-    batch: list[_Window] = []
-    for window in sorted(passes, key=lambda one: one.start - one.stop):
-        width = (batch or [window])[0].stop - (batch or [window])[0].start
-        if batch and (len(batch) + 1) * width > batch_tokens:
-            yield batch
-            batch = []
-        batch.append(window)
-    if batch:
-        yield batch
+            for row, (i, (start, stop, scored)) in zip(losses, batch, strict=True):
+                nats[i] += row[scored - start - 1 : stop - start - 1].sum().item()
+                num_tokens[i] += stop - scored
+                num_bytes[i] += sum(documents[i].num_bytes[scored:stop])
+    return [DocumentLoss(*one) for one in zip(nats, num_tokens, num_bytes, strict=True)]
 
 
 def domain_loss(losses: Sequence[DocumentLoss]) -> DomainLoss:
-    """Documents' losses as one.
+    """The loss over documents, with the standard error of a ratio of sums over m of them.
 
-    The standard error is that of a ratio of sums over m documents,
-    `sqrt(m / (m - 1) * sum((nats_i - loss * tokens_i)^2)) / tokens`.
+    That is `sqrt(m / (m - 1) * sum((nats_i - loss * tokens_i)^2)) / tokens`.
 
     Raises:
         ValueError: if no token was scored.
@@ -175,16 +148,17 @@ def domain_loss(losses: Sequence[DocumentLoss]) -> DomainLoss:
 
 
 def average_domains(losses: Sequence[DocumentLoss], domains: Sequence[str]) -> Perplexity:
-    """Losses by domain, in the domains' alphabetical order, and averaged over domains."""
-    pairs = sorted(zip(domains, losses, strict=True), key=lambda pair: pair[0])
-    found = {name: domain_loss([loss for _, loss in group]) for name, group in groupby(pairs, key=lambda pair: pair[0])}
+    """Losses by domain, in alphabetical order, and their means; `domains` names each document's."""
+    grouped: dict[str, list[DocumentLoss]] = {name: [] for name in sorted(set(domains))}
+    for name, loss in zip(domains, losses, strict=True):
+        grouped[name].append(loss)
+    found = {name: domain_loss(group) for name, group in grouped.items()}
     every, k = list(found.values()), len(found)
-    errors = [one.standard_error for one in every]
-    known = [error for error in errors if error is not None]
+    errors = [one.standard_error for one in every if one.standard_error is not None]
     return Perplexity(
         found,
         sum(one.perplexity for one in every) / k,
         sum(one.loss_nats for one in every) / k,
         sum(one.bits_per_byte for one in every) / k,
-        sqrt(sum(error**2 for error in known)) / k if len(known) == k else None,
+        sqrt(sum(error**2 for error in errors)) / k if len(errors) == k else None,
     )

@@ -1,9 +1,10 @@
-"""What rounding weights and activations to few bits costs, computed in floating point (fake quantisation)."""
+"""The cost of rounding weights and activations to few bits, computed in floating point (fake quantisation)."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -14,13 +15,13 @@ from transformers.pytorch_utils import Conv1D
 from gated_attention.evaluate.loss import held_out_loss
 
 Granularity = Literal["tensor-static", "tensor-dynamic", "token"]
-"""What shares a scale in an input: everything, fixed by calibration; everything; or one token's channels."""
+"""What shares a scale: the whole input, fixed by calibration; the whole input; or the channels of one token."""
 
 GRANULARITIES = get_args(Granularity)
 
 
 class Scheme(NamedTuple):
-    """Bits of weights and of activations."""
+    """Bits per weight and per activation."""
 
     weight_bits: int
     activation_bits: int
@@ -35,11 +36,11 @@ SCHEMES = (Scheme(8, 8), Scheme(6, 6), Scheme(4, 8))
 
 
 class WorstInput(NamedTuple):
-    """The input that costs most when it alone is rounded and nothing else.
+    """The input that costs most when nothing else is rounded.
 
     Attributes:
         name: The linear layer that reads it.
-        change_nats: Loss change on the first batch.
+        change_nats: Change of the loss on the first batch.
     """
 
     name: str
@@ -48,11 +49,7 @@ class WorstInput(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class QuantizedLoss:
-    """One scheme's loss.
-
-    Attributes:
-        change_nats: Loss less that of the unrounded model, on the same tokens.
-    """
+    """The loss under one scheme; `change_nats` is that minus the loss of the unrounded model on the same tokens."""
 
     scheme: Scheme
     granularity: Granularity
@@ -63,10 +60,10 @@ class QuantizedLoss:
 
 @dataclass(frozen=True, slots=True)
 class Quantization:
-    """All schemes' losses.
+    """The losses under all schemes; `loss_nats` is that of the unrounded model.
 
     Attributes:
-        share: Share of the model's parameters that lie in the rounded linear layers.
+        share: Share of the model's parameters that are weights of the rounded linear layers.
     """
 
     loss_nats: float
@@ -76,7 +73,7 @@ class Quantization:
 
 
 def fake_quantize(x: Tensor, bits: int, scale: Tensor) -> Tensor:
-    """Round to the nearest of the `2^bits - 1` symmetric levels `k * scale` and back, clipping beyond; in float32."""
+    """`x` rounded to the nearest of the `2^bits - 1` symmetric levels `k * scale`, clipped, computed in float32."""
     top = 2 ** (bits - 1) - 1
     wide = torch.promote_types(x.dtype, torch.float32)
     levels = (x.to(wide) / scale.to(wide)).round().clamp(-top, top)
@@ -84,12 +81,12 @@ def fake_quantize(x: Tensor, bits: int, scale: Tensor) -> Tensor:
 
 
 def scale_of(peak: Tensor, bits: int) -> Tensor:
-    """The scale at which a largest magnitude is the last level; where everything is zero, 1."""
+    """The scale that makes the largest magnitude the last level; 1 where everything is zero."""
     return torch.where(peak > 0, peak / (2 ** (bits - 1) - 1), torch.ones_like(peak))
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Linear layers by name, the output head left out: what the literature rounds. Fused experts are none.
+    """Linear layers by name without the output head, as the literature rounds them; fused experts are not among them.
 
     Raises:
         ValueError: if there are none, or a weight is packed by a quantiser or offloaded.
@@ -113,14 +110,14 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def quantize_weight(module: nn.Module, bits: int) -> Tensor:
-    """A layer's weight rounded with one scale per output channel."""
+    """A layer's weight, rounded with one scale per output channel."""
     weight: Tensor = module.weight.detach()  # type: ignore[operator]  # nn.Linear (out, in), Conv1D (in, out)
     peak = weight.abs().amax(dim=0 if isinstance(module, Conv1D) else 1, keepdim=True)
     return fake_quantize(weight, bits, scale_of(peak, bits))
 
 
 def quantize_activation(x: Tensor, bits: int, granularity: Granularity, calibrated: Tensor) -> Tensor:
-    """A layer's input rounded; `calibrated` is its largest magnitude elsewhere, which only `tensor-static` uses."""
+    """A layer's input, rounded; `tensor-static` takes the scale from `calibrated`, its largest magnitude elsewhere."""
     if granularity == "token":
         peak = x.abs().amax(-1, keepdim=True)
     elif granularity == "tensor-dynamic":
@@ -132,23 +129,21 @@ def quantize_activation(x: Tensor, bits: int, granularity: Granularity, calibrat
 
 @contextmanager
 def _seeing(layers: Mapping[str, nn.Module], see: Callable[[str, Tensor], Tensor | None]) -> Iterator[None]:
-    """Every layer's input shown to `see`, and replaced by what it returns unless that is None."""
+    """Show every layer's input to `see` and replace it by the result, unless that is None."""
 
     def hook(name: str, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         out = see(name, args[0])
         return None if out is None else (out, *args[1:])
 
-    handles = [module.register_forward_pre_hook(partial(hook, name)) for name, module in layers.items()]
-    try:
+    with ExitStack() as stack:
+        for name, module in layers.items():
+            stack.enter_context(module.register_forward_pre_hook(partial(hook, name)))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
 def _rounded_weights(layers: Mapping[str, nn.Module], bits: int) -> Iterator[None]:
-    """Weights rounded in place of the model's own tensors, which come back untouched."""
+    """Put rounded weights in place of the model's own tensors, which come back untouched."""
     own = {name: module.weight for name, module in layers.items()}
     try:
         for module in layers.values():
@@ -157,19 +152,6 @@ def _rounded_weights(layers: Mapping[str, nn.Module], bits: int) -> Iterator[Non
     finally:
         for name, module in layers.items():
             module.weight = own[name]
-
-
-def input_peaks(model: nn.Module, layers: Mapping[str, nn.Module], batches: Sequence[Tensor]) -> dict[str, Tensor]:
-    """The largest magnitude of each layer's input over the calibration text."""
-    peaks: dict[str, Tensor] = {}
-
-    def see(name: str, x: Tensor) -> None:
-        peak = x.detach().abs().amax()
-        peaks[name] = torch.maximum(peaks[name], peak) if name in peaks else peak
-
-    with _seeing(layers, see):
-        held_out_loss(model, batches)
-    return peaks
 
 
 def quantization_losses(
@@ -181,45 +163,44 @@ def quantization_losses(
 ) -> Quantization:
     """The loss under every scheme and granularity; the model is left exactly as it was.
 
-    Weights are rounded once per output channel, inputs of linear layers on the fly, symmetrically and to the nearest;
-    embeddings, norms, attention's products and the output head stay as they are. The worst input is found by rounding
-    one layer's input at a time, weights whole, on the first batch: an error against the input's own size would hide
-    an outlier behind itself.
+    Rounding is symmetric and to the nearest: weights once, with a scale per output channel, and inputs of linear layers
+    on the fly. Embeddings, norms, attention's products and the output head stay as they are. The worst input is found
+    by rounding the input of one layer at a time, with whole weights, on the first batch. It is the one that changes the
+    loss most; an error relative to the input's size would hide an outlier.
 
     Args:
-        batches: Text that is scored, (B, T) ids each.
+        batches: Text to score, (B, T) ids each.
         calibration: Other text, from which `tensor-static` takes its ranges.
     """
     layers = linear_layers(model)
-    peaks = input_peaks(model, layers, calibration)
+    peaks: dict[str, Tensor] = {}
+
+    def calibrate(name: str, x: Tensor) -> None:
+        peak = x.detach().abs().amax()
+        peaks[name] = torch.maximum(peaks[name], peak) if name in peaks else peak
+
+    def quantize(bits: int, granularity: Granularity, name: str, x: Tensor) -> Tensor:
+        return quantize_activation(x, bits, granularity, peaks[name])
+
+    with _seeing(layers, calibrate):
+        held_out_loss(model, calibration)
     layers = {name: module for name, module in layers.items() if name in peaks}  # those that the text runs through
-    plain = held_out_loss(model, batches)
+    plain, plain_first = held_out_loss(model, batches), held_out_loss(model, batches[:1]).loss_nats
     worst: dict[tuple[int, Granularity], WorstInput] = {}
     rows = []
-    for scheme in schemes:
-        for granularity in granularities:
-            quantize = partial(_quantize_named, bits=scheme.activation_bits, granularity=granularity, peaks=peaks)
-            with _rounded_weights(layers, scheme.weight_bits), _seeing(layers, quantize):
-                loss = held_out_loss(model, batches).loss_nats
-            place = scheme.activation_bits, granularity
-            if place not in worst:
-                worst[place] = _worst_input(model, layers, quantize, batches[0])
-            rows.append(QuantizedLoss(scheme, granularity, loss, loss - plain.loss_nats, worst[place]))
+    for scheme, granularity in product(schemes, granularities):
+        round_input = partial(quantize, scheme.activation_bits, granularity)
+        with _rounded_weights(layers, scheme.weight_bits), _seeing(layers, round_input):
+            loss = held_out_loss(model, batches).loss_nats
+        place = scheme.activation_bits, granularity
+        if place not in worst:
+            changes = {}
+            for name, module in layers.items():
+                with _seeing({name: module}, round_input):
+                    changes[name] = held_out_loss(model, batches[:1]).loss_nats - plain_first
+            name = max(changes, key=changes.__getitem__)
+            worst[place] = WorstInput(name, changes[name])
+        rows.append(QuantizedLoss(scheme, granularity, loss, loss - plain.loss_nats, worst[place]))
     num_rounded = sum(module.weight.numel() for module in layers.values())  # type: ignore[operator,misc]
     share = num_rounded / sum(parameter.numel() for parameter in model.parameters())
     return Quantization(plain.loss_nats, plain.num_tokens, share, tuple(rows))
-
-
-def _worst_input(
-    model: nn.Module, layers: Mapping[str, nn.Module], quantize: Callable[[str, Tensor], Tensor], batch: Tensor
-) -> WorstInput:
-    plain = held_out_loss(model, [batch]).loss_nats
-    changes = []
-    for name, module in layers.items():
-        with _seeing({name: module}, quantize):
-            changes.append(WorstInput(name, held_out_loss(model, [batch]).loss_nats - plain))
-    return max(changes, key=lambda one: one.change_nats)
-
-
-def _quantize_named(name: str, x: Tensor, bits: int, granularity: Granularity, peaks: Mapping[str, Tensor]) -> Tensor:
-    return quantize_activation(x, bits, granularity, peaks[name])

@@ -1,4 +1,4 @@
-"""Synthetic retrieval: a passkey, or a value by its key, hidden in filler text and asked for at the end."""
+"""Synthetic retrieval: a pass key, or the value of a key, hidden in filler text and asked for at the end."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from torch import nn
 
 from gated_attention.evaluate.loss import token_losses
 from gated_attention.nn.evaluating import evaluating
+from gated_attention.ranges import require_choice, require_within
 
 Kind = Literal["passkey", "key-value"]
 KINDS = get_args(Kind)
@@ -21,26 +22,25 @@ FILLER = (
 )  # fmt: skip
 """Sentences that filler is generated from."""
 
-_NUM_PAIRS = 4  # keys among which one is asked for
+_NUM_PAIRS = 4  # one of which is asked for
 _DIGITS = 5
 
 
 class Encode(Protocol):
-    """Text to ids, whatever it looks like; with `opens` behind what the tokenizer puts before a text."""
+    """Turns text into ids; what looks like a special token is text."""
 
     def __call__(self, text: str, *, opens: bool = False) -> list[int]:
-        """The ids of a text that opens a sequence or goes on in one."""
+        """The ids of a text; if it opens a sequence, after the special tokens that the tokenizer puts first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One retrieval: text and where its answer begins.
+    """One question.
 
     Attributes:
         prompt: Everything up to the answer.
-        answer: What must follow.
-        length: Tokens asked for.
-        depth: Where the needle lies, 0 the beginning and 1 the end of the filler.
+        length: Tokens that prompt and answer were to fill.
+        depth: Where the needle lies in the filler, from 0 (beginning) to 1 (end).
     """
 
     kind: Kind
@@ -55,9 +55,8 @@ class RetrievalScore:
     """Scores at one length and depth.
 
     Attributes:
-        loss_nats: Mean loss of the answers' tokens.
-        exact_match: Share of answers whose every token is the model's first choice given those before it, which is
-            what greedy decoding would write.
+        loss_nats: Mean over answers of the mean loss of their tokens.
+        exact_match: Share of answers that greedy decoding would write.
     """
 
     kind: Kind
@@ -71,19 +70,18 @@ class RetrievalScore:
 def make_samples(
     kind: Kind, encode: Encode, *, length: int, depths: Sequence[float], num_samples: int, seed: int, filler: str = ""
 ) -> Iterator[Sample]:
-    """`num_samples` at each depth, prompt and answer together at most `length` tokens; the seed decides everything.
+    """`num_samples` questions per depth; prompt and answer together take at most `length` tokens.
 
     Args:
-        filler: Text to hide the needle in, beginning at a random place; empty generates sentences.
+        seed: Equal seeds give equal questions.
+        filler: Text to hide the needle in, from a random place on; if empty, sentences are generated.
 
     Raises:
-        ValueError: if the kind is unknown, a depth is no share, or the length holds no filler.
+        ValueError: if the kind is unknown, a depth is not between 0 and 1, or the length leaves no room for filler.
     """
-    if kind not in KINDS:
-        raise ValueError(f"unknown retrieval {kind!r}; choose from {', '.join(KINDS)}")
+    require_choice("retrieval", kind, KINDS)
     for depth in depths:
-        if not 0 <= depth <= 1:
-            raise ValueError(f"depth is {depth:g}; it must be from 0 to 1")
+        require_within("depth", depth, least=0, most=1)
         rng = Random(f"{seed}/{kind}/{length}/{depth:.6f}")
         for _ in range(num_samples):
             yield _sample(kind, encode, length, depth, rng, filler)
@@ -93,7 +91,7 @@ def _sample(kind: Kind, encode: Encode, length: int, depth: float, rng: Random, 
     needle, question, answer = _task(kind, rng)
     budget = length - len(encode(needle, opens=True)) - len(encode(question)) - len(encode(answer))
     text = _filler(filler, rng, 12 * max(0, budget))
-    low, high = -1, len(text)  # characters of filler; the longest prompt that fits, by bisection
+    low, high = -1, len(text)  # bisection finds the most characters of filler that fit
     while high - low > 1:
         middle = (low + high) // 2
         prompt = _assemble(text[:middle], needle, question, depth)
@@ -129,16 +127,14 @@ def _filler(given: str, rng: Random, num_characters: int) -> str:
         begin = rng.randrange(len(given))
         repeats = 2 + num_characters // len(given)
         return (given * repeats)[begin : begin + num_characters]
-    sentences: list[str] = []
-    size = 0
-    while size < num_characters:
-        sentences.append(rng.choice(FILLER))
-        size += len(sentences[-1])
-    return "".join(sentences)
+    text = ""
+    while len(text) < num_characters:
+        text += rng.choice(FILLER)
+    return text
 
 
 def score_samples(model: nn.Module, encode: Encode, samples: Sequence[Sample]) -> list[RetrievalScore]:
-    """Answers' losses and exact matches, averaged by kind, length and depth in the samples' order."""
+    """Losses and exact matches of the answers, averaged by kind, length and depth in the order of the samples."""
     found: dict[tuple[Kind, int, float], list[tuple[float, bool]]] = {}
     with evaluating(model) as device:
         for sample in samples:
@@ -149,9 +145,8 @@ def score_samples(model: nn.Module, encode: Encode, samples: Sequence[Sample]) -
             loss = token_losses(logits, targets).double().mean().item()
             exact = bool((logits.argmax(-1) == targets).all())
             found.setdefault((sample.kind, sample.length, sample.depth), []).append((loss, exact))
-    return [
-        RetrievalScore(
-            *place, sum(loss for loss, _ in scores) / len(scores), sum(x for _, x in scores) / len(scores), len(scores)
-        )
-        for place, scores in found.items()
-    ]
+    scores = []
+    for place, answers in found.items():
+        losses, matches = zip(*answers, strict=True)
+        scores.append(RetrievalScore(*place, sum(losses) / len(losses), sum(matches) / len(losses), len(losses)))
+    return scores

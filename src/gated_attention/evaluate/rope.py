@@ -1,4 +1,4 @@
-"""A model read under other rotary embeddings than it was trained with, by transformers' own `rope_parameters`."""
+"""A model under a rotary embedding other than the one it was trained with, by transformers' own `rope_parameters`."""
 
 import copy
 from collections.abc import Iterator
@@ -6,13 +6,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
 from transformers import PreTrainedModel
+
+from gated_attention.ranges import require_within
 
 
 @dataclass(frozen=True, slots=True)
 class Rope:
-    """How positions are turned into angles; `Rope()` is as the model says.
+    """An override of the rotary embedding; `Rope()` changes nothing.
 
     Attributes:
         theta: RoPE's base; None is the model's.
@@ -23,29 +24,24 @@ class Rope:
     yarn: float | None = None
 
     def __post_init__(self) -> None:
-        if self.theta is not None and not self.theta > 1:
-            raise ValueError(f"RoPE's base is {self.theta:g}; it must be above 1, e.g. 1000000")
-        if self.yarn is not None and not self.yarn > 1:
-            raise ValueError(f"YaRN's factor is {self.yarn:g}; it must be above 1, e.g. 4")
+        require_within("RoPE's base", self.theta, above=1)
+        require_within("YaRN's factor", self.yarn, above=1)
 
     @property
     def label(self) -> str:
         """Its name in tables."""
-        base = f"base {self.theta:g}" if self.theta is not None else ""
-        yarn = f"YaRN x{self.yarn:g}" if self.yarn is not None else ""
-        return ", ".join(filter(None, (base, yarn))) or "plain"
+        base = [f"base {self.theta:g}"] if self.theta is not None else []
+        yarn = [f"YaRN x{self.yarn:g}"] if self.yarn is not None else []
+        return ", ".join(base + yarn) or "plain"
 
     @property
     def is_plain(self) -> bool:
-        """Whether nothing is changed."""
+        """Whether it changes nothing."""
         return self == Rope()
 
 
 def override_parameters(config: Any, rope: Rope, length: int) -> dict[str, Any]:
-    """The `rope_parameters` of a model under an override.
-
-    Args:
-        length: The trained length, which YaRN stretches.
+    """The `rope_parameters` of a model under an override; YaRN stretches `length`, the trained length.
 
     Raises:
         ValueError: if the model has no RoPE, has several, or is stretched already.
@@ -54,26 +50,28 @@ def override_parameters(config: Any, rope: Rope, length: int) -> dict[str, Any]:
     if not found:
         raise ValueError(f"{config.model_type} has no rotary embedding; leave out --yarn and --rope-theta")
     if "rope_theta" not in found:
-        raise ValueError(f"{config.model_type} has a rotary embedding for each kind of layer; overriding is for one")
+        raise ValueError(
+            f"{config.model_type} has a rotary embedding per kind of layer, which cannot be overridden; "
+            "leave out --yarn and --rope-theta"
+        )
     changed = dict(found)
     if rope.theta is not None:
         changed["rope_theta"] = float(rope.theta)
     if rope.yarn is not None:
         if found.get("rope_type", "default") != "default":
-            raise ValueError(f"the model's RoPE is {found['rope_type']} already; YaRN goes over plain RoPE only")
+            raise ValueError(
+                f"the model's RoPE is {found['rope_type']} already; YaRN takes plain RoPE, leave out --yarn"
+            )
         changed |= {"rope_type": "yarn", "factor": float(rope.yarn), "original_max_position_embeddings": length}
     return changed
 
 
 @contextmanager
 def overridden(model: PreTrainedModel, rope: Rope, length: int) -> Iterator[None]:
-    """The model with its rotary embeddings built anew under an override; restored afterwards, configuration too.
-
-    Args:
-        length: The trained length, as in `override_parameters`.
+    """Rebuild the model's rotary embeddings under an override and restore them afterwards; the configuration stays.
 
     Raises:
-        ValueError: as `override_parameters`.
+        ValueError: as `override_parameters`, whose `length` this takes, or if the rotary embedding is an unusual one.
     """
     if rope.is_plain:
         yield
@@ -91,14 +89,9 @@ def overridden(model: PreTrainedModel, rope: Rope, length: int) -> Iterator[None
         raise ValueError(f"{model.config.model_type}'s rotary embedding is not one of transformers' usual ones")
     try:
         for parent, name, child in rotary:
-            setattr(parent, name, _rebuilt(child, changed))
+            # Only the device is the model's: frequencies are float32 whatever its dtype.
+            setattr(parent, name, type(child)(changed).to(next(child.buffers()).device))  # type: ignore[call-arg]
         yield
     finally:
         for parent, name, child in rotary:
             setattr(parent, name, child)
-
-
-def _rebuilt(rotary: nn.Module, config: Any) -> nn.Module:
-    fresh = type(rotary)(config)
-    device = next(rotary.buffers()).device
-    return fresh.to(device)  # frequencies stay float32 whatever the model's dtype
