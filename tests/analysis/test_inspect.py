@@ -220,7 +220,7 @@ def test_blocks_of_queries_do_not_change_a_measure(ids, build, monkeypatch):
         whole = found.measures
         monkeypatch.setattr("gated_attention.analysis.attention.BLOCK_ELEMENTS", 4 * 4 * 61 * 7)
         monkeypatch.setattr("gated_attention.analysis.attention._MASKED_QUERIES", 7)
-        for part in ("whole_tensors", "hidden_states", "scores"):
+        for part in ("whole_tensors", "hidden_states"):
             monkeypatch.setattr(f"gated_attention.analysis.measures.{part}.BLOCK_ELEMENTS", 4 * 32 * 7)
         found_in_blocks = inspect_model(model, [ids], level="full")
         blocks = found_in_blocks.measures

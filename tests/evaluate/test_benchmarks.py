@@ -119,17 +119,20 @@ def test_subjects_of_a_group_are_averaged_over_their_items(model, tokenizer, loc
     assert (score.num_samples, score.shots, score.shots_from) == (9, 5, "dev")
 
 
-def test_ruler_numbers_come_out_by_length(monkeypatch, model, tokenizer):
+@pytest.mark.parametrize("folder", [False, True])
+def test_ruler_numbers_come_out_by_length_whatever_the_others_read(monkeypatch, model, tokenizer, local, folder):
     seen = {}
 
-    def evaluate(tasks, metadata, **options):
+    def evaluate(tasks, task_manager, metadata, **options):
         assert Path(metadata["tokenizer"], "tokenizer_config.json").exists()
+        assert set(tasks) <= set(task_manager.task_index)
         seen.update(metadata, tasks=tasks, **options)
         rows = {task: {"alias": task, "128,none": 0.5, "128_stderr,none": "N/A", "4096,none": -1} for task in tasks}
         return {"results": rows, "n-samples": {task: {"effective": 7} for task in tasks}}
 
     monkeypatch.setattr(lm_eval, "simple_evaluate", evaluate)
-    scores = run_benchmark(model, tokenizer, "ruler", context=CONTEXT, batch_size=1, lengths=[128], limit=7)
+    options = {"context": CONTEXT, "batch_size": 1, "lengths": [128], "limit": 7, "local": local if folder else None}
+    scores = run_benchmark(model, tokenizer, "ruler", **options)
     assert seen["max_seq_lengths"] == [128]
     assert (seen["tasks"], seen["limit"], seen["num_fewshot"]) == (list(benchmarks.RULER_TASKS), 7, 0)
     assert scores[0] == BenchmarkScore("ruler niah_single_1", "128", 0.5, None, 7, 0, "")

@@ -61,7 +61,7 @@ def test_what_cannot_be_overridden_is_refused(gated):
     gated.config.rope_parameters = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}
     with pytest.raises(ValueError, match="RoPE is yarn already"), overridden(gated, Rope(yarn=2), TRAINED):
         pass
-    with pytest.raises(ValueError, match="YaRN's factor is 1.0; it must be above 1"):
+    with pytest.raises(ValueError, match=r"YaRN's factor is 1\.0; it must be above 1"):
         Rope(yarn=1.0)
     with pytest.raises(ValueError, match="base is 0; it must be above 1"):
         Rope(theta=0)

@@ -1,4 +1,4 @@
-"""What attention, hidden states and gates of a model do."""
+"""Measures of a model's attention, hidden states and gates."""
 
 from gated_attention.analysis.definitions import GATE_MEASURES, MEASURES, Definition
 from gated_attention.analysis.experts import ExpertLoad, expert_load

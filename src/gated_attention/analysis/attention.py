@@ -10,25 +10,25 @@ from torch import Tensor
 from gated_attention import ops
 
 BLOCK_ELEMENTS = 2**24
-"""Numbers in the largest temporary tensor of a measure: 64 MiB in float32."""
+"""Elements of the largest temporary tensor of a measure: 64 MiB in float32."""
 
 _SMALLEST_BLOCK = 4  # queries
-_MASKED_QUERIES = 1024  # per call: the kernels turn a boolean mask into a bias of the inputs' dtype
+_MASKED_QUERIES = 1024  # per call, since the kernels turn a boolean mask into a bias of the inputs' dtype
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AttentionCall:
-    """One layer's attention over one batch, as it entered transformers' attention interface.
+    """The attention of one layer over one batch, as it entered transformers' attention interface.
 
     Attributes:
         layer: Index of the decoder layer.
         q, k, v: After norm and RoPE, (B, H, T, D) and (B, K, T, D); query head i reads key/value head i // (H / K).
-        out: Attention's output before any gate, (B, T, H, D).
-        lse: Natural logarithm of the softmax denominator, (B, H, T); the weight of a learned sink is in it.
+        out: Output before any gate, (B, T, H, D).
+        lse: Natural logarithm of the softmax denominator, which includes learned sinks, (B, H, T).
         scale: Factor on the scores.
-        softcap: Scores are `softcap * tanh(score / softcap)`; None for no cap.
+        softcap: Scores become `softcap * tanh(score / softcap)`; None for no cap.
         mask: True where a query sees a key, (B or 1, H or 1, T, T); None is causal.
-        sinks: Score of each head that stands in the denominator for no token, (H,) (gpt-oss) or (B, H, T).
+        sinks: Learned scores in the denominator that belong to no token, (H,) (gpt-oss) or (B, H, T).
         bias: Added to the scores (relative positions), (B or 1, H or 1, T, T).
     """
 
@@ -49,72 +49,72 @@ class AttentionCall:
         """Tokens per sequence."""
         return self.q.shape[2]
 
-    def query_blocks(self, num_keys: int) -> Iterator[slice]:
-        """Consecutive queries, as many at a time as `BLOCK_ELEMENTS` allows beside that many keys."""
-        b, h, t, d = self.q.shape
-        size = max(_SMALLEST_BLOCK, BLOCK_ELEMENTS // (b * h * max(d, num_keys)))
-        return (slice(start, min(start + size, t)) for start in range(0, t, size))
-
     def scores(self, queries: slice, keys: slice) -> Float[Tensor, "b h t s"]:
-        """Scaled and capped scores in float32 or wider; those of masked pairs as they come."""
+        """Scaled, capped and biased scores in float32 or wider, also of masked pairs."""
         bias = None if self.bias is None else self.bias[:, :, queries, keys]
         return _scores(self.q[:, :, queries], self.k[:, :, keys], self.scale, self.softcap, bias)
 
     def weights(
         self, queries: slice, keys: slice, scores: Float[Tensor, "b h t s"] | None = None
     ) -> Float[Tensor, "b h t s"]:
-        """A block of the attention matrix, `exp(score - lse)` and 0 where masked.
+        """A block of the attention matrix: `exp(score - lse)`, 0 where masked.
 
         Args:
             queries, keys: With explicit start and stop.
-            scores: Theirs, if they are at hand; left as they are.
+            scores: From `scores`, if they were computed already; not changed.
         """
         lse = self.lse[:, :, queries, None]
         weights = (self.scores(queries, keys).sub_(lse) if scores is None else scores - lse).exp_()
         if self.mask is not None:
             return weights.masked_fill_(~self.mask[:, :, queries, keys], 0.0)
-        if keys.stop > queries.start + 1:  # the other queries see all of these keys
+        if keys.stop > queries.start + 1:  # later queries see all of these keys
             weights[:, :, : keys.stop - queries.start].tril_(queries.start - keys.start)
         return weights
 
 
 def attend(
+    layer: int,
     q: Float[Tensor, "b h t d"],
     k: Float[Tensor, "b k s d"],
     v: Float[Tensor, "b k s e"],
-    *,
     scale: float,
-    mask: Bool[Tensor, "#b #h t s"] | None = None,
-    softcap: float | None = None,
-    sinks: Float[Tensor, " h"] | Float[Tensor, "b h t"] | None = None,
-    bias: Float[Tensor, "#b #h t s"] | None = None,
-) -> tuple[Float[Tensor, "b t h e"], Float[Tensor, "b h t"]]:
-    """Causal or masked attention and its log-sum-exp, with score caps, biases and sinks, by the fused kernels if any.
+    softcap: float | None,
+    mask: Bool[Tensor, "#b #h t s"] | None,
+    sinks: Float[Tensor, " h"] | Float[Tensor, "b h t"] | None,
+    bias: Float[Tensor, "#b #h t s"] | None,
+) -> AttentionCall:
+    """Run causal or masked attention, by the fused kernels unless scores are capped or biased.
 
-    A sink of score s adds exp(s) to the denominator: the output shrinks by `sigmoid(lse - s)`.
+    A sink with score s adds exp(s) to the denominator, which multiplies the output by `sigmoid(lse - s)`.
     """
     if softcap is None and bias is None and v.shape[-1] == q.shape[-1]:
         out, lse = _fused(q, k, v, scale, mask)
     else:
         out, lse = _blockwise(q, k, v, scale, mask, softcap, bias)
-    out = out.transpose(1, 2).contiguous()  # (B, T, H, D), which AFMoE views as (B, T, H * D)
-    if sinks is None:
-        return out, lse
-    total = torch.logaddexp(lse, by_query(sinks).to(lse.dtype))  # (B, H, T)
-    share = torch.exp(lse - total).transpose(1, 2)[..., None].to(out.dtype)  # (B, T, H, 1)
-    return out * share, total
+    out = out.transpose(1, 2).contiguous()  # (B, T, H, D); AFMoE views it as (B, T, H * D)
+    if sinks is not None:
+        total = torch.logaddexp(lse, by_query(sinks).to(lse.dtype))  # (B, H, T)
+        out = out * torch.exp(lse - total).transpose(1, 2)[..., None].to(out.dtype)
+        lse = total
+    return AttentionCall(layer, q, k, v, out, lse, scale, softcap, mask, sinks, bias)
 
 
 def by_query(sinks: Tensor) -> Tensor:
-    """Scores of sinks as they broadcast to (B, H, T)."""
+    """Scores of sinks, broadcastable to (B, H, T)."""
     return sinks[:, None] if sinks.ndim == 1 else sinks
+
+
+def query_blocks(q: Float[Tensor, "b h t d"], num_keys: int) -> Iterator[slice]:
+    """Blocks of consecutive queries, each as large as `BLOCK_ELEMENTS` allows with that many keys."""
+    b, h, t, d = q.shape
+    size = max(_SMALLEST_BLOCK, BLOCK_ELEMENTS // (b * h * max(d, num_keys)))
+    return (slice(start, min(start + size, t)) for start in range(0, t, size))
 
 
 def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     if mask is None:
         return ops.attention(q, k, v, scale=scale)
-    starts = range(0, q.shape[2], _MASKED_QUERIES)
-    blocks = [slice(start, start + _MASKED_QUERIES) for start in starts]
+    blocks = [slice(start, start + _MASKED_QUERIES) for start in range(0, q.shape[2], _MASKED_QUERIES)]
     pairs = [ops.attention(q[:, :, b], k, v, causal=False, scale=scale, mask=mask[:, :, b]) for b in blocks]
     return torch.cat([out for out, _ in pairs], dim=2), torch.cat([lse for _, lse in pairs], dim=2)
 
@@ -122,13 +122,10 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None) -
 def _blockwise(
     q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None, softcap: float | None, bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    b, h, t, _ = q.shape
-    groups = h // k.shape[1]
-    size = max(1, BLOCK_ELEMENTS // (b * h * k.shape[2]))
+    groups = q.shape[1] // k.shape[1]
     outs, lses = [], []
     positions = torch.arange(k.shape[2], device=q.device)
-    for start in range(0, t, size):
-        queries = slice(start, min(start + size, t))
+    for queries in query_blocks(q, k.shape[2]):
         scores = _scores(q[:, :, queries], k, scale, softcap, None if bias is None else bias[:, :, queries])
         visible = positions <= positions[queries, None] if mask is None else mask[:, :, queries]
         scores = scores.masked_fill_(~visible, float("-inf"))
@@ -145,7 +142,7 @@ def _scores(q: Tensor, k: Tensor, scale: float, softcap: float | None, bias: Ten
     wide = torch.promote_types(q.dtype, torch.float32)
     b, h, t, d = q.shape
     num_kv_heads = k.shape[1]
-    # One kernel casts and lays out; the scale goes on the keys, which are fewer or as many.
+    # One kernel both casts and makes contiguous. The keys take the scale: they are as many as the queries or fewer.
     flat = q.to(wide, memory_format=torch.contiguous_format).reshape(b, num_kv_heads, -1, d)  # (B, K, G * T, D)
     with torch.autocast(q.device.type, enabled=False):
         scores = (flat @ (k.to(wide) * scale).transpose(-1, -2)).reshape(b, h, t, k.shape[2])

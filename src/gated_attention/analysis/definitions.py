@@ -1,4 +1,4 @@
-"""Every measure by name: what it is called, in which unit, for what it is taken, and where it is defined."""
+"""Every measure by name: its title, unit, axes, definition and source."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,6 +11,7 @@ _GU = "Gu et al., arXiv 2410.10781"
 _GUO = "Guo et al., arXiv 2410.13835"
 _SUN = "Sun et al., arXiv 2402.17762"
 _BONDARENKO = "Bondarenko et al., arXiv 2306.12929"
+_ROY = "Roy and Vetterli, EUSIPCO 2007"
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,13 +19,13 @@ class Definition:
     """One measure.
 
     Attributes:
-        title: As a table or an axis names it.
+        title: Its name in tables and on axes.
         unit: `share` is 0 to 1; `1` has none.
-        axes: What it is taken for. A head is a query head, or at a gate one of the heads that the gate scores.
-        text: What it is and in which order it is reduced.
+        axes: What it has one value for. A head is a query head; at a gate it is one of the heads that the gate scores.
+        text: What it is, and the order of the reductions.
         source: Where the definition comes from; empty if it is ours.
-        over_layers: How one number for the model follows from the layers' (heads are averaged first).
-        full: Only with `level="full"`.
+        over_layers: How the layers' numbers become one for the model, after the mean over heads.
+        full: Whether it needs `level="full"`.
     """
 
     title: str
@@ -36,19 +37,20 @@ class Definition:
     full: bool = False
 
 
+QUANTILES = (5, 25, 50, 75, 95)
+"""Quantiles of gate scores, in percent."""
+
 _HEADS: tuple[Axis, ...] = ("layer", "head")
 _LAYERS: tuple[Axis, ...] = ("layer",)
 
 MEASURES: dict[str, Definition] = {
     "f_attn": Definition(
         "F-Attn", "share", _HEADS,
-        "attention to a sequence's first token, averaged over its queries but the first, which sees nothing else, "
-        "then over sequences; a learned sink (gpt-oss) is part of the denominator and not a token",
-        _PAPER,
+        "attention to the first token of a sequence, averaged over all queries but the first, which sees nothing else, "
+        "then over sequences; a learned sink (gpt-oss) is part of the denominator and not a token", _PAPER,
     ),
     "f_attn_late": Definition(
-        "F-Attn, first four queries left out", "share", _HEADS,
-        "F-Attn over the fifth query and those after it", _PAPER,
+        "F-Attn, first four queries left out", "share", _HEADS, "F-Attn from the fifth query on", _PAPER,
     ),
     "f_attn_start": Definition(
         "F-Attn at document starts", "share", _HEADS,
@@ -60,33 +62,29 @@ MEASURES: dict[str, Definition] = {
     ),
     "f_attn_uniform": Definition(
         "F-Attn, uniform", "share", _LAYERS,
-        "what F-Attn would be if every query spread its attention evenly over the tokens that it sees",
+        "F-Attn if every query spread its attention evenly over the tokens that it sees",
     ),
     "f_attn_late_uniform": Definition(
         "F-Attn, uniform, first four queries left out", "share", _LAYERS,
-        "what F-Attn without the first four queries would be under even attention",
+        "F-Attn from the fifth query on under uniform attention",
     ),
     "sink_rate": Definition(
         "Sink^0.3", "share", _HEADS,
-        "share of sequences in which the first token gets more than 0.3 of attention, averaged over all queries that "
-        "see it, the first included; it depends on the length of the sequences",
-        _GU,
+        "share of sequences whose first token gets more than 0.3 of attention, averaged over all queries that see it, "
+        "the first included; it depends on the length of the sequences", _GU,
     ),
     "sink_position": Definition(
         "Strongest position", "position", _HEADS,
-        "position, among the first 32 and the first half, of the key that gets most attention: averaged over the "
-        "queries that see it, then over sequences",
-        _GU,
+        "position, among the first 32 and within the first half, of the key with the most attention, averaged over the "
+        "queries that see it, then over sequences", _GU,
     ),
     "sink_share": Definition(
-        "Attention to the strongest position", "share", _HEADS,
-        "what the key at the strongest position gets", _GU,
+        "Attention to the strongest position", "share", _HEADS, "attention to the key at the strongest position", _GU,
     ),
     "peak": Definition(
         "Attention to the strongest key", "share", _HEADS,
-        "what the strongest key of each sequence gets, wherever in its first half it lies, averaged over the queries "
-        "that see it, then over sequences",
-        full=True,
+        "attention to the strongest key of each sequence, anywhere in its first half, averaged over the queries that "
+        "see it, then over sequences", full=True,
     ),
     "peak_elsewhere": Definition(
         "Strongest key is not the first", "share", _HEADS,
@@ -95,22 +93,21 @@ MEASURES: dict[str, Definition] = {
     "entropy": Definition(
         "Attention entropy", "nats", _HEADS,
         "entropy of a query's attention weights, averaged over queries, then over sequences; a learned sink counts as "
-        "one more key",
-        full=True,
+        "one more key", full=True,
     ),
     "entropy_uniform": Definition(
         "Attention entropy, uniform", "nats", _LAYERS,
-        "what it would be under even attention: the mean logarithm of the number of keys that a query sees", full=True,
+        "attention entropy under uniform attention: the mean logarithm of the number of keys that a query sees",
+        full=True,
     ),
     "value_drain": Definition(
         "Value drain", "1", ("layer", "kv_head"),
-        "norm of the first token's value over the median norm of the other tokens', averaged over sequences; well "
-        "below 1 where a sink is there to take attention and give nothing",
-        _GUO,
+        "norm of the first token's value over the median norm of the other tokens' values, averaged over sequences; "
+        "well below 1 for a sink that takes attention and adds nothing", _GUO,
     ),
     "m_act": Definition(
         "M-Act", "1", _LAYERS,
-        "largest absolute hidden state of any token at the layer's output, over all sequences; a model's is the mean "
+        "largest absolute hidden state of any token at the layer's output, over all sequences; for a model, the mean "
         "over layers", _PAPER,
     ),
     "top_activations": Definition(
@@ -120,14 +117,12 @@ MEASURES: dict[str, Definition] = {
     "median_activation": Definition(
         "Median activation", "1", _LAYERS,
         "median absolute hidden state of a sequence, over 64 evenly spaced tokens and all channels, averaged over "
-        "sequences",
-        _SUN,
+        "sequences", _SUN,
     ),
     "massive_tokens": Definition(
         "Tokens with massive activations", "tokens per sequence", _LAYERS,
-        "tokens of a sequence with an absolute hidden state above 100 and above 1000 times the sequence's median, "
-        "averaged over sequences",
-        _SUN,
+        "tokens of a sequence with an absolute hidden state above 100 and above 1000 times the median of the sequence, "
+        "averaged over sequences", _SUN,
     ),
     "inf_norm": Definition(
         "Inf norm", "1", _LAYERS,
@@ -135,69 +130,64 @@ MEASURES: dict[str, Definition] = {
     ),
     "kurtosis": Definition(
         "Kurtosis", "1", _LAYERS,
-        "fourth central moment over the squared variance of the attention block's output, over a sequence's tokens "
-        "and channels, averaged over sequences; 3 for a normal distribution",
-        _BONDARENKO,
+        "fourth central moment over the squared variance of the attention block's output, over the tokens and channels "
+        "of a sequence, averaged over sequences; 3 for a normal distribution", _BONDARENKO,
     ),
     "size_before_gate": Definition(
         "|SDPA output| before the gate", "1", _HEADS,
-        "mean absolute output of attention over tokens and channels, then over sequences",
-        _QIU,
+        "mean absolute output of attention over tokens and channels, then over sequences", _QIU,
     ),
     "size_after_gate": Definition(
-        "|SDPA output| after the gate", "1", _HEADS,
-        "the same as the output projection reads it", _QIU,
+        "|SDPA output| after the gate", "1", _HEADS, "the same for the input of the output projection", _QIU,
     ),
     "sparsity_1e-2": Definition(
         "Below 1e-2", "share", _HEADS,
-        "share of absolute values below 0.01 in what the output projection reads, over tokens and channels, then over "
-        "sequences",
-        _QIU,
+        "share of absolute values below 0.01 in the input of the output projection, over tokens and channels, then "
+        "over sequences", _QIU,
     ),
-    "sparsity_1e-3": Definition(
-        "Below 1e-3", "share", _HEADS, "the same below 0.001", _QIU,
-    ),
+    "sparsity_1e-3": Definition("Below 1e-3", "share", _HEADS, "the same below 0.001", _QIU),
     "effective_rank": Definition(
         "Effective rank of W_V W_O", "1", _HEADS,
         "exponential of the entropy of the normalised singular values of a head's W_V W_O, from the weights alone; at "
-        "most head_dim",
-        "Roy and Vetterli, EUSIPCO 2007", full=True,
+        "most head_dim", _ROY, full=True,
     ),
     "effective_rank_gated": Definition(
         "Effective rank with the gate", "1", _HEADS,
-        "the same of W_V diag(g) W_O, where g is each channel's mean score of the multiplicative gates between the two",
-        "Roy and Vetterli, EUSIPCO 2007", full=True,
+        "the same for W_V diag(g) W_O, where g is the mean score per channel of the multiplicative gates between them",
+        _ROY, full=True,
     ),
 }  # fmt: skip
-"""Measures of a model, by the name under which files carry them."""
+"""Measures of a model, by their names in files."""
 
 GATE_MEASURES: dict[str, Definition] = {
     "gate_mean": Definition(
-        "Gate mean", "1", _HEADS, "score after the activation, averaged over channels, tokens and sequences", _PAPER
+        "Gate mean", "1", _HEADS, "score after the activation, averaged over channels, tokens and sequences", _PAPER,
     ),
     "gate_share_below_0.1": Definition(
-        "Gate below 0.1", "share", _HEADS, "share of scores below 0.1, over channels, tokens and sequences"
+        "Gate below 0.1", "share", _HEADS, "share of scores below 0.1, over channels, tokens and sequences",
     ),
     "gate_share_above_0.9": Definition(
-        "Gate above 0.9", "share", _HEADS, "share of scores above 0.9, over channels, tokens and sequences"
+        "Gate above 0.9", "share", _HEADS, "share of scores above 0.9, over channels, tokens and sequences",
     ),
     "gate_share_open": Definition(
-        "Gate open", "share", _HEADS, "share of scores above 0, over channels, tokens and sequences; a hard sigmoid "
-        "closes, the others do not"
+        "Gate open", "share", _HEADS,
+        "share of scores above 0, over channels, tokens and sequences; only a hard sigmoid closes completely",
     ),
     "gate_first": Definition(
-        "Gate at the first token", "1", _HEADS, "score of each sequence's first token, over channels, then sequences"
+        "Gate at the first token", "1", _HEADS,
+        "score of the first token of each sequence, averaged over channels, then over sequences",
     ),
     "gate_rest": Definition(
-        "Gate at the other tokens", "1", _HEADS, "score of all other tokens, over channels, tokens and sequences"
+        "Gate at the other tokens", "1", _HEADS,
+        "score of all other tokens, averaged over channels, tokens and sequences",
     ),
     **{
         f"gate_quantile_{percent:02d}": Definition(
             f"Gate, {percent} % quantile", "1", _HEADS,
-            "score below which that share lies, read from a histogram of 50 bins by linear interpolation within a bin; "
-            "the histogram counts 256 evenly spaced tokens of each sequence",
+            "score below which that share lies, by linear interpolation within the bins of a histogram; it has 50 bins "
+            "and counts 256 evenly spaced tokens per sequence",
         )
-        for percent in (5, 25, 50, 75, 95)
+        for percent in QUANTILES
     },
 }  # fmt: skip
 """Measures of the gates at one site."""

@@ -1,8 +1,9 @@
-"""How evenly a mixture of experts spreads tokens over its experts."""
+"""How evenly a mixture of experts distributes tokens over its experts."""
 
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,10 @@ from gated_attention.nn.evaluating import evaluating
 
 @dataclass(frozen=True, slots=True)
 class ExpertLoad:
-    """Where the routers of a model sent tokens.
+    """How many tokens the routers of a model sent to each expert.
 
     Attributes:
-        counts: (token, choice) pairs that each expert got, (layers with experts, experts).
+        counts: (token, choice) pairs per expert, (layers with experts, experts).
         num_tokens: Tokens read.
     """
 
@@ -29,15 +30,13 @@ class ExpertLoad:
 
     @property
     def load(self) -> np.ndarray:
-        """Each expert's tokens over those of a balanced router, (layers, experts); 1 is balanced."""
-        load: np.ndarray = self.counts / self.counts.mean(1, keepdims=True)
-        return load
+        """Tokens per expert relative to a balanced router, (layers, experts)."""
+        return np.asarray(self.counts / self.counts.mean(1, keepdims=True))
 
     @property
     def num_dead(self) -> np.ndarray:
         """Experts that no token reached, (layers,)."""
-        dead: np.ndarray = (self.counts == 0).sum(1)
-        return dead
+        return np.asarray((self.counts == 0).sum(1))
 
 
 def expert_load(model: PreTrainedModel, blocks: Iterable[Int[Tensor, "_ t"]]) -> ExpertLoad | None:
@@ -50,19 +49,15 @@ def expert_load(model: PreTrainedModel, blocks: Iterable[Int[Tensor, "_ t"]]) ->
     if not found:
         return None
     num_tokens = 0
-    counts = torch.zeros(len(found), model.config.num_experts, dtype=torch.int64)
 
-    def counter(index: int) -> Any:
-        def count(module: Any, inputs: Any, output: tuple[Tensor, Tensor, Tensor]) -> None:
-            counts[index] += count_experts(output[2], counts.shape[1])
-
-        return count
+    def count(row: Tensor, module: Any, inputs: Any, output: tuple[Tensor, Tensor, Tensor]) -> None:
+        row += count_experts(output[2], len(row))
 
     with ExitStack() as stack:
         device = stack.enter_context(evaluating(model))
-        counts = counts.to(device)
-        for index, router in enumerate(found):
-            stack.callback(router.register_forward_hook(counter(index)).remove)
+        counts = torch.zeros(len(found), model.config.num_experts, dtype=torch.int64, device=device)
+        for router, row in zip(found, counts, strict=True):
+            stack.enter_context(router.register_forward_hook(partial(count, row)))
         for block in blocks:
             model(input_ids=block.to(device), use_cache=False, logits_to_keep=1)
             num_tokens += block.numel()

@@ -1,20 +1,19 @@
-"""The gates on the attention output that transformers' families have, as rows of data.
+"""The gates on the attention output in transformers' families, as rows of data.
 
-A row is of a class of attention and not of a model type: a model type may mix kinds of layers, and one class serves
-the text model, its causal model and the model with images. Classes that a release of transformers lacks cost nothing.
+A row describes a class of attention, not a model type: a model type may mix kinds of layers, and one class serves the
+text model, its causal model and the model with images. Rows of classes that transformers lacks are never used.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from operator import attrgetter
 
 import torch
 from torch import Tensor, nn
 
 from gated_attention.nn import AttentionGate, GatedBlock
 from gated_attention.nn.gate import by_head
-from gated_attention.spec import GateSpec, Site
+from gated_attention.spec import GateSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,39 +22,34 @@ class Gate:
 
     Attributes:
         spec: What it does to which tensor.
-        module: Its output carries the gate logits.
-        logits: Takes that output to logits, (B, T, heads, channels); one row stands for all where nothing is read.
+        module: The module whose output holds the gate logits.
+        logits: Turns that output into logits, (B, T, heads, channels); B and T are 1 for a gate without input.
     """
 
     spec: GateSpec
     module: nn.Module
     logits: Callable[[Tensor], Tensor]
 
-    @property
-    def site(self) -> Site:
-        """Which tensor is gated."""
-        return self.spec.site
-
 
 def _apart(attention: nn.Module, spec: GateSpec, projected: Tensor) -> Tensor:
-    """Logits from a projection of their own."""
+    """Logits with a projection of their own."""
     return by_head(projected, spec, head_width(attention))
 
 
 def _behind_queries(attention: nn.Module, spec: GateSpec, projected: Tensor) -> Tensor:
-    """Logits from a projection whose rows are [query | gate] for each head."""
+    """Logits in a projection whose rows are [query | gate] for each head."""
     width = head_width(attention)
     query_width = getattr(attention, "qk_head_dim", width)
     return torch.unflatten(projected, -1, (-1, query_width + width))[..., query_width:]
 
 
 def _with_bias_by_head(attention: nn.Module, spec: GateSpec, projected: Tensor) -> Tensor:
-    """Beam: a learned bias of each head, for all of its channels."""
+    """Beam: one learned bias per head, for all of its channels."""
     return _apart(attention, spec, projected) + attention.gate_bias[:, None]  # type: ignore[index]
 
 
 def _scaled_by_channel(attention: nn.Module, spec: GateSpec, projected: Tensor) -> Tensor:
-    """Dory: a learned factor of each channel, squared."""
+    """Dory: the square of one learned factor per channel."""
     factor = (attention.s_gate * attention.s_gate_scale).square()  # type: ignore[operator]
     return _apart(attention, spec, projected * factor)
 
@@ -69,10 +63,10 @@ class _Row:
     """One class of attention.
 
     Attributes:
-        module: Path from the attention to what forms the logits.
-        spec: The gate; one that a configuration makes elementwise or headwise says so in `gate_per_head`.
-        logits: Takes the attention, the spec and the module's output to logits by head.
-        output: Path to what projects the gated heads, where a module of the usual name does more than that.
+        module: Path from the attention to the module that computes the logits.
+        spec: The gate; an attention with `gate_per_head` set is headwise.
+        logits: Turns the attention, the spec and the module's output into logits by head.
+        output: Path to the projection of the gated heads, where the module of the usual name does more than project.
     """
 
     module: str
@@ -93,7 +87,7 @@ _ROWS: dict[str, _Row] = {
     "AfmoeAttention": _Row("gate_proj"),
     "HrmTextAttention": _Row("gate_proj"),
     "MuseGlimmerTextAttention": _Row("gate_proj"),
-    "MuseSparkTextAttention": _Row("gate_proj"),  # of heads that a norm without weights has passed
+    "MuseSparkTextAttention": _Row("gate_proj"),  # gates heads after a norm without weights
     "BeamAttention": _Row("gate_proj", GateSpec(bias=0.0, dtype="model"), _with_bias_by_head),
     "DoryAttention": _Row("gate_proj", logits=_scaled_by_channel),
     "HYV4Attention": _Row("gate_proj"),
@@ -111,17 +105,12 @@ _ROWS: dict[str, _Row] = {
 
 
 def gates_of(attention: nn.Module) -> tuple[Gate, ...]:
-    """The gates of an attention module, at most one per site; none where no layout is known."""
-    width = head_width(attention)
+    """The gates of an attention module, at most one per site; none if no layout is known."""
     if isinstance(attention, GatedBlock):
-        return tuple(
-            Gate(spec, module, partial(by_head, spec=spec, head_dim=width)) for spec, module in attention.gate_modules()
-        )
-    own = [module for module in attention.children() if isinstance(module, AttentionGate)]
-    if own:
-        return tuple(
-            Gate(gate.spec, gate, partial(by_head, spec=gate.spec, head_dim=gate.logit_shape[1])) for gate in own
-        )
+        width, pairs = head_width(attention), attention.gate_modules()
+        return tuple(Gate(spec, module, partial(by_head, spec=spec, head_dim=width)) for spec, module in pairs)
+    if own := [module for module in attention.children() if isinstance(module, AttentionGate)]:
+        return tuple(Gate(one.spec, one, partial(by_head, spec=one.spec, head_dim=one.logit_shape[1])) for one in own)
     row = _row(attention)
     module = None if row is None else _at(attention, row.module)
     if row is None or module is None:  # a configuration may leave the gate out
@@ -131,15 +120,15 @@ def gates_of(attention: nn.Module) -> tuple[Gate, ...]:
 
 
 def gated_projection(attention: nn.Module) -> nn.Module | None:
-    """What projects the gated heads, if a row says where; None for a module of the usual name."""
+    """The projection of the gated heads if a row names it; None if it has a usual name."""
     row = _row(attention)
     return None if row is None or row.output is None else _at(attention, row.output)
 
 
 def head_width(attention: nn.Module) -> int:
-    """Channels of a head of the attention output: those of a value, where queries are wider (latent attention)."""
-    width: int | None = getattr(attention, "v_head_dim", None)
-    return int(getattr(attention, "head_dim", 0)) if width is None else width
+    """Channels per head of the attention output; values may be narrower than queries (latent attention)."""
+    width = getattr(attention, "v_head_dim", None)
+    return int(getattr(attention, "head_dim", 0) if width is None else width)
 
 
 def _row(attention: nn.Module) -> _Row | None:
@@ -149,7 +138,6 @@ def _row(attention: nn.Module) -> _Row | None:
 
 def _at(attention: nn.Module, path: str) -> nn.Module | None:
     try:
-        found = attrgetter(path)(attention)
+        return attention.get_submodule(path)
     except AttributeError:
         return None
-    return found if isinstance(found, nn.Module) else None

@@ -1,8 +1,8 @@
 """One pass of a model over text: every measure, accumulated on the device and read once at the end."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeVar, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -22,32 +22,28 @@ from gated_attention.analysis.families import (
     value_and_output_maps,
 )
 from gated_attention.analysis.gates import Gate
-from gated_attention.analysis.measures import effective_rank
 from gated_attention.analysis.reduction import (
+    Collected,
     GateMeasures,
     MassiveActivation,
     Rows,
-    by_heads,
+    by_layer,
     mean_of_numbers,
     model_measures,
 )
 from gated_attention.nn.evaluating import evaluating
+from gated_attention.ranges import require_choice
 from gated_attention.spec import GateSpec, Site
 
 Level = Literal["summary", "full"]
-"""`summary` costs little beside the forward pass; `full` also forms every attention weight once, block by block."""
+"""`summary` costs little beside the forward pass; `full` also computes every attention weight once, in blocks."""
 
 EXCERPT_TOKENS = 160
-"""Tokens of the first sequence whose gates are kept one by one."""
-
-
-_Found = measures.AttentionRows | measures.ActivationRows | measures.GateScores
-_F = TypeVar("_F", measures.ActivationRows, measures.GateScores)
-_HEAD_SHARES = ("size_after_gate", "sparsity_1e-2", "sparsity_1e-3")
+"""Tokens of the first sequence whose gate scores are kept one by one."""
 
 
 class TextBatch(NamedTuple):
-    """Token ids of some sequences, and which of them begin at a document's start; None if that is not known."""
+    """Token ids of some sequences, and which of them begin at a document's start; None if unknown."""
 
     ids: Int[Tensor, "b t"]
     at_start: Bool[Tensor, " b"] | None = None
@@ -55,19 +51,21 @@ class TextBatch(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What a model does on a text.
+    """The measures of a model on a text.
 
     Attributes:
-        num_tokens, num_sequences, length: Tokens read, sequences they came in, tokens per sequence.
+        num_tokens, num_sequences: Tokens and sequences read.
+        length: Tokens per sequence.
         attention: Whether a layer has softmax attention, (layers,).
-        measures: By name of `definitions.MEASURES`, an array with that measure's axes; NaN for a layer or a head that
-            has none.
+        measures: By name of `definitions.MEASURES`, an array with the axes of that measure; NaN for a layer or a head
+            that has none.
         gates: Gate measures by site.
-        massive: Massive activations, those of most sequences first.
+        massive: Massive activations; those of most sequences come first.
         attention_maps: Attention of the first sequence's first queries, averaged over heads, (n, R, R).
         attention_layers: The layers of the maps, (n,).
-        excerpt: The first token ids of the first sequence, whose gate scores `gates` carries one by one.
-        unmeasured_gates: Submodules of attention that are named like a gate and were not measured, and why, by name.
+        excerpt: The first token ids of the first sequence; `gates` has the gate scores of each.
+        unmeasured_gates: Submodules of attention that are named like a gate and were not measured, by name, with the
+            reason.
     """
 
     num_tokens: int
@@ -109,189 +107,156 @@ def inspect_model(
 ) -> Inspection:
     """Measure a model over sequences of token ids, all of one length, each read from its own first token.
 
-    The device is waited for once, at the end. Everything about the model is restored.
+    The host waits for the device once, at the end. The model is left as it was.
 
     Args:
-        model: Any decoder-only model of transformers that uses its attention interface.
+        model: Any decoder-only model that uses transformers' attention interface.
         batches: Token ids, (B, T) each.
         level: Which measures.
-        map_layers: Layers whose attention is excerpted; None is the first, the middle and the last that have any.
+        map_layers: Layers whose attention is excerpted; None is the first, the middle and the last with attention.
         map_size: Queries and keys of an excerpt.
 
     Raises:
         ValueError: if there is nothing to read, lengths differ, the level or a layer of a map is unknown, or the
             architecture is not supported.
     """
-    if level not in get_args(Level):
-        raise ValueError(f"unknown level {level!r}; choose from {', '.join(get_args(Level))}")
+    require_choice("level", level, get_args(Level))
     attention = find_attention(model)
     layers = [one.layer for one in attention]
     if map_layers is None:
         map_layers = sorted({layers[0], layers[len(layers) // 2], layers[-1]})
-    for layer in map_layers:
-        if layer not in layers:
-            raise ValueError(
-                f"layer {layer} has no softmax attention to map; choose from {', '.join(map(str, layers))}"
-            )
+    if missing := [layer for layer in map_layers if layer not in layers]:
+        raise ValueError(
+            f"layer {missing[0]} has no softmax attention to map; choose from {', '.join(map(str, layers))}"
+        )
     recorder = _Recorder(model, level, map_layers, map_size)
     with evaluating(model) as device:
         with watch(model, recorder, attention):
-            for given in batches:
-                batch = given if isinstance(given, TextBatch) else TextBatch(given)
-                recorder.begin(batch)
-                input_ids = batch.ids.to(device, non_blocking=True)
-                model.base_model(input_ids=input_ids, use_cache=False)
-                recorder.end(input_ids)
+            for batch in batches:
+                recorder.read(batch if isinstance(batch, TextBatch) else TextBatch(batch), device)
         if not recorder.ids:
             raise ValueError("there is no text to measure on; give at least one block")
-        if not recorder.rows.layers("sums"):
-            raise ValueError(f"{type(model).__name__} does not call attention through transformers' interface")
         return recorder.result(attention)
 
 
 class _Recorder(Watcher):
-    """Keeps every layer's per-sequence values on the device, batch by batch."""
+    """Keeps the per-sequence values of every layer on the device, batch by batch."""
 
     def __init__(self, model: PreTrainedModel, level: Level, map_layers: Sequence[int], map_size: int) -> None:
-        self.model, self.level, self.map_size = model, level, map_size
-        self.map_layers = list(map_layers)
-        self.num_layers = len(decoder_layers(model))
+        self.model, self.level, self.map_layers, self.map_size = model, level, map_layers, map_size
         self.rows = Rows()
         self.ids: list[Tensor] = []
-        self.at_start: list[Tensor | None] = []
+        self.starts: list[np.ndarray] = []
         self.maps: dict[int, Tensor] = {}
         self.specs: dict[Site, GateSpec] = {}
         self.width = 0
         self.by_token_id: dict[Site, Tensor] = {}
 
-    def begin(self, batch: TextBatch) -> None:
-        """A forward pass over this batch follows."""
-        if batch.ids.shape[1] < 2:
-            raise ValueError(f"sequences have {batch.ids.shape[1]} token; attention is measured from 2 on")
-        if self.ids and batch.ids.shape[1] != self.length:
-            raise ValueError(f"sequences have {self.length} and {batch.ids.shape[1]} tokens; give all one length")
-        self.ids.append(batch.ids.cpu())
-        self.at_start.append(batch.at_start)
-
     @property
     def length(self) -> int:
         return self.ids[0].shape[1]
 
-    def end(self, input_ids: Int[Tensor, "b t"]) -> None:
-        """The forward pass over these tokens is over."""
-        rows = self.rows
-        for layers, (norms,) in rows.take("attention_value_norms"):
-            rows.put("value_drain", layers, measures.value_drain(norms))
-        for name, of in (("sums", "attention_sums"), ("size_before_gate", "attention_sizes")):
-            for layers, (parts,) in rows.take(of):
-                rows.put(name, layers, parts.sum(2))
-        for layers, (first,) in rows.take("attention_first_rows"):
-            rows.put("first_rows", layers, first)
-        for layers, (shares,) in rows.take("head_shares"):
-            for name, share in zip(_HEAD_SHARES, shares.sum(2).unbind(-1), strict=True):
-                rows.put(name, layers, share)
-        for layers, (moments,) in rows.take("moments"):
-            rows.put("inf_norm", layers, measures.inf_norm(moments))
-            rows.put("kurtosis", layers, measures.kurtosis(moments, input_ids.shape[1] * self.width))
-        for layers, hidden in self._take("hidden", measures.ActivationRows):
-            found = measures.activations(hidden)
-            for name in ("values", "tokens", "channels", "median"):
-                rows.put(f"activation_{name}", layers, getattr(found, name))
-            rows.put("massive_tokens", layers, found.num_massive_tokens)
-        for site in self.specs:
-            self._end_gates(site, input_ids)
-        rows.end_batch()
-
-    def _end_gates(self, site: Site, input_ids: Int[Tensor, "b t"]) -> None:
-        rows, by_layer = self.rows, []
-        for layers, (by_token, shares, sampled) in self._take(site, measures.GateScores):
-            rows.put(f"{site}_mean", layers, by_token.mean(2))
-            rows.put(f"{site}_first", layers, by_token[:, :, 0].clone())  # so that the rest can go
-            for name, share in zip(("below", "above", "open"), shares.sum(2).unbind(-1), strict=True):
-                rows.put(f"{site}_{name}", layers, share)
-            rows.add_up(f"{site}_histogram", layers, measures.gate_histograms(sampled, self.specs[site]))
-            by_layer.append(by_token.mean(-1))  # (L, B, T)
-            if self._is_first:
-                excerpt = by_token[:, :1, :EXCERPT_TOKENS]
-                tokens = min(EXCERPT_TOKENS, self.length)
-                rows.put(f"{site}_excerpt", layers, excerpt.expand(-1, 1, tokens, -1).clone())
-        for layers, (scores,) in rows.take(f"{site}_by_channel"):
-            rows.add_up(f"{site}_by_channel", layers, scores)
-        mean = torch.cat(by_layer).mean(0).expand(input_ids.shape).double()  # (B, T)
-        num_embeddings = self.model.get_input_embeddings().num_embeddings
-        sums = self.by_token_id.setdefault(site, mean.new_zeros(2, num_embeddings))
-        sums.index_add_(
-            1, input_ids.flatten().to(mean.device), torch.stack([mean.flatten(), torch.ones_like(mean).flatten()])
-        )
-
     @property
-    def _is_first(self) -> bool:
+    def in_first_batch(self) -> bool:
         return len(self.ids) == 1
 
+    def read(self, batch: TextBatch, device: torch.device) -> None:
+        """Run the model over a batch and reduce what the layers left."""
+        ids, at_start = batch
+        if ids.shape[1] < 2:
+            raise ValueError(f"sequences have {ids.shape[1]} token; attention is measured from 2 on")
+        if self.ids and ids.shape[1] != self.length:
+            raise ValueError(f"sequences have {self.length} and {ids.shape[1]} tokens; give all one length")
+        self.ids.append(ids.cpu())
+        self.starts.append(np.full(len(ids), -1) if at_start is None else at_start.cpu().numpy().astype(int))
+        ids = ids.to(device, non_blocking=True)
+        self.model.base_model(input_ids=ids, use_cache=False)
+        rows = self.rows
+        for layers, (sums, first_rows, value_norms, sizes) in rows.take(measures.AttentionRows._fields):
+            rows.put(layers, {"sums": sums.sum(2), "first_rows": first_rows, "size_before_gate": sizes.sum(2)})
+            rows.put(layers, {"value_drain": measures.value_drain(value_norms)})
+        for layers, (shares,) in rows.take(["head_shares"]):
+            names = ("size_after_gate", "sparsity_1e-2", "sparsity_1e-3")
+            rows.put(layers, dict(zip(names, shares.sum(2).unbind(-1), strict=True)))
+        for layers, (moments,) in rows.take(["moments"]):
+            rows.put(layers, {"inf_norm": measures.inf_norm(moments)})
+            rows.put(layers, {"kurtosis": measures.kurtosis(moments, ids.shape[1] * self.width)})
+        for layers, parts in rows.take(measures.ActivationRows._fields):
+            rows.put(layers, measures.activations(measures.ActivationRows(*parts))._asdict(), "activation_")
+        for site in self.specs:
+            self._reduce_gates(site, ids)
+        rows.end_batch()
+
+    def _reduce_gates(self, site: Site, ids: Int[Tensor, "b t"]) -> None:
+        rows, prefix, means = self.rows, f"{site}_", []
+        for layers, (by_token, shares, sampled) in rows.take(measures.GateScores._fields, prefix):
+            below, above, is_open = shares.sum(2).unbind(-1)
+            rows.put(layers, {"mean": by_token.mean(2), "below": below, "above": above, "open": is_open}, prefix)
+            rows.put(layers, {"first": by_token[:, :, 0].clone()}, prefix)  # the clone lets the rest be freed
+            rows.add_up(layers, f"{site}_histogram", measures.gate_histograms(sampled, self.specs[site]))
+            means.append(by_token.mean(-1))  # (L, B, T)
+            if self.in_first_batch:
+                excerpt = by_token[:, :1, :EXCERPT_TOKENS]
+                tokens = min(EXCERPT_TOKENS, self.length)
+                rows.put(layers, {"excerpt": excerpt.expand(-1, 1, tokens, -1).clone()}, prefix)
+        for layers, (scores,) in rows.take(["by_channel"], prefix):
+            rows.add_up(layers, f"{site}_by_channel", scores)
+        mean = torch.cat(means).mean(0).expand(ids.shape).double().flatten()  # (B * T,)
+        num_embeddings = self.model.get_input_embeddings().num_embeddings
+        sums = self.by_token_id.setdefault(site, mean.new_zeros(2, num_embeddings))
+        sums.index_add_(1, ids.flatten().to(mean.device), torch.stack([mean, torch.ones_like(mean)]))
+
     def attention(self, call: AttentionCall) -> None:
-        add, layer = self.rows.add, call.layer
-        self._add("attention", layer, measures.attention_rows(call))
+        layer = call.layer
+        self.rows.add(layer, measures.attention_rows(call)._asdict())
         if self.level == "full":
-            whole = measures.whole_attention(call)
-            add("entropy", layer, whole.entropy)
-            add("peak", layer, whole.peak)
-            add("peak_position", layer, whole.peak_position)
-        if self._is_first or call.mask is not None:
-            add("num_seen", layer, visible.num_seen(call))
-            add("sees_first", layer, visible.sees_first(call))
-            add("seen_by", layer, visible.seen_by(call))
-        if self._is_first and layer in self.map_layers:
+            self.rows.add(layer, measures.whole_attention(call)._asdict())
+        if self.in_first_batch or call.mask is not None:
+            self.rows.add(layer, {"num_seen": visible.num_seen(call), "seen_by": visible.seen_by(call)})
+            self.rows.add(layer, {"sees_first": visible.sees_first(call)})
+        if self.in_first_batch and layer in self.map_layers:
             excerpt = slice(0, min(self.map_size, call.length))
             self.maps[layer] = call.weights(excerpt, excerpt)[0].mean(0)
 
     def heads(self, attention: Attention, heads: Float[Tensor, "b t c"]) -> None:
-        sizes = self.rows.of_batch("attention_sizes").get(attention.layer)
+        sizes = self.rows.of_batch["sizes"].get(attention.layer)
         if sizes is None:
             return  # it mixes tokens by itself, without softmax attention
         split = torch.unflatten(heads, -1, (sizes.shape[-1], -1))  # (B, T, H, D)
-        self.rows.add("head_shares", attention.layer, measures.head_shares(split))
+        self.rows.add(attention.layer, {"head_shares": measures.head_shares(split)})
 
     def block_output(self, attention: Attention, output: Float[Tensor, "b t c"]) -> None:
         self.width = output.shape[-1]
-        self.rows.add("moments", attention.layer, measures.moments(output))
+        self.rows.add(attention.layer, {"moments": measures.moments(output)})
 
     def layer_output(self, layer: int, hidden_states: Float[Tensor, "b t c"]) -> None:
-        self._add("hidden", layer, measures.activation_rows(hidden_states))
+        self.rows.add(layer, measures.activation_rows(hidden_states)._asdict())
 
     def gate(self, attention: Attention, gate: Gate, logits: Float[Tensor, "b t h d"]) -> None:
-        self.specs[gate.site] = gate.spec
-        self._add(gate.site, attention.layer, measures.gate_scores(logits, gate.spec))
+        site = gate.spec.site
+        self.specs[site] = gate.spec
+        self.rows.add(attention.layer, measures.gate_scores(logits, gate.spec)._asdict(), f"{site}_")
         if self.level == "full":
             scores = measures.channel_scores(logits, gate.spec)
-            self.rows.add(f"{gate.site}_by_channel", attention.layer, scores)
-
-    def _add(self, of: str, layer: int, found: _Found) -> None:
-        for name, values in zip(found._fields, found, strict=True):
-            self.rows.add(f"{of}_{name}", layer, values)
-
-    def _take(self, of: str, kind: type[_F]) -> Iterator[tuple[tuple[int, ...], _F]]:
-        """What layers of one shape added of this kind, their number the first axis."""
-        for layers, parts in self.rows.take(*(f"{of}_{name}" for name in kind._fields)):
-            yield layers, kind(*parts)
+            self.rows.add(attention.layer, {"by_channel": scores}, f"{site}_")
 
     def result(self, attention: Sequence[Attention]) -> Inspection:
         collected = self.rows.collect()
-        mapped = [layer for layer in self.map_layers if layer in self.maps]
-        ids = torch.cat(self.ids).numpy()
-        has_attention = np.zeros(self.num_layers, dtype=bool)
-        has_attention[list(collected["sums"])] = True
-        found, massive = model_measures(collected, self.num_layers, self.length, self._starts(), ids)
+        if "sums" not in collected:
+            raise ValueError(f"{type(self.model).__name__} does not call attention through transformers' interface")
+        num_layers, ids = len(decoder_layers(self.model)), torch.cat(self.ids).numpy()
+        found, massive = model_measures(collected, num_layers, self.length, np.concatenate(self.starts), ids)
         if self.level == "full":
-            found |= self._ranks(attention)
-        by_token_id = {site: sums.cpu().numpy() for site, sums in self.by_token_id.items()}
+            found |= _ranks(attention, collected, num_layers)
+        mapped = [layer for layer in self.map_layers if layer in self.maps]
         return Inspection(
             num_tokens=int(ids.size),
             num_sequences=len(ids),
             length=self.length,
-            attention=has_attention,
+            attention=np.isin(np.arange(num_layers), list(collected["sums"])),
             measures=found,
             gates={
-                site: GateMeasures.of(spec, collected, self.num_layers, self.length, by_token_id[site])
+                site: GateMeasures.of(spec, collected, num_layers, self.length, self.by_token_id[site].cpu().numpy())
                 for site, spec in self.specs.items()
             },
             massive=massive,
@@ -301,31 +266,24 @@ class _Recorder(Watcher):
             unmeasured_gates=unmeasured_gates(attention, collected["sums"]),
         )
 
-    def _starts(self) -> np.ndarray:
-        """1 where a sequence begins at a document's start, 0 where inside of one, -1 where that is not known."""
-        starts = [
-            np.full(len(ids), -1) if start is None else start.cpu().numpy().astype(int)
-            for ids, start in zip(self.ids, self.at_start, strict=True)
-        ]
-        return np.concatenate(starts)
 
-    def _ranks(self, attention: Sequence[Attention]) -> dict[str, np.ndarray]:
-        """Effective ranks by head, with and without the gates that multiply between W_V and W_O."""
-        plain: dict[int, np.ndarray] = {}
-        gated: dict[int, np.ndarray] = {}
-        for one in attention:
-            maps = value_and_output_maps(one.module)
-            if maps is None:
-                continue
-            w_v, w_o = maps
-            plain[one.layer] = effective_rank(w_v, w_o).cpu().numpy()
-            between = [gate for gate in one.gates if gate.site in ("sdpa", "value")]
-            if between and all(gate.spec.combine == "multiply" for gate in between):
-                scores = w_o.new_ones(w_o.shape[0], w_v.shape[1], dtype=torch.float64)
-                for gate in between:
-                    mean = self.rows.total(f"{gate.site}_by_channel", one.layer)
-                    heads = scores.shape[0] // mean.shape[0] if gate.site == "value" else 1
-                    scores = scores * mean.double().repeat_interleave(heads, dim=0)
-                gated[one.layer] = effective_rank(w_v, w_o, scores).cpu().numpy()
-        by_layer = {"effective_rank": plain, "effective_rank_gated": gated}
-        return {name: by_heads(values, self.num_layers) for name, values in by_layer.items() if values}
+def _ranks(attention: Sequence[Attention], collected: Collected, num_layers: int) -> dict[str, np.ndarray]:
+    """Effective ranks by head, without and with the gates that multiply between W_V and W_O."""
+    plain: dict[int, np.ndarray] = {}
+    gated: dict[int, np.ndarray] = {}
+    for one in attention:
+        maps = value_and_output_maps(one.module)
+        if maps is None:
+            continue
+        w_v, w_o = maps
+        plain[one.layer] = measures.effective_rank(w_v, w_o).cpu().numpy()
+        between = [gate.spec for gate in one.gates if gate.spec.site in ("sdpa", "value")]
+        if between and all(spec.combine == "multiply" for spec in between):
+            scores = w_o.new_ones(w_o.shape[0], w_v.shape[1], dtype=torch.float64)  # (H, D)
+            for spec in between:
+                mean = torch.from_numpy(collected[f"{spec.site}_by_channel"][one.layer]).to(w_o.device)
+                heads = scores.shape[0] // mean.shape[0] if spec.site == "value" else 1
+                scores = scores * mean.repeat_interleave(heads, dim=0)
+            gated[one.layer] = measures.effective_rank(w_v, w_o, scores).cpu().numpy()
+    ranks = {"effective_rank": plain, "effective_rank_gated": gated}
+    return {name: by_layer(values, num_layers) for name, values in ranks.items() if values}

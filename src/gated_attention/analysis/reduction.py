@@ -1,7 +1,7 @@
-"""From what each sequence gave to the measures of a model: means over sequences, in float64 on the host."""
+"""Measures of a model from the values of each sequence: means over sequences, in float64 on the host."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,50 +10,47 @@ import torch
 from torch import Tensor
 
 from gated_attention.analysis import measures
+from gated_attention.analysis.definitions import QUANTILES
 from gated_attention.spec import GateSpec
 
 SINK_THRESHOLD = 0.3
 """Epsilon of Sink^eps."""
 
-QUANTILES = (5, 25, 50, 75, 95)
-"""Quantiles of gate scores, in percent."""
-
 MAX_MASSIVE = 200
-"""Massive activations that are listed."""
+"""Most massive activations in a list."""
+
+Layers = tuple[int, ...]
 
 Collected = dict[str, dict[int, np.ndarray]]
 """Per-sequence values by name and layer, (sequences, ...)."""
 
 
 class Rows:
-    """Per-sequence values by name and layer, left on the device until they are collected.
+    """Per-sequence values by name and layer, kept on the device until they are collected.
 
-    Those of one batch are kept layer by layer until it ends, then all layers of one shape as one tensor: hundreds of
-    small tensors would each cost one launch to put together.
+    Values of one batch are kept by layer (`of_batch`) until it ends, then as one tensor for all layers of one shape: to
+    put hundreds of small tensors together one by one would cost as many launches.
     """
 
     def __init__(self) -> None:
-        self._batch: dict[str, dict[int, Tensor]] = defaultdict(dict)
-        self._rows: dict[str, dict[tuple[int, ...], list[Tensor]]] = defaultdict(lambda: defaultdict(list))
-        self._totals: dict[str, dict[tuple[int, ...], Tensor]] = defaultdict(dict)
+        self.of_batch: dict[str, dict[int, Tensor]] = defaultdict(dict)
+        self._rows: dict[tuple[str, Layers], list[Tensor]] = defaultdict(list)
+        self._totals: dict[tuple[str, Layers], Tensor] = {}
 
-    def add(self, name: str, layer: int, values: Tensor) -> None:
-        """Keep values of this batch whose first axis is sequences.
+    def add(self, layer: int, values: Mapping[str, Tensor], prefix: str = "") -> None:
+        """Keep values of this batch, (sequences, ...), by their names behind the prefix.
 
         Raises:
-            ValueError: if the layer gave them already.
+            ValueError: if the layer added to a name before.
         """
-        if layer in self._batch[name]:
-            raise ValueError(f"layer {layer} runs more than once in a pass; this architecture is not supported")
-        self._batch[name][layer] = values
+        for name, value in values.items():
+            if layer in self.of_batch[prefix + name]:
+                raise ValueError(f"layer {layer} runs more than once in a pass; this architecture is not supported")
+            self.of_batch[prefix + name][layer] = value
 
-    def of_batch(self, name: str) -> dict[int, Tensor]:
-        """What the layers added since the batch began."""
-        return self._batch.get(name, {})
-
-    def take(self, *names: str) -> list[tuple[tuple[int, ...], list[Tensor]]]:
-        """Take back what layers added to some names: layers of one shape, and a tensor (layers, ...) of each name."""
-        parts = [self._batch.pop(name, {}) for name in names]
+    def take(self, names: Iterable[str], prefix: str = "") -> list[tuple[Layers, list[Tensor]]]:
+        """Remove what layers added to these names: layers of one shape, and a tensor (layers, ...) per name."""
+        parts = [self.of_batch.pop(prefix + name, {}) for name in names]
         groups: dict[Any, list[int]] = defaultdict(list)
         for layer in sorted(parts[0]):
             groups[tuple((part[layer].shape, part[layer].device) for part in parts)].append(layer)
@@ -62,57 +59,43 @@ class Rows:
             for layers in groups.values()
         ]
 
-    def put(self, name: str, layers: tuple[int, ...], values: Tensor) -> None:
-        """Keep values of this batch and of several layers, (layers, sequences, ...)."""
-        self._rows[name][layers].append(values)
+    def put(self, layers: Layers, values: Mapping[str, Tensor], prefix: str = "") -> None:
+        """Keep values of this batch for several layers, (layers, sequences, ...)."""
+        for name, value in values.items():
+            self._rows[prefix + name, layers].append(value)
 
-    def add_up(self, name: str, layers: tuple[int, ...], values: Tensor) -> None:
-        """Add to a sum of several layers that has no axis of sequences, (layers, ...)."""
-        total = self._totals[name].get(layers)
-        self._totals[name][layers] = values.double() if total is None else total.add_(values)
+    def add_up(self, layers: Layers, name: str, values: Tensor) -> None:
+        """Add to a float64 sum for several layers, (layers, ...), which has no axis of sequences."""
+        total = self._totals.get((name, layers))
+        self._totals[name, layers] = values.double() if total is None else total.add_(values)
 
     def end_batch(self) -> None:
-        """Keep what is left of the batch."""
-        for name in list(self._batch):
-            for layers, (values,) in self.take(name):
-                self.put(name, layers, values)
-
-    def total(self, name: str, layer: int) -> Tensor:
-        """The sum so far."""
-        layers = next(layers for layers in self._totals[name] if layer in layers)
-        return self._totals[name][layers][layers.index(layer)]
-
-    def layers(self, name: str) -> list[int]:
-        """The layers that added to this name in ended batches, in order."""
-        return sorted({layer for layers in self._rows.get(name, {}) for layer in layers})
+        """Keep what was not taken."""
+        for name in list(self.of_batch):
+            for layers, (values,) in self.take([name]):
+                self.put(layers, {name: values})
 
     def collect(self) -> Collected:
-        """Everything on the host, with one transfer a name wherever layers have one shape."""
-        collected: Collected = {}
-        for name, groups in self._rows.items():
-            collected[name] = _to_host({layers: torch.cat(parts, dim=1) for layers, parts in groups.items()})
-        for name, totals in self._totals.items():
-            collected[name] = _to_host(totals)
-        return collected
+        """Everything on the host, by one transfer per name for layers of one shape."""
+        whole = {place: torch.cat(parts, dim=1) for place, parts in self._rows.items()} | self._totals
+        collected: Collected = defaultdict(dict)
+        for (name, layers), values in whole.items():
+            collected[name].update(zip(layers, values.cpu().double().numpy(), strict=True))
+        return {name: dict(sorted(found.items())) for name, found in collected.items()}
 
 
-def _to_host(groups: Mapping[tuple[int, ...], Tensor]) -> dict[int, np.ndarray]:
-    found: dict[int, np.ndarray] = {}
-    for layers, values in groups.items():
-        found.update(zip(layers, values.cpu().double().numpy(), strict=True))
-    return dict(sorted(found.items()))
-
-
-def by_heads(values: Mapping[int, np.ndarray], num_layers: int) -> np.ndarray:
-    """(layers, heads) from each layer's heads, NaN where a layer has none or fewer than another."""
-    table = np.full((num_layers, max(len(heads) for heads in values.values())), np.nan)
-    for layer, heads in values.items():
-        table[layer, : len(heads)] = heads
+def by_layer(values: Mapping[int, Any], num_layers: int, missing: float = np.nan) -> np.ndarray:
+    """One array, (layers, ...), from each layer's values; `missing` where a layer has none or fewer than another."""
+    widest = np.max([np.shape(one) for one in values.values()], axis=0)
+    table = np.full((num_layers, *widest.astype(int)), missing)
+    for layer, one in values.items():
+        place: tuple[int | slice, ...] = (layer, *map(slice, np.shape(one)))
+        table[place] = one
     return table
 
 
 def mean_of_numbers(values: np.ndarray, axis: int) -> np.ndarray:
-    """The mean over an axis with NaN passed over; NaN where there is nothing else."""
+    """The mean over an axis without NaN; NaN where there is nothing else. Unlike `np.nanmean` it does not warn."""
     count = (~np.isnan(values)).sum(axis)
     total = np.where(np.isnan(values), 0.0, values).sum(axis)
     return np.asarray(np.where(count > 0, total / np.maximum(count, 1), np.nan))
@@ -120,11 +103,11 @@ def mean_of_numbers(values: np.ndarray, axis: int) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True)
 class MassiveActivation:
-    """An activation above 100 and above 1000 times its sequence's median, in one place of one layer.
+    """An activation above 100 and above 1000 times the median of its sequence, at one place of one layer.
 
     Attributes:
-        layer, position, channel: Where; the position is the token's in its sequence.
-        value: The largest |hidden state| seen there.
+        position: The token's position in its sequence.
+        value: The largest |hidden state| at this place.
         over_median: That value over the median of its sequence.
         token_id: The token that had it.
         share: Share of sequences in which this place is massive.
@@ -146,63 +129,60 @@ def model_measures(
 
     Args:
         collected: From `Rows.collect`.
-        num_layers: Decoder layers.
         length: Tokens per sequence.
-        starts: 1 for a sequence that begins a document, 0 for one inside of one, -1 where that is not known.
+        starts: 1 for a sequence that begins a document, 0 for one inside a document, -1 if unknown.
         ids: Token ids, (sequences, tokens).
     """
-    heads: dict[str, dict[int, np.ndarray]] = defaultdict(dict)
-    layers: dict[str, np.ndarray] = defaultdict(lambda: np.full(num_layers, np.nan))
+    found: dict[str, dict[int, Any]] = defaultdict(dict)
     for layer in collected["sums"]:
-        for name, values in _sinks(collected, layer, length, starts).items():
-            heads[name][layer] = values
-        for name, value in _uniform(collected, layer, length).items():
-            layers[name][layer] = value
+        rows = {name: layers[layer] for name, layers in collected.items() if layer in layers}
+        measured = _sinks(rows, length, starts)
         for name in ("value_drain", "size_before_gate", "size_after_gate", "sparsity_1e-2", "sparsity_1e-3"):
-            heads[name][layer] = collected[name][layer].mean(0)
-        for name in ("inf_norm", "kurtosis"):
-            layers[name][layer] = collected[name][layer].mean(0)
-        if "entropy" in collected:
-            heads["entropy"][layer] = collected["entropy"][layer].mean(0)
-            heads["peak"][layer] = collected["peak"][layer].mean(0)
-            heads["peak_elsewhere"][layer] = (collected["peak_position"][layer] != 0).mean(0)
-            layers["entropy_uniform"][layer] = np.log(collected["num_seen"][layer]).mean()
-    values = np.stack([collected["activation_values"][layer] for layer in range(num_layers)])  # (L, N, n)
-    medians = np.stack([collected["activation_median"][layer] for layer in range(num_layers)])  # (L, N)
-    found = {name: by_heads(values, num_layers) for name, values in heads.items()}
-    found |= layers
-    found["m_act"] = values[..., 0].max(1)
-    found["top_activations"] = values[..., :3].mean(1)
-    found["median_activation"] = medians.mean(1)
-    found["massive_tokens"] = np.stack([collected["massive_tokens"][layer].mean() for layer in range(num_layers)])
-    return found, _massive(collected, values, medians, ids)
+            measured[name] = rows[name].mean(0)
+        if "entropy" in rows:
+            measured |= {name: rows[name].mean(0) for name in ("entropy", "peak")}
+            measured["peak_elsewhere"] = (rows["peak_position"] != 0).mean(0)
+        measured |= _uniform(rows, length)
+        measured |= {name: rows[name].mean(0) for name in ("inf_norm", "kurtosis")}
+        if "entropy" in rows:
+            measured["entropy_uniform"] = np.log(rows["num_seen"]).mean()
+        for name, value in measured.items():
+            found[name][layer] = value
+    names = ("values", "median", "num_massive_tokens")
+    values, medians, num_massive = (by_layer(collected[f"activation_{name}"], num_layers) for name in names)
+    by_name = (
+        {name: by_layer(layers, num_layers) for name, layers in found.items()}
+        | {
+            "m_act": values[..., 0].max(1),  # of (L, N, n)
+            "top_activations": values[..., :3].mean(1),
+            "median_activation": medians.mean(1),
+            "massive_tokens": num_massive.mean(1),
+        }
+    )
+    return by_name, _massive(collected, values, medians, ids)
 
 
-def _sinks(collected: Collected, layer: int, length: int, starts: np.ndarray) -> dict[str, np.ndarray]:
-    sums, rows = collected["sums"][layer], collected["first_rows"][layer]  # (N, H, n), (N, H, m)
-    seen = collected["seen_by"][layer][:, None, : sums.shape[2]]  # (N or 1, 1, n)
+def _sinks(found: Mapping[str, np.ndarray], length: int, starts: np.ndarray) -> dict[str, Any]:
+    sums, rows = found["sums"], found["first_rows"]  # (N, H, n), (N, H, m)
     f_attn = (sums[..., 0] - rows[..., 0]) / (length - 1)  # (N, H)
     late = length - measures.FIRST_QUERIES
-    received = sums / np.maximum(seen, 1)  # (N, H, n); a key that no query sees gets 0
+    received = sums / np.maximum(found["seen_by"][:, None, : sums.shape[2]], 1)  # 0 for a key that no query sees
     mean = received.mean(0)
     position = mean.argmax(-1)
+    none = np.full(sums.shape[1], np.nan)
     return {
         "f_attn": f_attn.mean(0),
-        "f_attn_late": (sums[..., 0] - rows.sum(-1)).mean(0) / late if late > 0 else np.full(sums.shape[1], np.nan),
-        "f_attn_start": _mean_or_nan(f_attn[starts == 1]),
-        "f_attn_middle": _mean_or_nan(f_attn[starts == 0]),
+        "f_attn_late": (sums[..., 0] - rows.sum(-1)).mean(0) / late if late > 0 else none,
+        "f_attn_start": f_attn[starts == 1].mean(0) if 1 in starts else none,
+        "f_attn_middle": f_attn[starts == 0].mean(0) if 0 in starts else none,
         "sink_rate": (received[..., 0] > SINK_THRESHOLD).mean(0),
         "sink_position": position.astype(np.float64),
         "sink_share": np.take_along_axis(mean, position[:, None], axis=-1)[:, 0],
     }
 
 
-def _mean_or_nan(values: np.ndarray) -> np.ndarray:
-    return values.mean(0) if len(values) else np.full(values.shape[1], np.nan)
-
-
-def _uniform(collected: Collected, layer: int, length: int) -> dict[str, float]:
-    share = (collected["sees_first"][layer] / collected["num_seen"][layer]).mean(0)  # (T,)
+def _uniform(found: Mapping[str, np.ndarray], length: int) -> dict[str, float]:
+    share = (found["sees_first"] / found["num_seen"]).mean(0)  # (T,)
     first = measures.FIRST_QUERIES
     return {
         "f_attn_uniform": float(share[1:].mean()),
@@ -231,13 +211,13 @@ class GateMeasures:
     """The gates of one site.
 
     Attributes:
-        spec: What the gate does, from the last layer that has one.
+        spec: The gate, from the last layer that has one.
         measures: By name of `definitions.GATE_MEASURES`, (layers, heads); NaN for layers without the gate.
-        histogram: Counts per bin, (layers, heads, bins); scores outside the edges count in the end bins.
-        edges: Bin edges, from 0 to `scale` for sigmoids and from -3 to 3 for other activations, (bins + 1,).
+        histogram: Counts per bin, (layers, heads, bins); the end bins count scores outside the edges.
+        edges: Edges of the bins, from 0 to `scale` for sigmoids, from -3 to 3 for other activations, (bins + 1,).
         excerpt: Score of each token of `Inspection.excerpt`, averaged over channels, (layers, heads, tokens).
-        by_token_id: For every token id the sum of its scores, each averaged over channels, heads and layers, and how
-            often it occurred, (2, vocabulary).
+        by_token_id: For every token id the sum of its scores, averaged over channels, heads and layers, and how often
+            it occurred, (2, vocabulary).
     """
 
     spec: GateSpec
@@ -255,44 +235,33 @@ class GateMeasures:
     def of(
         cls, spec: GateSpec, collected: Collected, num_layers: int, length: int, by_token_id: np.ndarray
     ) -> "GateMeasures":
-        """The gates' measures from the rows of one site."""
-
-        def heads(name: str) -> np.ndarray:
-            return by_heads({n: rows.mean(0) for n, rows in collected[f"{spec.site}_{name}"].items()}, num_layers)
-
-        mean, first = heads("mean"), heads("first")
-        edges = np.linspace(*measures.score_range(spec), measures.NUM_BINS + 1)
-        histogram = np.zeros((*mean.shape, measures.NUM_BINS))
-        excerpts = {layer: rows[0].T for layer, rows in collected[f"{spec.site}_excerpt"].items()}  # (heads, tokens)
-        excerpt = np.full((*mean.shape, len(next(iter(excerpts.values())).T)), np.nan)
-        for layer, scores in excerpts.items():
-            excerpt[layer, : len(scores)] = scores
-            counts = collected[f"{spec.site}_histogram"][layer]
-            histogram[layer, : len(counts)] = counts
-        reads_nothing = spec.input == "parameter"
-        return cls(
-            spec,
-            {
-                "gate_mean": mean,
-                "gate_share_below_0.1": heads("below"),
-                "gate_share_above_0.9": heads("above"),
-                "gate_share_open": heads("open"),
-                "gate_first": first,
-                "gate_rest": first if reads_nothing else (length * mean - first) / (length - 1),
-                **{f"gate_quantile_{q:02d}": _quantile(histogram, edges, q / 100) for q in QUANTILES},
-            },
-            histogram,
-            edges,
-            excerpt,
-            by_token_id,
+        """The measures of one site's gates from the rows."""
+        names = ("mean", "below", "above", "open", "first")
+        rows = {name: collected[f"{spec.site}_{name}"] for name in names}
+        mean, below, above, is_open, first = (
+            by_layer({layer: values.mean(0) for layer, values in layers.items()}, num_layers)
+            for layers in rows.values()
         )
+        excerpts = {layer: values[0].T for layer, values in collected[f"{spec.site}_excerpt"].items()}
+        histogram = by_layer(collected[f"{spec.site}_histogram"], num_layers, missing=0.0)
+        edges = np.linspace(*measures.score_range(spec), measures.NUM_BINS + 1)
+        by_name = {
+            "gate_mean": mean,
+            "gate_share_below_0.1": below,
+            "gate_share_above_0.9": above,
+            "gate_share_open": is_open,
+            "gate_first": first,
+            "gate_rest": first if spec.input == "parameter" else (length * mean - first) / (length - 1),
+        }
+        by_name |= {f"gate_quantile_{q:02d}": _quantile(histogram, edges, q / 100) for q in QUANTILES}
+        return cls(spec, by_name, histogram, edges, by_layer(excerpts, num_layers), by_token_id)
 
 
 def _quantile(histogram: np.ndarray, edges: np.ndarray, share: float) -> np.ndarray:
     """The value below which that share of each histogram lies, linear within a bin; NaN for an empty one."""
     below = np.cumsum(histogram, axis=-1)
     total = below[..., -1:]
-    bins = (below < share * total).sum(-1, keepdims=True)  # first bin that reaches the share
+    bins = (below < share * total).sum(-1, keepdims=True)  # the first bin that reaches the share
     counts = np.take_along_axis(histogram, bins, axis=-1)
     before = np.take_along_axis(below, bins, axis=-1) - counts
     with np.errstate(divide="ignore", invalid="ignore"):

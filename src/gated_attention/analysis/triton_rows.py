@@ -1,12 +1,12 @@
-"""Passes over a layer's tensors on a GPU, each read once by one kernel.
+"""Passes over a layer's tensors on a GPU; one kernel reads each tensor once.
 
-The truth is the plain PyTorch code of `measures`, which calls these where they apply; arithmetic is float32. Kernels
-give parts, by row or by block of tokens, which `measures` puts together for all layers at once.
+`measures` calls these where they apply, and its plain PyTorch code is the reference. Arithmetic is float32. Kernels
+return parts, by row or by block of tokens, which `measures` combines for all layers at once.
 """
 
-from contextlib import AbstractContextManager
+from collections.abc import Hashable
 from math import prod
-from typing import no_type_check
+from typing import Any, no_type_check
 
 import torch
 import triton
@@ -18,10 +18,10 @@ from gated_attention.ops.launch import launch, launch_key
 from gated_attention.ops.sdpa import adjacent
 
 _BLOCK_TOKENS = 64
-_TILE = 4096  # numbers that one program holds; twice as many spill
-_SMALLEST_DOT = 16  # tl.dot takes no smaller side
+_TILE = 4096  # elements that one program holds; twice as many spill
+_SMALLEST_DOT = 16  # the smallest side that tl.dot takes
 
-# no_type_check keeps type checkers, also those of an import hook, from wrapping what Triton must read itself.
+# no_type_check stops type checkers, import hooks among them, from wrapping functions that Triton must read.
 
 
 @triton.jit
@@ -36,7 +36,7 @@ def _moments_kernel(x_ptr, out_ptr, length, width, BLOCK: tl.constexpr):
     rest = tl.where(inside, x - mean, 0.0)
     squares = rest * rest
     place = out_ptr + (row // length) * 5 * length + row % length
-    tl.store(place, tl.where(mean != mean, mean, largest))  # noqa: PLR0124 - tl.max would pass over NaN
+    tl.store(place, tl.where(mean != mean, mean, largest))  # noqa: PLR0124 - tl.max ignores NaN
     tl.store(place + length, mean)
     tl.store(place + 2 * length, tl.sum(squares, axis=0))
     tl.store(place + 3 * length, tl.sum(squares * rest, axis=0))
@@ -68,14 +68,14 @@ def _activations_kernel(
 @triton.jit
 @no_type_check
 def _head_tile(x_ptr, length, heads, width, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr):
-    """One head of some tokens of a (B, T, H, D) tensor, which numbers exist, and where its shares and tokens go."""
+    """One head of some tokens of a (B, T, H, D) tensor, which elements exist, and where its shares and tokens go."""
     part, head = tl.program_id(1), tl.program_id(0) % heads
     sequence = (tl.program_id(0) // heads).to(tl.int64)
     tokens = tl.arange(0, BLOCK_T)
     channels = tl.arange(0, BLOCK_D)
     exists = tokens < length - part * BLOCK_T
     inside = exists[:, None] & (channels < width)[None, :]
-    row = (sequence * length + part * BLOCK_T) * heads + head  # 64-bit offsets are scalars: a tile of them would spill
+    row = (sequence * length + part * BLOCK_T) * heads + head  # a scalar: a tile of 64-bit offsets would spill
     x = tl.load(x_ptr + row * width + tokens[:, None] * (heads * width) + channels[None, :], mask=inside, other=0.0)
     place = ((sequence * tl.num_programs(1) + part) * heads + head) * 3
     return x.to(tl.float32), inside, row, exists, place
@@ -142,7 +142,7 @@ def _histogram_kernel(
     x, inside, _, _, place = _head_tile(x_ptr, length, heads, width, BLOCK_T, BLOCK_D)
     scores = _activate(x, ACTIVATION) * scale
     found = tl.minimum(tl.maximum((scores - low) / (high - low) * bins, 0.0), bins - 1.0).to(tl.int32)
-    found = tl.where(inside, found, bins)  # one bin more, for what does not exist
+    found = tl.where(inside, found, bins)  # an extra bin for elements that do not exist
     counts = tl.histogram(tl.reshape(found, [BLOCK_T * BLOCK_D]), BLOCK_BINS)
     columns = tl.arange(0, BLOCK_BINS)
     tl.store(counts_ptr + place // 3 * bins + columns, counts, mask=columns < bins)
@@ -192,16 +192,11 @@ def _attention_kernel(
 
 
 def moments(x: Float[Tensor, "b t c"]) -> Float[Tensor, "b 5 t"]:
-    """Each token's largest absolute value, mean, and sums of second to fourth powers of the rest."""
+    """Each token's largest absolute value, mean, and sums of the second to fourth powers of deviations from it."""
     x = x.contiguous()
     b, t, width = x.shape
     out = x.new_empty((b, 5, t), dtype=torch.float32)
-    block = triton.next_power_of_2(width)
-    with _device_of(x):
-        launch(
-            _moments_kernel, (b * t, 1, 1), launch_key(x),
-            x, out, t, width, BLOCK=block, num_warps=4 if block <= 4096 else 8,
-        )  # fmt: skip
+    _launch(_moments_kernel, (b * t, 1, 1), (), x, out, t, width, **_whole_row(width))
     return out
 
 
@@ -214,63 +209,53 @@ def activation_rows(
     values = x.new_empty((b, t, top), dtype=torch.float32)
     places = x.new_empty((b, t, top), dtype=torch.int64)
     sampled = x.new_empty((b, triton.cdiv(t, step), width))
-    block = triton.next_power_of_2(width)
-    with _device_of(x):
-        launch(
-            _activations_kernel, (b * t, 1, 1), (launch_key(x), step),
-            x, values, places, sampled, t, width, step, sampled.shape[1],
-            TOP=top, BLOCK=block, num_warps=4 if block <= 4096 else 8,
-        )  # fmt: skip
+    _launch(
+        _activations_kernel, (b * t, 1, 1), step,
+        x, values, places, sampled, t, width, step, sampled.shape[1], TOP=top, **_whole_row(width),
+    )  # fmt: skip
     return values, places, sampled
 
 
 def head_shares(heads: Float[Tensor, "b t h d"], high: float, low: float) -> Float[Tensor, "b p h 3"]:
-    """Each block of tokens' part in the mean absolute value and in the shares below the two thresholds."""
+    """Each block's part of the mean absolute value and of the shares below the two thresholds."""
     x = heads.contiguous()
-    grid, shares, block_t, block_d = _blocks(x)
-    with _device_of(x):
-        launch(
-            _head_shares_kernel, grid, launch_key(x),
-            x, shares, *x.shape[1:], low, high, 1 / prod(x.shape[1::2]),
-            BLOCK_T=block_t, BLOCK_D=block_d,
-        )  # fmt: skip
+    grid, shares, tile = _blocks(x)
+    _launch(_head_shares_kernel, grid, (), x, shares, *x.shape[1:], low, high, 1 / prod(x.shape[1::2]), **tile)
     return shares
 
 
 def gate_scores(
     logits: Float[Tensor, "b t h d"], activation: str, scale: float, step: int
 ) -> tuple[Float[Tensor, "b t h"], Float[Tensor, "b p h 3"], Float[Tensor, "b m h d"]]:
-    """Mean score of each token and head, each block's part in the shares below 0.1, above 0.9 and above 0, and a copy.
+    """Mean score of each token and head, each block's part of the shares below 0.1, above 0.9 and above 0, and a copy.
 
-    The copy is of every `step`th token's logits. The activation is one of `ops.gate.ACTIVATIONS`, taken in float32.
+    The copy is of every `step`th token's logits. The activation is one of `ops.gate.ACTIVATIONS`, computed in float32.
     """
     x = logits.contiguous()
     b, t, h, d = x.shape
     by_token = x.new_empty((b, t, h), dtype=torch.float32)
     sampled = x.new_empty((b, triton.cdiv(t, step), h, d))
-    grid, shares, block_t, block_d = _blocks(x)
-    with _device_of(x):
-        launch(
-            _gate_kernel, grid, (launch_key(x), step),
-            x, by_token, shares, sampled, t, h, d, float(scale), 1 / (t * d), step, sampled.shape[1],
-            ACTIVATION=activation, BLOCK_T=block_t, BLOCK_D=block_d,
-        )  # fmt: skip
+    grid, shares, tile = _blocks(x)
+    _launch(
+        _gate_kernel, grid, step,
+        x, by_token, shares, sampled, t, h, d, float(scale), 1 / (t * d), step, sampled.shape[1],
+        ACTIVATION=activation, **tile,
+    )  # fmt: skip
     return by_token, shares, sampled
 
 
 def gate_histograms(
     logits: Float[Tensor, "n m h d"], activation: str, scale: float, edges: tuple[float, float], bins: int
 ) -> Int[Tensor, "n p h bins"]:
-    """Each block of tokens' counts of scores in equal bins; those outside the edges in the end bins."""
+    """Each block's counts of scores in equal bins; the end bins count scores outside the edges."""
     x = logits.contiguous()
-    grid, shares, block_t, block_d = _blocks(x)
+    grid, shares, tile = _blocks(x)
     counts = torch.empty((*shares.shape[:3], bins), dtype=torch.int32, device=x.device)
-    with _device_of(x):
-        launch(
-            _histogram_kernel, grid, (launch_key(x), bins),
-            x, counts, *x.shape[1:], float(scale), *map(float, edges), bins, ACTIVATION=activation,
-            BLOCK_T=block_t, BLOCK_D=block_d, BLOCK_BINS=triton.next_power_of_2(bins + 1),
-        )  # fmt: skip
+    _launch(
+        _histogram_kernel, grid, bins,
+        x, counts, *x.shape[1:], float(scale), *map(float, edges), bins,
+        ACTIVATION=activation, **tile, BLOCK_BINS=triton.next_power_of_2(bins + 1),
+    )  # fmt: skip
     return counts
 
 
@@ -287,7 +272,7 @@ def attention_rows(
 ) -> tuple[Float[Tensor, "b p h n"], Float[Tensor, "b h m"], Float[Tensor, "b k t"], Float[Tensor, "b p h"]]:
     """Causal attention to the first keys, summed over each block of queries, and of the first queries to key 0.
 
-    Then the norm of every value, and each block's part in the mean absolute output.
+    Then the norm of every value, and each block's part of the mean absolute output.
     """
     q, k, v = adjacent(q), adjacent(k), adjacent(v)
     out = out.contiguous()
@@ -297,28 +282,35 @@ def attention_rows(
     first_rows = lse.new_empty((b, h, min(first_queries, t)), dtype=torch.float32)
     norms = lse.new_empty((b, num_kv_heads, t), dtype=torch.float32)
     sizes = lse.new_empty((b, parts, h), dtype=torch.float32)
-    with _device_of(q):
-        launch(
-            _attention_kernel, (b * h, parts, 1), (launch_key(q, k, v, out, lse), keys, first_queries),
-            q, k, v, out, lse, sums, first_rows, norms, sizes,
-            t, h, h // num_kv_heads, d, e, keys, first_rows.shape[2], float(scale), 1 / (t * e),
-            *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *lse.stride(), BLOCK_T=_BLOCK_TOKENS,
-            BLOCK_K=max(_SMALLEST_DOT, triton.next_power_of_2(keys)),
-            BLOCK_D=max(_SMALLEST_DOT, triton.next_power_of_2(d)), BLOCK_E=triton.next_power_of_2(e),
-        )  # fmt: skip
+    _launch(
+        _attention_kernel, (b * h, parts, 1), (launch_key(k, v, out, lse), keys, first_queries),
+        q, k, v, out, lse, sums, first_rows, norms, sizes,
+        t, h, h // num_kv_heads, d, e, keys, first_rows.shape[2], float(scale), 1 / (t * e),
+        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *lse.stride(), BLOCK_T=_BLOCK_TOKENS,
+        BLOCK_K=max(_SMALLEST_DOT, triton.next_power_of_2(keys)),
+        BLOCK_D=max(_SMALLEST_DOT, triton.next_power_of_2(d)), BLOCK_E=triton.next_power_of_2(e),
+    )  # fmt: skip
     return sums, first_rows, norms, sizes
 
 
-def _device_of(x: Tensor) -> AbstractContextManager[object]:
-    """Makes the tensor's device current, where Triton launches."""
-    device: AbstractContextManager[object] = torch.cuda.device_of(x)  # type: ignore[no-untyped-call]
-    return device
+def _launch(
+    kernel: Any, grid: tuple[int, int, int], like: Hashable, x: Tensor, *arguments: Any, **constants: Any
+) -> None:
+    """Launch on the device of x, with whose key `like` decides which kernel Triton compiles."""
+    with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
+        launch(kernel, grid, (launch_key(x), like), x, *arguments, **constants)
 
 
-def _blocks(x: Tensor) -> tuple[tuple[int, int, int], Tensor, int, int]:
-    """Programs over sequences and heads and over blocks of tokens, a place for what each finds, and its tile."""
+def _whole_row(width: int) -> dict[str, int]:
+    """Options of a kernel in which one program reads a row of that width."""
+    block = triton.next_power_of_2(width)
+    return {"BLOCK": block, "num_warps": 4 if block <= 4096 else 8}
+
+
+def _blocks(x: Tensor) -> tuple[tuple[int, int, int], Tensor, dict[str, int]]:
+    """The grid over heads of sequences and blocks of tokens, memory for three shares per program, and the tile."""
     block_d = triton.next_power_of_2(x.shape[3])
     block_t = max(1, min(_BLOCK_TOKENS, _TILE // block_d))
     parts = triton.cdiv(x.shape[1], block_t)
     shares = x.new_empty((x.shape[0], parts, x.shape[2], 3), dtype=torch.float32)
-    return (x.shape[0] * x.shape[2], parts, 1), shares, block_t, block_d
+    return (x.shape[0] * x.shape[2], parts, 1), shares, {"BLOCK_T": block_t, "BLOCK_D": block_d}

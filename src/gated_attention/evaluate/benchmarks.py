@@ -132,17 +132,22 @@ def run_benchmark(
     """
     check_benchmark(tokenizer, name, local=local, run_code=run_code)
     from lm_eval import simple_evaluate
+    from lm_eval import tasks as stock_tasks
     from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
 
     metadata: dict[str, Any] | None = None
     shots = BENCHMARKS[name].shots if shots is None else shots
+    include = str(Path(stock_tasks.__file__).parent / BENCHMARKS[name].folder)
     with tempfile.TemporaryDirectory() as folder:
-        tasks, shots_from = _tasks(name, local, Path(folder))
+        tasks, shots_from = {BENCHMARKS[name].harness: name}, BENCHMARKS[name].shot_split
         if name == RULER:
+            tasks = {task: f"{RULER} {task}" for task in RULER_TASKS}
             tokenizer.save_pretrained(Path(folder, "tokenizer"))  # the harness loads it by path
             metadata = {"tokenizer": str(Path(folder, "tokenizer")), "max_seq_lengths": list(lengths)}
-        include = folder if local else str(_stock_folder(name))
+        elif local is not None:
+            stock = stock_tasks.TaskManager(include_path=include, include_defaults=False).task_index
+            tasks, shots_from = _local_tasks(name, local, stock, Path(folder))
+            include = folder
         try:
             with _silence(), _code_allowed(run_code):
                 found = simple_evaluate(
@@ -150,7 +155,9 @@ def run_benchmark(
                         pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size, max_length=context
                     ),
                     tasks=list(tasks),
-                    task_manager=TaskManager(include_path=include, include_defaults=False, metadata=metadata),
+                    task_manager=stock_tasks.TaskManager(
+                        include_path=include, include_defaults=False, metadata=metadata
+                    ),
                     num_fewshot=shots,
                     limit=limit,
                     bootstrap_iters=1000,  # only switches standard errors on; those of means are exact
@@ -172,20 +179,15 @@ def run_benchmark(
     ]
 
 
-def _tasks(name: str, local: Path | None, folder: Path) -> tuple[dict[str, str], str]:
-    """The harness's tasks, each with the name its scores get, and the split of the examples.
-
-    Tasks of local files are written to the folder.
-    """
-    if name == RULER:
-        return {task: f"{RULER} {task}" for task in RULER_TASKS}, ""
+def _local_tasks(name: str, local: Path, stock: Mapping[str, Any], folder: Path) -> tuple[dict[str, str], str]:
+    """Write tasks that read local files; their names, each with the name of its scores, and the split of examples."""
     benchmark = BENCHMARKS[name]
-    if local is None:
-        return {benchmark.harness: name}, benchmark.shot_split
     paths = local_files(name, local)
     shots_from = benchmark.shot_split
     for task, path in paths.items():
-        content: dict[str, Any] = {"include": str(_stock_yaml(name, task)), "task": f"local_{task}"}
+        if task not in stock or stock[task].yaml_path is None:
+            raise ValueError(f"lm-evaluation-harness has no task {task!r}; name local files after its tasks")
+        content: dict[str, Any] = {"include": str(stock[task].yaml_path), "task": f"local_{task}"}
         files = {benchmark.split: str(path.resolve())}
         shot_path = local / f"{task}_{benchmark.shot_split}.jsonl"
         if benchmark.shot_split and shot_path.exists():
@@ -215,22 +217,6 @@ def local_files(name: str, folder: Path) -> dict[str, Path]:
         if not path.stat().st_size:
             raise ValueError(f"{path} is empty; give items, one JSON object per line")
     return {path.name.removesuffix(end): path for path in found}
-
-
-def _stock_yaml(name: str, task: str) -> Path:
-    from lm_eval.tasks import TaskManager
-
-    manager = TaskManager(include_path=str(_stock_folder(name)), include_defaults=False)
-    entry = manager.task_index.get(task)
-    if entry is None or entry.yaml_path is None:
-        raise ValueError(f"lm-evaluation-harness has no task {task!r}; name local files after its tasks")
-    return Path(entry.yaml_path)
-
-
-def _stock_folder(name: str) -> Path:
-    import lm_eval.tasks
-
-    return Path(lm_eval.tasks.__file__).parent / BENCHMARKS[name].folder
 
 
 def _averages(

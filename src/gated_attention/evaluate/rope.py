@@ -90,7 +90,7 @@ def overridden(model: PreTrainedModel, rope: Rope, length: int) -> Iterator[None
     try:
         for parent, name, child in rotary:
             # Only the device is the model's: frequencies are float32 whatever its dtype.
-            setattr(parent, name, type(child)(changed).to(next(child.buffers()).device))  # type: ignore[call-arg]
+            setattr(parent, name, type(child)(changed).to(next(child.buffers()).device))
         yield
     finally:
         for parent, name, child in rotary:

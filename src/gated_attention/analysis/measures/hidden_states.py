@@ -1,4 +1,4 @@
-"""The largest activations, kurtosis, and how much of the heads' output is near zero."""
+"""The largest activations, kurtosis, and the share of the heads' output that is near zero."""
 
 from math import ceil
 from typing import NamedTuple
@@ -11,25 +11,25 @@ from gated_attention.analysis.attention import BLOCK_ELEMENTS
 from gated_attention.analysis.measures.whole_tensors import has_kernels, share, wide_dtype
 
 MEDIAN_TOKENS = 64
-"""Evenly spaced tokens of a sequence over which the median activation is taken."""
+"""Evenly spaced tokens per sequence that the median activation is taken over."""
 
 TOP_ACTIVATIONS = 8
-"""Largest activations of a sequence that are located."""
+"""Largest activations per sequence whose places are kept."""
 
 SPARSITY = (1e-2, 1e-3)
-"""Absolute values below these count as zero, the one or the other."""
+"""Absolute values below these thresholds count as zero in the two sparsities."""
 
 MASSIVE, MASSIVE_OVER_MEDIAN = 100.0, 1000.0
-"""An activation is massive above both: in itself, and as a multiple of the median (Sun et al., arXiv 2402.17762)."""
+"""A massive activation exceeds both, the second as a multiple of the median (Sun et al., arXiv 2402.17762)."""
 
 
 class ActivationRows(NamedTuple):
-    """All of a layer's hidden states that its activation measures need; none of them views the whole.
+    """What the activation measures need of a layer's hidden states, in tensors that do not view the whole.
 
     Attributes:
-        largest: Largest |hidden state| of each token.
-        values, places: Absolute values among which are the `TOP_ACTIVATIONS` largest of the sequence, and where in
-            (T, C) they are.
+        largest: Largest absolute value of each token.
+        values, places: Absolute values that include the `TOP_ACTIVATIONS` largest of the sequence, and their flat
+            indices in (T, C).
         sampled: Hidden states of `MEDIAN_TOKENS` evenly spaced tokens from token 0 on.
     """
 
@@ -40,7 +40,7 @@ class ActivationRows(NamedTuple):
 
 
 def activation_rows(hidden_states: Float[Tensor, "b t c"]) -> ActivationRows:
-    """What `activations` reads, from one pass over the hidden states."""
+    """The rows of `activations`, from one pass over the hidden states."""
     _, length, width = hidden_states.shape
     step = ceil(length / MEDIAN_TOKENS)
     if has_kernels(hidden_states) and width >= TOP_ACTIVATIONS:
@@ -56,10 +56,7 @@ def activation_rows(hidden_states: Float[Tensor, "b t c"]) -> ActivationRows:
 
 
 class Activations(NamedTuple):
-    """The largest |hidden state| of each sequence with their places, the median, and how many tokens hold massive ones.
-
-    `values` descend; `tokens` and `channels` say where each of them is.
-    """
+    """Largest absolute values of a sequence, descending, and their places; the median; how many tokens are massive."""
 
     values: Float[Tensor, "*b n"]
     tokens: Int[Tensor, "*b n"]
@@ -69,7 +66,7 @@ class Activations(NamedTuple):
 
 
 def activations(found: ActivationRows) -> Activations:
-    """What M-Act, the top activations and the massive ones are read from, of any number of layers and sequences."""
+    """The values of M-Act, the top activations and the massive ones, for any number of layers and sequences."""
     width = found.sampled.shape[-1]
     values, order = found.values.topk(min(TOP_ACTIVATIONS, found.values.shape[-1]))
     places = found.places.gather(-1, order)
@@ -82,16 +79,16 @@ def activations(found: ActivationRows) -> Activations:
 def _largest(x: Tensor) -> Tensor:
     """Largest absolute value along the last axis."""
     if x.is_cuda:
-        norm: Tensor = torch.linalg.vector_norm(x, torch.inf, dim=-1)  # one kernel
+        norm: Tensor = torch.linalg.vector_norm(x, torch.inf, dim=-1)  # a single kernel
         return norm
     low, high = torch.aminmax(x, dim=-1)
     return torch.maximum(-low, high)
 
 
 def moments(x: Float[Tensor, "b t c"]) -> Float[Tensor, "b 5 p"]:
-    """Largest absolute value, mean, and sums of second to fourth powers of what is left without that mean.
+    """Largest absolute value, mean, and sums of the second to fourth powers of deviations from that mean, by part.
 
-    Those of each token, or of each sequence as one part, whose third moment does not count and is left at 0.
+    A part is a token, or a whole sequence, whose third powers are not needed and left at 0.
     """
     if has_kernels(x):
         from gated_attention.analysis import triton_rows
@@ -117,8 +114,8 @@ def kurtosis(moments: Float[Tensor, "*b 5 p"], numel: int) -> Float[Tensor, "*b"
     """Fourth central moment over the squared variance, over all tokens and channels; 3 for a normal distribution.
 
     Args:
-        moments: Of parts of equal size, merged in float64.
-        numel: Numbers in all parts of a sequence.
+        moments: Of parts of equal size, which are merged in float64.
+        numel: Elements in all parts of a sequence.
     """
     means, second, third, fourth = moments[..., 1:, :].double().unbind(-2)
     size = numel // means.shape[-1]
@@ -136,7 +133,7 @@ def mean_size(heads: Float[Tensor, "b t h d"]) -> Float[Tensor, "b h"]:
 
 
 def head_shares(heads: Float[Tensor, "b t h d"]) -> Float[Tensor, "b p h 3"]:
-    """Mean absolute value and shares below 1e-2 and 1e-3, over tokens and channels, as terms that add up over parts."""
+    """Mean absolute value and shares below 1e-2 and 1e-3 over tokens and channels, as terms that add up over parts."""
     if has_kernels(heads):
         from gated_attention.analysis import triton_rows
 

@@ -1,4 +1,4 @@
-"""How many directions a head's value and output maps use together."""
+"""How many directions the value and output maps of a head use together."""
 
 import torch
 from jaxtyping import Float
@@ -8,12 +8,12 @@ from torch import Tensor
 def effective_rank(
     w_v: Float[Tensor, "k d c"], w_o: Float[Tensor, "h c d"], scores: Float[Tensor, "#h d"] | None = None
 ) -> Float[Tensor, " h"]:
-    """Exponential of the entropy of the normalised singular values of each head's W_V diag(scores) W_O, in float64.
+    """Exponential of the entropy of the normalised singular values of each head's W_V diag(scores) W_O, 1 to D.
 
-    Between 1 and D (Roy and Vetterli, EUSIPCO 2007). The D x D Gram matrices have all that is needed.
+    Computed in float64 from D x D Gram matrices. Source: Roy and Vetterli, EUSIPCO 2007.
     """
     groups = w_o.shape[0] // w_v.shape[0]
-    # Accumulated in float64: singular values come as roots, which halves the digits of the small ones.
+    # In float64, because singular values are square roots here, which halves the digits of the small ones.
     gram_v = torch.stack([w.double() @ w.double().T for w in w_v]).repeat_interleave(groups, dim=0)  # (H, D, D)
     gram_o = torch.stack([w.double().T @ w.double() for w in w_o])
     if scores is not None:

@@ -1,4 +1,4 @@
-"""Attention to the first keys, the strongest key, entropy, and what values carry."""
+"""Attention to the first keys, the strongest key, entropy, and value drain."""
 
 from typing import NamedTuple
 
@@ -6,49 +6,25 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gated_attention.analysis.attention import AttentionCall, by_query
+from gated_attention.analysis.attention import AttentionCall, by_query, query_blocks
 from gated_attention.analysis.measures.hidden_states import mean_size
 from gated_attention.analysis.measures.whole_tensors import has_kernels, wide_dtype
 from gated_attention.analysis.visible import seen_by
 
 CANDIDATE_KEYS = 32
-"""The strongest sink is sought among so many first keys, and among no more than half of a sequence."""
+"""First keys among which the strongest sink is sought, though not beyond the first half of a sequence."""
 
 FIRST_QUERIES = 4
-"""Queries that `f_attn_late` leaves out: they see few keys, so the first gets much of any attention."""
-
-
-class SinkColumns(NamedTuple):
-    """Attention to the first keys: summed over each part of the queries, and of the first queries to key 0."""
-
-    sums: Float[Tensor, "b p h n"]
-    first_rows: Float[Tensor, "b h m"]
-
-
-def sink_columns(call: AttentionCall) -> SinkColumns:
-    """What F-Attn, Sink^eps and the sink position are computed from, `exp(scale q_i . k_j - lse_i)` for few j.
-
-    Weights are summed over queries in the dtype of the log-sum-exp, a block of queries at a time.
-    """
-    keys = slice(0, _num_candidates(call))
-    sums: list[Tensor] = []
-    first_rows: list[Tensor] = []
-    for queries in call.query_blocks(keys.stop):
-        weights = call.weights(queries, keys)
-        sums.append(weights.sum(2))
-        # No block is shorter than these rows; cloned, so that the block can go.
-        first_rows = first_rows or [weights[:, :, :FIRST_QUERIES, 0].clone()]
-    return SinkColumns(torch.stack(sums, dim=1).sum(1, keepdim=True), first_rows[0])
-
-
-def _num_candidates(call: AttentionCall) -> int:
-    return max(1, min(CANDIDATE_KEYS, call.length // 2))
+"""Queries that `f_attn_late` leaves out: they see few keys, so the first key gets a large share of any attention."""
 
 
 class AttentionRows(NamedTuple):
-    """All of a layer's attention that the cheap measures need.
+    """What the cheap measures need of a layer's attention.
 
     Attributes:
+        sums: Attention to the first keys, summed over each part of the queries.
+        first_rows: Attention of the first queries to key 0.
+        value_norms: Norm of every value.
         sizes: Mean absolute output of each head, as terms that add up over parts of the tokens.
     """
 
@@ -59,20 +35,31 @@ class AttentionRows(NamedTuple):
 
 
 def attention_rows(call: AttentionCall) -> AttentionRows:
-    """What F-Attn, Sink^eps, the sink position, value drain and the output's size are read from."""
+    """The rows of F-Attn, Sink^eps, the sink position, value drain and the output's size.
+
+    Weights are computed for a few keys only, and summed over queries in the dtype of the log-sum-exp.
+    """
+    keys = slice(0, max(1, min(CANDIDATE_KEYS, call.length // 2)))
     plain = call.mask is None and call.softcap is None and call.bias is None
-    if plain and has_kernels(call.q, call.k, call.v, call.out, call.lse):
+    read = (call.q, call.k, call.v, call.out, call.lse)
+    if plain and has_kernels(*read):
         from gated_attention.analysis import triton_rows
 
-        read = (call.q, call.k, call.v, call.out, call.lse)
-        keys = _num_candidates(call)
-        found = triton_rows.attention_rows(*read, scale=call.scale, keys=keys, first_queries=FIRST_QUERIES)
+        found = triton_rows.attention_rows(*read, scale=call.scale, keys=keys.stop, first_queries=FIRST_QUERIES)
         return AttentionRows(*found)
-    return AttentionRows(*sink_columns(call), value_norms(call.v), mean_size(call.out)[:, None])
+    sums: list[Tensor] = []
+    first_rows: list[Tensor] = []
+    for queries in query_blocks(call.q, keys.stop):
+        weights = call.weights(queries, keys)
+        sums.append(weights.sum(2))
+        # The first block is never shorter than these rows; the clone lets the block be freed.
+        first_rows = first_rows or [weights[:, :, :FIRST_QUERIES, 0].clone()]
+    norms = torch.linalg.vector_norm(call.v, dim=-1, dtype=wide_dtype(call.v))
+    return AttentionRows(torch.stack(sums, 1).sum(1, keepdim=True), first_rows[0], norms, mean_size(call.out)[:, None])
 
 
 class WholeAttention(NamedTuple):
-    """What needs every weight: mean entropy of a query's attention, and the key that gets most on average."""
+    """What needs every weight: the mean entropy of a query's attention, and the key with the most attention."""
 
     entropy: Float[Tensor, "b h"]
     peak: Float[Tensor, "b h"]
@@ -82,14 +69,14 @@ class WholeAttention(NamedTuple):
 def whole_attention(call: AttentionCall) -> WholeAttention:
     """Entropy and strongest key of a whole sequence, from all weights, a block of queries at a time.
 
-    Entropy of query i is `lse_i - sum_j A_ij s_ij` over its scores s (nats), a learned sink counted as one more
-    key, then the mean over queries. A key's attention is the mean over the queries that see it; the strongest is
-    sought among the keys of the first half, each seen by half of the queries or more.
+    The entropy of query i is `lse_i - sum_j A_ij s_ij` nats over its scores s, where a learned sink counts as one more
+    key; the result is the mean over queries. The attention to a key is the mean over the queries that see it. The
+    strongest key is one of the first half, which at least half of the queries see.
     """
     length, dtype = call.length, call.lse.dtype
     score_mean = torch.zeros(call.lse.shape[:2], dtype=dtype, device=call.lse.device)  # (B, H)
     sums = torch.zeros((*call.lse.shape[:2], length), dtype=dtype, device=call.lse.device)
-    for queries in call.query_blocks(length):
+    for queries in query_blocks(call.q, length):
         keys = slice(0, length if call.mask is not None else queries.stop)
         scores = call.scores(queries, keys)
         weights = call.weights(queries, keys, scores)
@@ -104,12 +91,6 @@ def whole_attention(call: AttentionCall) -> WholeAttention:
     return WholeAttention(entropy / length, peak, position)
 
 
-def value_norms(v: Float[Tensor, "b k t d"]) -> Float[Tensor, "b k t"]:
-    """Norm of every value."""
-    norms: Tensor = torch.linalg.vector_norm(v, dim=-1, dtype=wide_dtype(v))
-    return norms
-
-
 def value_drain(norms: Float[Tensor, "*b k t"]) -> Float[Tensor, "*b k"]:
-    """Norm of token 0's value over the median norm of the other tokens' (the lower median of an even number)."""
+    """Norm of the first value over the median norm of the others (the lower median of an even number)."""
     return norms[..., 0] / norms[..., 1:].median(-1).values
