@@ -236,20 +236,20 @@ class GateMeasures:
         cls, spec: GateSpec, collected: Collected, num_layers: int, length: int, by_token_id: np.ndarray
     ) -> "GateMeasures":
         """The measures of one site's gates from the rows."""
-        names = ("mean", "below", "above", "open", "first")
-        rows = {name: collected[f"{spec.site}_{name}"] for name in names}
-        mean, below, above, is_open, first = (
-            by_layer({layer: values.mean(0) for layer, values in layers.items()}, num_layers)
-            for layers in rows.values()
-        )
+
+        def heads(name: str) -> np.ndarray:
+            rows = collected[f"{spec.site}_{name}"]
+            return by_layer({layer: values.mean(0) for layer, values in rows.items()}, num_layers)
+
         excerpts = {layer: values[0].T for layer, values in collected[f"{spec.site}_excerpt"].items()}
         histogram = by_layer(collected[f"{spec.site}_histogram"], num_layers, missing=0.0)
         edges = np.linspace(*measures.score_range(spec), measures.NUM_BINS + 1)
+        mean, first = heads("mean"), heads("first")
         by_name = {
             "gate_mean": mean,
-            "gate_share_below_0.1": below,
-            "gate_share_above_0.9": above,
-            "gate_share_open": is_open,
+            "gate_share_below_0.1": heads("below"),
+            "gate_share_above_0.9": heads("above"),
+            "gate_share_open": heads("open"),
             "gate_first": first,
             "gate_rest": first if spec.input == "parameter" else (length * mean - first) / (length - 1),
         }
