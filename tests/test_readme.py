@@ -68,7 +68,7 @@ def test_worked_example_of_contributing_adds_a_variant(monkeypatch, capsys, tmp_
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("COLUMNS", "200")
     assert variant.name in run("variants")
-    assert "G1: 6 x 1 scores a token, 390 parameters a layer" in run("variants", variant.name)
+    assert "G1: 6 x 1 scores per token, 390 parameters per layer" in run("variants", variant.name)
     (command,) = re.findall(rf"`gated-attention (compare \S+ \S+,{variant.name})`", text)
     (tmp_path / "text").mkdir()
     for part in range(6):

@@ -10,7 +10,7 @@ from types import ModuleType
 _PACKAGE = "gated_attention."
 
 MOVED = {
-    "analysis.attention_panel": "report.attention_panel",
+    "analysis.attention_panel": "report.panels",
     "analysis.heatmaps": "report.heatmaps",
     "analysis.overview": "report.analysis.overview",
     "analysis.plots": "report.plots",
@@ -42,7 +42,7 @@ MOVED = {
     "studies.catalogue_display": "report.catalogue_terminal",
     "studies.checkpoint": "jobs.named_model",
     "studies.choices": "registry.choices",
-    "studies.command": "report.study.command",
+    "studies.command": "report.command_line",
     "studies.comparison": "study.comparison",
     "studies.demo": "report.analysis.demo",
     "studies.device": "device",

@@ -91,7 +91,7 @@ def test_one_variant_at_a_size(capsys):
     assert "FFN 5504" in out
     assert "1,728,177,152" in out
     assert "FFN narrowed from 6144, to a multiple of 128; residue +0.427 %" in out
-    assert "G1: 16 x 128 scores a token, 4,194,304 parameters a layer" in out
+    assert "G1: 16 x 128 scores per token, 4,194,304 parameters per layer" in out
     with pytest.raises(SystemExit):
         main(["variants", "sdpa-elementwise", "--json"])
     assert json.loads(capsys.readouterr().out)["residue"] == 0.0
@@ -103,7 +103,7 @@ def test_one_variant_at_a_size(capsys):
         ("baseline", "tiny", "FFN as the baseline's, in multiples of 1; residue +0.000 %"),
         ("sdpa-elementwise-lr-8", "tiny", "peak learning rate 0.008"),
         ("kv-heads-x2", "moe-s", "parameters are added; residue +1.830 %"),
-        ("experts-x1.03", "moe-tiny", "FFN 48 in each of 17 experts, of which a token passes 4"),
+        ("experts-x1.03", "moe-tiny", "FFN 48 in each of 17 experts, 4 per token"),
     ],
 )
 def test_a_size_resolves_to_what_is_trained(name, size, said, capsys, monkeypatch):

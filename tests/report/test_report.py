@@ -111,7 +111,8 @@ def test_the_same_runs_give_the_same_bytes(study, tmp_path):
 def test_the_page_is_well_formed_and_requests_nothing(page):
     parsed = Page(page)
     assert all(target.startswith(("#", "data:image/png;base64,")) for target in parsed.fetched)
-    assert all(target.startswith("https://arxiv.org/abs/") for target in parsed.links)
+    assert all(target.startswith(("https://arxiv.org/abs/", "#")) or target == "table.csv" for target in parsed.links)
+    assert {link[1:] for link in parsed.links if link.startswith("#")} <= set(parsed.ids)
     assert not re.search(r"@import|url\((?!#)|<script|<link", page)
     assert len(parsed.ids) == len(set(parsed.ids))
     assert page.count("<svg") == 6
@@ -128,10 +129,10 @@ def test_figures_on_the_page_take_its_ink(page, demo):
 
 def test_it_says_what_was_compared_and_what_came_out(text):
     assert "Three variants of one decoder (919k parameters, 3 layers of width 128" in text
-    assert "3 seeds each, 100 steps of 2,048 tokens, 205k tokens a run, on CPU, 2 threads in float32" in text
+    assert "3 seeds each, 100 steps of 2,048 tokens, 205k tokens per run, on CPU, 2 threads in float32" in text
     assert "**`sdpa-elementwise`** is **better** than `baseline`: loss lower by 0.0990 ± 0.0006" in text
     assert "**`sdpa-headwise`** is **within noise** of `baseline`" in text
-    assert "counts from |t| > 4.30" in text
+    assert "significant if |t| > 4.30" in text
 
 
 def test_the_table_in_markdown_html_and_csv_has_the_same_rows(text, page, demo):
@@ -141,6 +142,21 @@ def test_the_table_in_markdown_html_and_csv_has_the_same_rows(text, page, demo):
     rows = list(csv.DictReader(StringIO((demo / "table.csv").read_text(encoding="utf-8"))))
     assert [row["variant"] for row in rows] == ["baseline", "sdpa-elementwise", "sdpa-headwise"]
     assert float(rows[1]["val_loss_nats"]) == pytest.approx(2.1677, abs=5e-5)
+
+
+def test_it_tells_what_the_study_cost_and_links_its_records(study, text):
+    # 204,800 tokens at 20,000 per second are 10.24 seconds.
+    assert "| Variant | Runs | Tokens | Time per run (hours) | All runs (CPU hours) |" in text
+    assert "| baseline | 3 | 614k | 0.00284 | 0.00853 |" in text
+    assert "[table.csv](table.csv)\n" in text  # records elsewhere have no link
+    assert "[records](runs/demo)\n" in report_of(study, study.parent.parent)
+
+
+def test_long_detail_is_collapsed_and_still_in_both_forms(text, page):
+    assert text.count("<details>") == page.count("<details>") == text.count("</details>") == 3
+    for part in ("<summary>9 runs</summary>", "<summary>All measures</summary>"):
+        assert part in text
+        assert part in page
 
 
 def test_the_papers_rows_stand_beside_their_baseline(text):

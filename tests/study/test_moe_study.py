@@ -100,7 +100,7 @@ def test_mixture_of_experts_is_trained_resumed_and_recorded(tmp_path):
 
     write_report(whole.runs, tmp_path / "report")
     page = (tmp_path / "report" / "report.md").read_text()
-    assert "16 experts of which a token passes 4" in page
+    assert "16 experts, 4 per token" in page
     assert "**Expert load**: the busiest expert" in page
     assert "**Gates that are open**" in page
     assert "do not share one setting" not in page

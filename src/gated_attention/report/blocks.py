@@ -4,62 +4,71 @@ Text inside blocks knows two marks, `code` and **bold**; everything else is esca
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
-from typing import Any, Literal
+from pathlib import Path, PurePath
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
+from matplotlib.figure import Figure
 
-from gated_attention.report.plots import INK, PAPER
+from gated_attention.files import write_all, writing_to
+from gated_attention.report.plots import INK, PAPER, to_svg
 from gated_attention.report.tables import ABSENT, Table
 
 _MARK = re.compile(r"`([^`]+)`|\*\*(.+?)\*\*")
 _ARXIV = re.compile(r"arXiv (\d{4}\.\d{5})")
 
 
-@dataclass(frozen=True, slots=True)
-class Heading:
+class Heading(NamedTuple):
     """A heading; level 1 is the title."""
 
     text: str
     level: Literal[1, 2, 3] = 2
 
+    @property
+    def anchor(self) -> str:
+        """The id that GitHub gives it, too."""
+        return re.sub(r"[^\w-]", "", self.text.lower().replace(" ", "-"))
 
-@dataclass(frozen=True, slots=True)
-class Paragraph:
+
+class Paragraph(NamedTuple):
     """Running text; `role` lets the page set it apart."""
 
     text: str
     role: Literal["", "lead", "note"] = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Bullets:
+class Bullets(NamedTuple):
     """An unordered list."""
 
     items: Sequence[str]
 
 
-@dataclass(frozen=True, slots=True)
-class CodeBlock:
+class CodeBlock(NamedTuple):
     """Lines for a shell."""
 
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class TableBlock:
-    """A table; `swatches` gives a colour to the rows whose first cell has that text."""
+class Links(NamedTuple):
+    """A row of links: words to address."""
+
+    name: str
+    targets: Mapping[str, str]
+
+
+class TableBlock(NamedTuple):
+    """A table; `swatches` maps the text of a row's first cell to a colour."""
 
     table: Table
-    swatches: Mapping[str, str] = field(default_factory=dict)
+    swatches: Mapping[str, str] = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True)
-class FigureBlock:
-    """A figure as SVG text; `path` is where a Markdown page finds it."""
+class FigureBlock(NamedTuple):
+    """A figure as SVG text; `path` is its file beside a Markdown page."""
 
     path: str
     svg: str
@@ -67,12 +76,8 @@ class FigureBlock:
     caption: str
 
 
-@dataclass(frozen=True, slots=True)
-class WidgetBlock:
-    """Markup of its own, with the templates of the style and the script that all widgets of its kind share.
-
-    A Markdown page has `text` in its place.
-    """
+class WidgetBlock(NamedTuple):
+    """Markup with the templates of its style and script; a Markdown page has `text` instead."""
 
     markup: str
     style: str
@@ -80,8 +85,52 @@ class WidgetBlock:
     text: str
 
 
-Block = Heading | Paragraph | Bullets | CodeBlock | TableBlock | FigureBlock | WidgetBlock
+class Details(NamedTuple):
+    """Blocks that a reader opens by their summary."""
+
+    summary: str
+    blocks: Sequence["Block"]
+
+
+Block = Heading | Paragraph | Bullets | CodeBlock | Links | TableBlock | FigureBlock | WidgetBlock | Details
 """What a document is a sequence of."""
+
+
+def figure_block(path: str, figure: Figure, title: str, caption: str) -> FigureBlock:
+    """A drawn figure as a block."""
+    return FigureBlock(path, to_svg(figure, salt=PurePath(path).stem), title, caption)
+
+
+def with_contents(document: Iterable[Block]) -> list[Block]:
+    """The document with links to its sections below the title."""
+    blocks = list(document)
+    sections = {block.text: f"#{block.anchor}" for block in blocks if isinstance(block, Heading) and block.level == 2}
+    return [blocks[0], Links("Contents", sections), *blocks[1:]]
+
+
+def write_document(
+    folder: Path, name: str, blocks: Sequence[Block], files: Mapping[str, str], stale: Iterable[str]
+) -> list[Path]:
+    """Write `name.md`, `name.html`, other files and the figures into a folder, made if need be; return their paths.
+
+    Args:
+        blocks: The document, its title first.
+        files: Names and texts of the other files.
+        stale: Names of figures of an earlier document, removed where this one does not have them.
+
+    Raises:
+        ValueError: if nothing can be written there.
+    """
+    title = blocks[0].text if isinstance(blocks[0], Heading) else name
+    pages = {f"{name}.md": markdown(blocks), f"{name}.html": html(title, blocks)}
+    figures = {block.path: block.svg for block in blocks if isinstance(block, FigureBlock)}
+    with writing_to(folder):
+        return write_all(folder, {**pages, **files, **figures}, stale)
+
+
+def markdown(blocks: Sequence[Block]) -> str:
+    """The document as GitHub Markdown."""
+    return "\n\n".join(map(_markdown_block, blocks)) + "\n"
 
 
 def _inline(text: str, plain: Callable[[str], str], code: str, bold: str) -> str:
@@ -93,11 +142,6 @@ def _inline(text: str, plain: Callable[[str], str], code: str, bold: str) -> str
         parts.append(bold.format(inside) if inside else code.format(match[1]))
         end = match.end()
     return type(code)("").join([*parts, plain(text[end:])])
-
-
-def markdown(blocks: Sequence[Block]) -> str:
-    """The document as GitHub Markdown."""
-    return "\n\n".join(_markdown_block(block) for block in blocks) + "\n"
 
 
 def _markdown_text(text: str) -> str:
@@ -112,18 +156,21 @@ def _markdown_block(block: Block) -> str:
     match block:
         case Heading():
             return f"{'#' * block.level} {_markdown_text(block.text)}"
-        case Paragraph():
-            return _markdown_text(block.text)
         case Bullets():
             return "\n".join(f"- {_markdown_text(item)}" for item in block.items)
         case CodeBlock():
             return f"```sh\n{block.text}\n```"
+        case Links():
+            return f"{block.name}: {' · '.join(f'[{text}]({target})' for text, target in block.targets.items())}"
         case TableBlock():
             return _markdown_table(block.table)
         case FigureBlock():
             caption = _markdown_text(block.caption)
             return f"### {_markdown_text(block.title)}\n\n![{_markdown_escape(block.title)}]({block.path})\n\n{caption}"
-        case WidgetBlock():
+        case Details():
+            summary = f"<summary>{escape(block.summary)}</summary>"
+            return f"<details>\n{summary}\n\n{markdown(block.blocks)}\n</details>"
+        case Paragraph() | WidgetBlock():
             return _markdown_text(block.text)
 
 
@@ -173,7 +220,7 @@ def _html_text(text: str) -> Markup:
 
 
 def _html_plain(text: str) -> Markup:
-    """Text in which no line breaks between a number and its sign or unit, with links to arXiv."""
+    """Text with links to arXiv, in which no line breaks between a number and its sign or unit."""
     for loose, tied in ((" = ", "\u00a0=\u00a0"), (" %", "\u00a0%"), (" ± ", "\u00a0±\u00a0")):
         text = text.replace(loose, tied)
     escaped = str(escape(text))  # as Markup it would escape the links
@@ -181,7 +228,7 @@ def _html_plain(text: str) -> Markup:
 
 
 def inline_svg(svg: str) -> str:
-    """A figure's SVG made part of a page: no prologue, no rules for other elements, no idle ids, the page's ink."""
+    """A figure's SVG as part of a page: no prologue, no style rules, no unused ids, and the page's ink."""
     svg = re.sub(r"<style.*?</style>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     referred = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', svg))
     svg = re.sub(r' id="([^"]+)"', lambda match: match[0] if match[1] in referred else "", svg)

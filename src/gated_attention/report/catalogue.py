@@ -1,12 +1,11 @@
 """The registry as a reader sees it: what every variant is, costs and cites. Imports neither torch nor transformers."""
 
 from dataclasses import asdict
-from math import floor, log10
 from typing import Any
 
 from gated_attention.registry.published import ROWS
 from gated_attention.registry.variants import VARIANTS, Variant
-from gated_attention.report.tables import ABSENT, Cell, Column, Table, table_of
+from gated_attention.report.tables import Cell, Column, Table, number_text, significant, table_of
 from gated_attention.sizes import ModelSize, count_parameters, get_size
 
 PAPER_SIZE = "15a2b"
@@ -73,16 +72,14 @@ def registry() -> list[dict[str, Any]]:
 
 
 def registry_table() -> Table:
-    """The registry for a terminal, what variants cost at the paper's size beside what the paper prints."""
+    """The registry for a terminal: costs at the paper's size beside what the paper prints."""
     size, rows = get_size(PAPER_SIZE), list(VARIANTS.values())
     return table_of(
         {
-            Column("Variant", numeric=False): [Cell(row.name) for row in rows],
-            Column("Rows of the paper", beneath=True, numeric=False): [
-                Cell(" ".join(row.cites) or ABSENT) for row in rows
-            ],
-            Column("What it is", numeric=False): [Cell(row.describe()) for row in rows],
-            Column("Added", "M"): [Cell(millions(added_parameters(row, size))) for row in rows],
+            Column("Variant", numeric=False): [row.name for row in rows],
+            Column("Rows of the paper", beneath=True, numeric=False): [" ".join(row.cites) for row in rows],
+            Column("What it is", numeric=False): [row.describe() for row in rows],
+            Column("Added", "M"): [millions(added_parameters(row, size)) for row in rows],
             Column("printed", beneath=True): [_printed(row, size) for row in rows],
         }
     )
@@ -94,9 +91,9 @@ def account_table(variant: Variant, size: ModelSize) -> Table:
     theirs = count_parameters(size).to_dict()
     return table_of(
         {
-            Column("Parameters", numeric=False): [Cell(name) for name in ours],
-            Column(variant.name): [Cell(f"{count:,}") for count in ours.values()],
-            Column("baseline"): [Cell(f"{theirs[name]:,}") for name in ours],
+            Column("Parameters", numeric=False): list(ours),
+            Column(variant.name): [f"{count:,}" for count in ours.values()],
+            Column("baseline"): [f"{theirs[name]:,}" for name in ours],
         }
     )
 
@@ -105,13 +102,13 @@ def millions(parameters: int) -> str:
     """A number of parameters in millions: 201, 25.2, 1.57, 0.20, 0.0008, 0."""
     value = parameters / 1e6
     if 0 < value < 0.1:
-        return f"{value:.{-floor(log10(value))}f}"
-    return f"{value:,.{0 if value == 0 or value >= 100 else 1 if value >= 10 else 2}f}"
+        return number_text(value, significant(1))
+    return number_text(value, 0 if value == 0 or value >= 100 else 1 if value >= 10 else 2)
 
 
-def _printed(variant: Variant, size: ModelSize) -> Cell:
+def _printed(variant: Variant, size: ModelSize) -> Cell | None:
     printed = printed_parameters_m(variant)
     if printed is None:
-        return Cell(ABSENT)
+        return None
     differs = abs(printed - added_parameters(variant, size) / 1e6) > TOLERANCE_M
     return Cell(f"{printed:g}{' *' if differs else ''}", "bad" if differs else "")

@@ -1,17 +1,15 @@
 """Figures with a cell for each layer and head."""
 
 from collections.abc import Mapping
-from math import ceil
 
 import numpy as np
 from jaxtyping import Num
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 
+from gated_attention.report.panels import LAYER_AXIS, add_scale, panel_grid
 from gated_attention.report.plots import styled
-
-_WIDTH = 7.2  # inches
 
 
 @styled
@@ -26,9 +24,9 @@ def head_heatmaps(
     """A measure by layer and head, a panel for each model on one colour scale, the first layer lowest.
 
     Args:
-        models: NaN where a layer or a head has none.
-        title: Name and unit of the measure, at the scale.
-        low, high: Ends of the scale; None is the smallest and the largest value shown.
+        models: NaN where a layer or a head has no value.
+        title: Name and unit of the measure, for the scale.
+        low, high: Ends of the scale; None is the smallest and the largest value.
         log: Whether the scale is logarithmic.
         columns: Panels side by side.
     """
@@ -36,17 +34,11 @@ def head_heatmaps(
     low = float(values.min()) if low is None else low
     high = float(values.max()) if high is None else high
     norm = (LogNorm if log else Normalize)(low, high if high > low else low + 1.0, clip=True)
-    columns = max(1, min(columns, len(models)))
-    rows = ceil(len(models) / columns)
     deepest = max(len(found) for found in models.values())
-    figure = Figure(figsize=(_WIDTH, 1.2 + rows * (0.6 + deepest * min(0.28, 4.2 / deepest))), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for ax in grid.flat[len(models) :]:
-        ax.set_visible(False)
-    image = None
+    figure, grid = panel_grid(len(models), columns, 1.2, 0.6 + deepest * min(0.28, 4.2 / deepest))
     for ax, (label, found) in zip(grid.flat, models.items(), strict=False):
         edges = np.arange(found.shape[1] + 1) - 0.5, np.arange(found.shape[0] + 1) - 0.5
-        # Cells as shapes rather than an image, which browsers blur when they enlarge it.
+        # Cells as shapes: browsers blur an image when they enlarge it.
         image = ax.pcolormesh(*edges, np.ma.masked_invalid(found), norm=norm, cmap="viridis", edgecolors="none")
         ax.grid(False)
         ax.spines[:].set_visible(False)
@@ -54,12 +46,7 @@ def head_heatmaps(
         ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         ax.yaxis.set_major_locator(MaxNLocator(8, integer=True))
     for ax in grid[:, 0]:
-        ax.set_ylabel("Layer (0 is the first)")
+        ax.set_ylabel(LAYER_AXIS)
     figure.supxlabel("Head", fontsize="medium")
-    if image is not None:
-        bar = figure.colorbar(image, ax=grid, location="top", shrink=0.6, aspect=40)
-        bar.set_label(title)
-        if log:
-            bar.ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            bar.ax.xaxis.set_minor_formatter(NullFormatter())
+    add_scale(figure, image, grid, title)
     return figure

@@ -9,20 +9,16 @@ import torch
 from matplotlib.figure import Figure
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from gated_attention.analysis import Inspection, TextBatch, inspect_model
+from gated_attention.analysis import TextBatch, inspect_model
 from gated_attention.files import replacing, write_text, writing_to
 from gated_attention.jobs.analyze import unique_labels
 from gated_attention.jobs.named_model import check_tokenizer, find_checkpoint, load_checkpoint
 from gated_attention.report import plots
-from gated_attention.report.analysis.overview import ReadPrompt, overview
-from gated_attention.report.tables import ABSENT, Cell, Column, Table, table_of
-from gated_attention.spec import SITE_LABELS, SITES
+from gated_attention.report.analysis.overview import MAP_TOKENS, Reading, overview
+from gated_attention.report.tables import Column, Table, table_of
 
 DEFAULT_PROMPT = "The cat sat on the mat, and the dog that had chased it lay in the sun."
-"""A text short enough that every token of a language model's vocabulary keeps a legible place."""
-
-MAP_TOKENS = 64
-"""Tokens that an attention map shows at the most, so that one column stays visible."""
+"""Short enough that every token's text is legible in the figure."""
 
 FORMATS = (".png", ".svg")
 _DOTS_PER_INCH = 200
@@ -31,7 +27,7 @@ _TITLE_CHARACTERS = 90
 
 @dataclass(frozen=True, slots=True)
 class DemoPlan:
-    """Which models read what.
+    """Which models read what, and where the figure goes.
 
     Attributes:
         models: Folders or hub names.
@@ -73,16 +69,6 @@ def parse_layers(text: str | None) -> tuple[int, ...] | None:
         raise ValueError(f"layers is {text!r}; give numbers separated by commas, e.g. 0,2,3") from error
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Reading:
-    """One model's reading of the prompt; `label` is unique among the models of one call."""
-
-    label: str
-    num_tokens: int
-    tokens: tuple[str, ...]
-    inspection: Inspection
-
-
 def demo(plan: DemoPlan, device: torch.device, say: Callable[[str], None] = lambda message: None) -> list[Reading]:
     """Let the models read the prompt, one after the other, and write the figure.
 
@@ -96,7 +82,14 @@ def demo(plan: DemoPlan, device: torch.device, say: Callable[[str], None] = lamb
         model, tokenizer = load_checkpoint(checkpoint, device, plan.tokenizer)
         readings.append(_read(plan, label, checkpoint.name, model, tokenizer))
         del model
-    _write(draw(plan, readings), plan.output)
+    figure = draw(plan, readings)
+    with writing_to(plan.output):
+        plan.output.parent.mkdir(parents=True, exist_ok=True)
+        if plan.output.suffix.lower() == ".svg":
+            write_text(plan.output, plots.to_svg(figure, salt="demo"))
+        else:
+            with replacing(plan.output) as file:
+                plots.write_png(figure, file, _DOTS_PER_INCH)
     return readings
 
 
@@ -111,8 +104,7 @@ def _read(plan: DemoPlan, label: str, name: str, model: PreTrainedModel, tokeniz
         inspection = inspect_model(model, [batch], map_layers=plan.layers, map_size=MAP_TOKENS)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
-    texts = tuple(str(tokenizer.decode([int(token)])) for token in ids[0])
-    return Reading(label, ids.shape[1], texts, inspection)
+    return Reading(label, tuple(str(tokenizer.decode([int(token)])) for token in ids[0]), inspection)
 
 
 def draw(plan: DemoPlan, readings: Sequence[Reading]) -> Figure:
@@ -121,57 +113,28 @@ def draw(plan: DemoPlan, readings: Sequence[Reading]) -> Figure:
     shown = text if len(text) <= _TITLE_CHARACTERS else f"{text[: _TITLE_CHARACTERS - 1]}…"
     longest = max(reading.num_tokens for reading in readings)
     cut = f"; maps of the first {MAP_TOKENS} tokens" if longest > MAP_TOKENS else ""
-    strokes = plots.strokes_for(reading.label for reading in readings)
-    title = f"“{shown}”{cut}"
-    return overview({reading.label: _shown(reading) for reading in readings}, strokes, title)
-
-
-def _shown(reading: Reading) -> ReadPrompt:
-    found = reading.inspection
-    return ReadPrompt(
-        maps=found.attention_maps.astype(np.float64),
-        layers=[int(layer) for layer in found.attention_layers],
-        tokens=reading.tokens[:MAP_TOKENS],
-        sinks=found.by_layer("f_attn"),
-        gates=_gate_scores(found),
-        uniform=found.overall("f_attn_uniform"),
-    )
-
-
-def _gate_scores(found: Inspection) -> dict[str, np.ndarray]:
-    """Mean gate score of each layer, sites in the paper's order."""
-    return {SITE_LABELS[site]: found.gates[site].by_layer("gate_mean") for site in SITES if site in found.gates}
-
-
-def _write(figure: Figure, path: Path) -> None:
-    with writing_to(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix.lower() == ".svg":
-            write_text(path, plots.to_svg(figure, salt="demo"))
-        else:
-            with replacing(path) as file:
-                plots.write_png(figure, file, _DOTS_PER_INCH)
+    return overview(readings, f"“{shown}”{cut}")
 
 
 def summary_table(readings: Sequence[Reading]) -> Table:
-    """One row for each model: its tokens, its sink and its gates."""
+    """A row for each model: its tokens, its sink and its gates."""
     sinks = [reading.inspection.by_layer("f_attn") for reading in readings]
+    uniform = [reading.inspection.overall("f_attn_uniform") for reading in readings]
     return table_of(
         {
-            Column("Model", numeric=False): [Cell(reading.label) for reading in readings],
-            Column("Tokens"): [Cell(str(reading.num_tokens)) for reading in readings],
-            Column("Attention on the first token"): [Cell(f"{np.nanmean(values):.3f}") for values in sinks],
-            Column("If spread evenly"): [
-                Cell(f"{reading.inspection.overall('f_attn_uniform'):.3f}") for reading in readings
-            ],
-            Column("Strongest, at layer"): [Cell(f"{np.nanmax(v):.3f}, {np.nanargmax(v)}") for v in sinks],
-            Column("Gate score", numeric=False): [_gate_cell(_gate_scores(r.inspection)) for r in readings],
+            Column("Model", numeric=False): [reading.label for reading in readings],
+            Column("Tokens"): [str(reading.num_tokens) for reading in readings],
+            Column("Attention on the first token"): [f"{np.nanmean(values):.3f}" for values in sinks],
+            Column("If spread evenly"): [f"{share:.3f}" for share in uniform],
+            Column("Strongest, at layer"): [f"{np.nanmax(v):.3f}, {np.nanargmax(v)}" for v in sinks],
+            Column("Gate score", numeric=False): [_gate_words(reading) for reading in readings],
         }
     )
 
 
-def _gate_cell(gates: dict[str, np.ndarray]) -> Cell:
+def _gate_words(reading: Reading) -> str:
     words = [
-        f"{site} {np.nanmean(v):.3f}, least {np.nanmin(v):.3f} at layer {np.nanargmin(v)}" for site, v in gates.items()
+        f"{site} {np.nanmean(scores):.3f}, least {np.nanmin(scores):.3f} at layer {np.nanargmin(scores)}"
+        for site, scores in reading.gates.items()
     ]
-    return Cell("; ".join(words) or ABSENT)
+    return "; ".join(words)

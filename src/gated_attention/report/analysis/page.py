@@ -1,6 +1,5 @@
-"""An analysis as a document: what was read, what was found, figures, tokens, definitions."""
+"""An analysis as a document: what was read, results, figures, tokens, definitions."""
 
-import shlex
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -10,88 +9,107 @@ from gated_attention.analysis.reduction import SINK_THRESHOLD, MassiveActivation
 from gated_attention.jobs.analyze import Analysis, AnalysisPlan, TokenGate
 from gated_attention.report.analysis.figures import analysis_figures
 from gated_attention.report.analysis.token_view import token_view
-from gated_attention.report.blocks import Block, Bullets, CodeBlock, Heading, Paragraph, TableBlock
+from gated_attention.report.blocks import (
+    Block,
+    Bullets,
+    CodeBlock,
+    Details,
+    Heading,
+    Links,
+    Paragraph,
+    TableBlock,
+    with_contents,
+)
+from gated_attention.report.command_line import plan_command, source_name
 from gated_attention.report.plots import strokes_for
-from gated_attention.report.study.sections import SINK_FACTOR, count_text, source_name
-from gated_attention.report.tables import ABSENT, Cell, Column, Table, fixed, significant, table_of
+from gated_attention.report.study.strip import SINK_FACTOR
+from gated_attention.report.tables import Column, Decimals, Table, count_text, number_text, significant, table_of
 from gated_attention.spec import SITE_LABELS
 
 LISTED_TOKENS = 12
 """Tokens listed with the lowest and with the highest gate scores."""
 
 LISTED_MASSIVE = 12
-"""Places of massive activations listed for each model."""
+"""Places of massive activations listed per model."""
+
+_THREE = significant(3)
 
 
 def analysis_blocks(plan: AnalysisPlan, analyses: Sequence[Analysis]) -> list[Block]:
     """The whole document."""
+    return with_contents(_document(plan, analyses))
+
+
+def _document(plan: AnalysisPlan, analyses: Sequence[Analysis]) -> Iterator[Block]:
     colors = {label: stroke.color for label, stroke in strokes_for(a.label for a in analyses).items()}
-    return [
-        Heading(title(analyses), level=1),
-        _lead(plan, analyses),
-        Heading("Results"),
-        Bullets([line for analysis in analyses for line in _findings(analysis)]),
-        TableBlock(attention_table(analyses), colors),
-        TableBlock(activation_table(analyses), colors),
-        *_table_notes(analyses),
-        Heading("Figures"),
-        *analysis_figures(analyses),
-        *_token_views(analyses),
-        *_massive(analyses),
-        Heading("Definitions"),
-        Bullets(list(_definitions(analyses))),
-        Heading("Reproduce"),
-        CodeBlock(_command(plan)),
-    ]
-
-
-def title(analyses: Sequence[Analysis]) -> str:
-    """The document's title."""
-    return f"Inside {', '.join(analysis.label for analysis in analyses)}"
+    yield Heading(f"Inside {', '.join(analysis.label for analysis in analyses)}", level=1)
+    yield _lead(plan, analyses)
+    yield Heading("Results")
+    yield Bullets([_findings(analysis) for analysis in analyses])
+    yield TableBlock(attention_table(analyses), colors)
+    yield TableBlock(activation_table(analyses), colors)
+    yield from _table_notes(analyses)
+    yield Heading("Figures")
+    yield from analysis_figures(analyses)
+    yield from _token_views([analysis for analysis in analyses if analysis.inspection.gates])
+    yield from _massive(analyses)
+    yield Heading("Definitions")
+    yield Details("All measures", [Bullets(list(_definitions(analyses)))])
+    yield Heading("Reproduce")
+    yield CodeBlock(plan_command("analyze", plan.models, plan))
+    yield Links("Files", {name: name for name in ("analysis.json", "measures.csv")})
 
 
 def _lead(plan: AnalysisPlan, analyses: Sequence[Analysis]) -> Paragraph:
-    contexts = sorted({analysis.inspection.length for analysis in analyses})
-    tokens = sorted({analysis.inspection.num_tokens for analysis in analyses})
     models = "One model" if len(analyses) == 1 else f"{len(analyses)} models, side by side,"
-    source = source_name(plan.source)
-    text = "the source text of Python's standard library" if plan.source == "stdlib" else f"`{source}`"
+    text = (
+        "the source text of Python's standard library" if plan.source == "stdlib" else f"`{source_name(plan.source)}`"
+    )
+    tokens = _from_to([analysis.inspection.num_tokens for analysis in analyses])
     return Paragraph(
-        f"{models} reading {text}: {_from_to(tokens)} tokens{' each' * (len(analyses) > 1)} in passages of "
-        f"{_from_to(contexts)}, half of them from a document's first token on and half from its middle.",
+        f"{models} reading {text}: {tokens} tokens{' each' * (len(analyses) > 1)} in passages of "
+        f"{_from_to([analysis.inspection.length for analysis in analyses])}. Half of the passages start at a "
+        "document's first token, half in its middle.",
         "lead",
     )
 
 
 def _from_to(values: Sequence[int]) -> str:
-    return f"{values[0]:,}" if len(values) == 1 else f"{values[0]:,} to {values[-1]:,}"
+    low, high = min(values), max(values)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
-def _findings(analysis: Analysis) -> Iterator[str]:
-    yield f"**{analysis.label}** {_sink_words(analysis)} {_massive_words(analysis)} {_gate_words(analysis)}".strip()
+def _findings(analysis: Analysis) -> str:
+    return " ".join([f"**{analysis.label}**", *_sink_words(analysis), _massive_words(analysis), *_gate_words(analysis)])
 
 
-def _sink_words(analysis: Analysis) -> str:
+def _sink_words(analysis: Analysis) -> Iterator[str]:
     found = analysis.inspection
     share, uniform = found.overall("f_attn"), found.overall("f_attn_uniform")
     heads = found.measures["f_attn"]
-    layer, head = np.unravel_index(np.nanargmax(heads), heads.shape)
-    text = f"gives {share:.4f} of its attention to the first token, {share / uniform:.1f} times the uniform share"
+    layer, head = _largest(heads)
+    yield f"gives {share:.4f} of its attention to the first token, {share / uniform:.1f} times the uniform share:"
+    number = int((heads > SINK_THRESHOLD).sum())
     if share >= SINK_FACTOR * uniform:
-        text += f": a sink, strongest in layer {layer}, head {head} ({heads[layer, head]:.2f})."
-    elif heads[layer, head] > SINK_THRESHOLD:
-        number = int((heads > SINK_THRESHOLD).sum())
-        text += f": no sink on the whole, but {number} of its heads {'has' if number == 1 else 'have'} one, "
-        text += f"the strongest in layer {layer}, head {head} ({heads[layer, head]:.2f})."
+        yield f"a sink, strongest in layer {layer}, head {head} ({heads[layer, head]:.2f})."
+    elif number:
+        yield (
+            f"no sink on the whole, but {number} of its heads {'has' if number == 1 else 'have'} one, the strongest in "
+            f"layer {layer}, head {head} ({heads[layer, head]:.2f})."
+        )
     else:
-        text += f": no sink; its most attentive head, {head} in layer {layer}, gives {heads[layer, head]:.2f}."
+        yield f"no sink; its most attentive head, {head} in layer {layer}, gives {heads[layer, head]:.2f}."
     elsewhere = np.where(found.measures["sink_position"] > 0, found.measures["sink_share"], np.nan)
-    if np.isfinite(elsewhere).any():
-        layer, head = np.unravel_index(np.nanargmax(elsewhere), elsewhere.shape)
-        share, position = elsewhere[layer, head], int(found.measures["sink_position"][layer, head])
-        if share > SINK_THRESHOLD:
-            text += f" Layer {layer}, head {head} has a sink elsewhere: {share:.2f} at position {position}."
-    return text
+    if (elsewhere > SINK_THRESHOLD).any():
+        layer, head = _largest(elsewhere)
+        position = int(found.measures["sink_position"][layer, head])
+        yield f"Layer {layer}, head {head} has a sink elsewhere: {elsewhere[layer, head]:.2f} at position {position}."
+
+
+def _largest(values: np.ndarray) -> tuple[int, int]:
+    """Layer and head of the largest value."""
+    layer, head = np.unravel_index(np.nanargmax(values), values.shape)
+    return int(layer), int(head)
 
 
 def _massive_words(analysis: Analysis) -> str:
@@ -103,37 +121,33 @@ def _massive_words(analysis: Analysis) -> str:
     if not found.massive:
         return f"{largest}; none is massive."
     first, layers = found.massive[0], sorted({one.layer for one in found.massive})
-    span = f"layer{'s' * (len(layers) > 1)} {_ranges(layers)}"
     return (
-        f"{largest}; massive ones are in {span}, most often at position {first.position}, channel {first.channel} "
-        f"(in {100 * first.share:.0f} % of passages)."
+        f"{largest}; massive ones are in layer{'s' * (len(layers) > 1)} {_ranges(layers)}, most often at position "
+        f"{first.position}, channel {first.channel} (in {100 * first.share:.0f} % of passages)."
     )
 
 
-def _gate_words(analysis: Analysis) -> str:
-    words = []
+def _gate_words(analysis: Analysis) -> Iterator[str]:
     for site, gate in analysis.inspection.gates.items():
         mean, below = (np.nanmean(gate.measures[name]) for name in ("gate_mean", "gate_share_below_0.1"))
-        words.append(
-            f"Its {SITE_LABELS[site]} gates score {mean:.3f} on average, {100 * below:.0f} % of the scores below 0.1."
-        )
+        yield f"Its {SITE_LABELS[site]} gates score {mean:.3f} on average, {100 * below:.0f} % of the scores below 0.1."
     for name, reason in analysis.inspection.unmeasured_gates.items():
-        words.append(f"`{name}` is not measured: {reason}.")
-    return " ".join(words)
+        yield f"`{name}` is not measured: {reason}."
 
 
 def attention_table(analyses: Sequence[Analysis]) -> Table:
-    """One row for each model: what it is, and its sinks."""
+    """A row for each model: what it is, and its sinks."""
     kinds = [
         f"{analysis.family}, {count_text(analysis.num_parameters)} parameters, "
         f"{len(analysis.inspection.attention)} layers, {analysis.num_heads} heads"
         for analysis in analyses
     ]
-    places = [_strongest(analysis) for analysis in analyses]
+    measures = [analysis.inspection.measures for analysis in analyses]
+    strongest = [(found, _largest(found["sink_share"])) for found in measures]
     return table_of(
         {
-            Column("Model", numeric=False): [Cell(analysis.label) for analysis in analyses],
-            Column("Kind", beneath=True, numeric=False): [Cell(kind) for kind in kinds],
+            Column("Model", numeric=False): [analysis.label for analysis in analyses],
+            Column("Kind", beneath=True, numeric=False): kinds,
             Column("F-Attn"): _overall(analyses, "f_attn", 4),
             Column("Uniform", beneath=True): _overall(analyses, "f_attn_uniform", 4),
             Column("At starts"): _overall(analyses, "f_attn_start", 4),
@@ -142,8 +156,10 @@ def attention_table(analyses: Sequence[Analysis]) -> Table:
             Column("Uniform then", beneath=True): _overall(analyses, "f_attn_late_uniform", 4),
             Column("Sink^0.3"): _overall(analyses, "sink_rate", 3),
             Column("Value drain", beneath=True): _overall(analyses, "value_drain", 2),
-            Column("Strongest key"): [Cell(f"{share:.3f}") for _, share in places],
-            Column("its position", beneath=True): [Cell(str(position)) for position, _ in places],
+            Column("Strongest key"): [f"{found['sink_share'][place]:.3f}" for found, place in strongest],
+            Column("its position", beneath=True): [
+                f"{found['sink_position'][place]:.0f}" for found, place in strongest
+            ],
             Column("Entropy", "nats"): _overall(analyses, "entropy", 2),
             Column("uniform", beneath=True): _overall(analyses, "entropy_uniform", 2),
         }
@@ -151,23 +167,22 @@ def attention_table(analyses: Sequence[Analysis]) -> Table:
 
 
 def activation_table(analyses: Sequence[Analysis]) -> Table:
-    """One row for each model: its activations and its gates."""
+    """A row for each model: its activations and its gates."""
 
-    def gate(name: str) -> list[Cell]:
+    def gate(name: str) -> list[str]:
         values = [[np.nanmean(one.measures[name]) for one in a.inspection.gates.values()] for a in analyses]
-        return [Cell(" / ".join(f"{value:.3f}" for value in found) or ABSENT) for found in values]
+        return [" / ".join(f"{value:.3f}" for value in found) for found in values]
 
-    sites = [", ".join(SITE_LABELS[site] for site in analysis.inspection.gates) for analysis in analyses]
-    massive = [_number(float(a.inspection.measures["massive_tokens"].max()), 2) for a in analyses]
+    massive = [number_text(float(a.inspection.measures["massive_tokens"].max()), 2) for a in analyses]
     return table_of(
         {
-            Column("Model", numeric=False): [Cell(analysis.label) for analysis in analyses],
-            Column("M-Act"): _overall(analyses, "m_act", None),
+            Column("Model", numeric=False): [analysis.label for analysis in analyses],
+            Column("M-Act"): _overall(analyses, "m_act", _THREE),
             Column("Massive tokens", beneath=True): massive,
-            Column("Kurtosis"): _overall(analyses, "kurtosis", None),
-            Column("Inf norm", beneath=True): _overall(analyses, "inf_norm", None),
-            Column("|SDPA output|"): _overall(analyses, "size_before_gate", None),
-            Column("after the gate", beneath=True): _overall(analyses, "size_after_gate", None),
+            Column("Kurtosis"): _overall(analyses, "kurtosis", _THREE),
+            Column("Inf norm", beneath=True): _overall(analyses, "inf_norm", _THREE),
+            Column("|SDPA output|"): _overall(analyses, "size_before_gate", _THREE),
+            Column("after the gate", beneath=True): _overall(analyses, "size_after_gate", _THREE),
             Column("Outputs < 1e-2"): _overall(analyses, "sparsity_1e-2", 3),
             Column("< 1e-3", beneath=True): _overall(analyses, "sparsity_1e-3", 3),
             Column("Gate mean"): gate("gate_mean"),
@@ -175,48 +190,33 @@ def activation_table(analyses: Sequence[Analysis]) -> Table:
             Column("above 0.9", beneath=True): gate("gate_share_above_0.9"),
             Column("Gate at first"): gate("gate_first"),
             Column("at others", beneath=True): gate("gate_rest"),
-            Column("sites", beneath=True): [Cell(site or ABSENT) for site in sites],
+            Column("sites", beneath=True): [
+                ", ".join(SITE_LABELS[site] for site in a.inspection.gates) for a in analyses
+            ],
             Column("Effective rank"): _overall(analyses, "effective_rank", 1),
             Column("with the gate", beneath=True): _overall(analyses, "effective_rank_gated", 1),
         }
     )
 
 
-def _overall(analyses: Sequence[Analysis], name: str, decimals: int | None) -> list[Cell]:
-    """A measure of every model; None for three significant digits."""
-    return [
-        _number(a.inspection.overall(name), decimals) if name in a.inspection.measures else Cell(ABSENT)
-        for a in analyses
-    ]
-
-
-def _strongest(analysis: Analysis) -> tuple[int, float]:
-    """Position and share of the strongest sink of any head."""
-    found = analysis.inspection.measures
-    place = np.unravel_index(np.nanargmax(found["sink_share"]), found["sink_share"].shape)
-    return int(found["sink_position"][place]), float(found["sink_share"][place])
-
-
-def _number(value: float, decimals: int | None) -> Cell:
-    if not np.isfinite(value):
-        return Cell(ABSENT)
-    places = (significant(3) if decimals is None else fixed(decimals))(value)
-    return Cell(f"{value:,.{places}f}")
+def _overall(analyses: Sequence[Analysis], name: str, decimals: Decimals | int) -> list[str | None]:
+    found = [analysis.inspection for analysis in analyses]
+    return [number_text(one.overall(name), decimals) if name in one.measures else None for one in found]
 
 
 def _table_notes(analyses: Sequence[Analysis]) -> Iterator[Paragraph]:
-    mixed = [analysis for analysis in analyses if not analysis.inspection.attention.all()]
-    for analysis in mixed:
-        layers = np.flatnonzero(~analysis.inspection.attention).tolist()
-        yield Paragraph(
-            f"{analysis.label} has no softmax attention in {len(layers)} of its {len(analysis.inspection.attention)} "
-            f"layers ({', '.join(map(str, layers))}); measures of attention are those of the others.",
-            "note",
-        )
+    for analysis in analyses:
+        attention = analysis.inspection.attention
+        if not attention.all():
+            layers = np.flatnonzero(~attention).tolist()
+            yield Paragraph(
+                f"{analysis.label} has no softmax attention in {len(layers)} of its {len(attention)} layers "
+                f"({', '.join(map(str, layers))}); measures of attention are those of the others.",
+                "note",
+            )
 
 
-def _token_views(analyses: Sequence[Analysis]) -> Iterator[Block]:
-    gated = [analysis for analysis in analyses if analysis.inspection.gates]
+def _token_views(gated: Sequence[Analysis]) -> Iterator[Block]:
     if not gated:
         return
     yield Heading("Gates, token by token")
@@ -230,25 +230,21 @@ def _token_views(analyses: Sequence[Analysis]) -> Iterator[Block]:
             if np.isfinite(scores).all(1).any():
                 yield token_view(f"{analysis.label} ({SITE_LABELS[site]})", analysis.excerpt, scores)
     yield Heading("Tokens whose gates are most closed and most open", level=3)
-    yield Paragraph(
-        "Among tokens that make up a thousandth of the text or more; averaged over layers and heads.", "note"
-    )
-    yield TableBlock(_token_table(gated))
-
-
-def _token_table(gated: Sequence[Analysis]) -> Table:
-    found = [(a, site, gates) for a in gated for site, gates in a.token_gates.items()]
-    return table_of(
-        {
-            Column("Model", numeric=False): [Cell(f"{a.label} ({SITE_LABELS[site]})") for a, site, _ in found],
-            Column("Most closed", numeric=False): [Cell(_listed(gates[:LISTED_TOKENS])) for _, _, gates in found],
-            Column("Most open", numeric=False): [Cell(_listed(gates[-LISTED_TOKENS:][::-1])) for _, _, gates in found],
-        }
+    yield Paragraph("Among tokens that make up 1/1000 of the text or more; averaged over layers and heads.", "note")
+    found = [(f"{a.label} ({SITE_LABELS[site]})", gates) for a in gated for site, gates in a.token_gates.items()]
+    yield TableBlock(
+        table_of(
+            {
+                Column("Model", numeric=False): [label for label, _ in found],
+                Column("Most closed", numeric=False): [_listed(gates[:LISTED_TOKENS]) for _, gates in found],
+                Column("Most open", numeric=False): [_listed(gates[: -LISTED_TOKENS - 1 : -1]) for _, gates in found],
+            }
+        )
     )
 
 
 def _listed(gates: Sequence[TokenGate]) -> str:
-    return ", ".join(f"{_quoted(gate.token)}\u00a0{gate.mean:.2f}" for gate in gates) or ABSENT
+    return ", ".join(f"{_quoted(gate.token)}\u00a0{gate.mean:.2f}" for gate in gates)
 
 
 def _quoted(token: str) -> str:
@@ -261,27 +257,28 @@ def _massive(analyses: Sequence[Analysis]) -> Iterator[Block]:
     rows = [(analysis.label, *row) for analysis in analyses for row in _massive_places(analysis)[:LISTED_MASSIVE]]
     if not rows:
         return
+    labels, layers, places, tokens = zip(*rows, strict=True)
     yield Heading("Massive activations")
     yield TableBlock(
         table_of(
             {
-                Column("Model", numeric=False): [Cell(label) for label, *_ in rows],
-                Column("Position"): [Cell(str(one.position)) for _, _, one, _ in rows],
-                Column("Channel"): [Cell(str(one.channel)) for _, _, one, _ in rows],
-                Column("Layers"): [Cell(layers) for _, layers, _, _ in rows],
-                Column("Largest value"): [_number(one.value, None) for _, _, one, _ in rows],
-                Column("in layer", beneath=True): [Cell(str(one.layer)) for _, _, one, _ in rows],
-                Column("Over the median"): [_number(one.over_median, 0) for _, _, one, _ in rows],
-                Column("Token then", numeric=False): [Cell(_quoted(token)) for _, _, _, token in rows],
-                Column("Passages", "%"): [_number(100 * one.share, 0) for _, _, one, _ in rows],
+                Column("Model", numeric=False): labels,
+                Column("Position"): [str(place.position) for place in places],
+                Column("Channel"): [str(place.channel) for place in places],
+                Column("Layers"): layers,
+                Column("Largest value"): [number_text(place.value, _THREE) for place in places],
+                Column("in layer", beneath=True): [str(place.layer) for place in places],
+                Column("Over the median"): [number_text(place.over_median, 0) for place in places],
+                Column("Token then", numeric=False): [_quoted(token) for token in tokens],
+                Column("Passages", "%"): [number_text(100 * place.share, 0) for place in places],
             }
         )
     )
-    yield Paragraph(f"At most {LISTED_MASSIVE} places a model; `analysis.json` has more, layer by layer.", "note")
+    yield Paragraph(f"At most {LISTED_MASSIVE} places per model; `analysis.json` has more, layer by layer.", "note")
 
 
 def _massive_places(analysis: Analysis) -> list[tuple[str, MassiveActivation, str]]:
-    """Position and channel, in whatever layers: these, the layer of the largest value, and the token that had it."""
+    """For each position and channel: its layers, the largest activation there, and that activation's token."""
     places: dict[tuple[int, int], list[tuple[MassiveActivation, str]]] = {}
     for one, token in zip(analysis.inspection.massive, analysis.massive_tokens, strict=True):
         places.setdefault((one.position, one.channel), []).append((one, token))
@@ -304,22 +301,9 @@ def _ranges(layers: Sequence[int]) -> str:
 
 def _definitions(analyses: Sequence[Analysis]) -> Iterator[str]:
     found = {name for analysis in analyses for name in analysis.inspection.measures}
-    gated = any(analysis.inspection.gates for analysis in analyses)
-    for name, definition in {**MEASURES, **(GATE_MEASURES if gated else {})}.items():
-        if name in found or name in GATE_MEASURES:
+    if any(analysis.inspection.gates for analysis in analyses):
+        found |= GATE_MEASURES.keys()
+    for name, definition in {**MEASURES, **GATE_MEASURES}.items():
+        if name in found:
             source = f" ({definition.source})" if definition.source else ""
             yield f"**{definition.title}** (`{name}`): {definition.text}{source}."
-
-
-def _command(plan: AnalysisPlan) -> str:
-    words = ["gated-attention analyze", *(shlex.quote(source_name(name)) for name in plan.models)]
-    words += [f"--data {shlex.quote(source_name(plan.source))}", f"--tokens {plan.num_tokens}"]
-    if plan.text_field != "text":
-        words.append(f"--text-field {shlex.quote(plan.text_field)}")
-    if plan.context is not None:
-        words.append(f"--context {plan.context}")
-    if plan.tokenizer is not None:
-        words.append(f"--tokenizer {shlex.quote(source_name(plan.tokenizer))}")
-    if plan.level != "full":
-        words.append(f"--level {plan.level}")
-    return " \\\n  ".join(words)

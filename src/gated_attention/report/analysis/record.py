@@ -1,12 +1,13 @@
 """An analysis as data: one JSON file with everything, one CSV file with a row for each number."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from math import isfinite
 from typing import Any
 
 import numpy as np
 
-from gated_attention.analysis.definitions import ALL, GATE_MEASURES, MEASURES, Definition
+from gated_attention.analysis.definitions import ALL, Definition
 from gated_attention.jobs.analyze import Analysis, AnalysisPlan
 from gated_attention.report.tables import csv_of
 from gated_attention.study.record import library_versions
@@ -34,11 +35,7 @@ def _model(analysis: Analysis) -> dict[str, Any]:
     found = analysis.inspection
     return {
         "model": analysis.label,
-        "name": analysis.name,
-        "family": analysis.family,
-        "num_parameters": analysis.num_parameters,
-        "dtype": analysis.dtype,
-        "device": analysis.device,
+        **{name: getattr(analysis, name) for name in ("name", "family", "num_parameters", "dtype", "device")},
         "num_tokens": found.num_tokens,
         "num_sequences": found.num_sequences,
         "context": found.length,
@@ -65,10 +62,7 @@ def _model(analysis: Analysis) -> dict[str, Any]:
                 "gate": gate.spec.to_dict(),
                 "measures": {name: _nested(values) for name, values in gate.measures.items()},
                 "histogram": {"edges": _nested(gate.edges), "counts": _nested(gate.histogram)},
-                "by_token": [
-                    {"token": one.token, "token_id": one.token_id, "count": one.count, "mean": one.mean}
-                    for one in analysis.token_gates[site]
-                ],
+                "by_token": [asdict(one) for one in analysis.token_gates[site]],
                 "excerpt": _nested(gate.excerpt),
             }
             for site, gate in found.gates.items()
@@ -95,17 +89,17 @@ def _number(value: float) -> float | None:
 
 
 def csv_text(analyses: Sequence[Analysis]) -> str:
-    """A row for each measure, layer and head that has a number.
+    """A row for each finite number of a measure, layer and head.
 
     `head` is a query head, a key/value head (`value_drain`) or a head of the gate; `rank` is 1 for the largest.
     """
     rows = [["model", "site", "measure", "layer", "head", "rank", "value", "unit"]]
     for analysis in analyses:
-        for name, values in analysis.inspection.measures.items():
-            rows += _csv_rows(analysis.label, "", name, MEASURES[name], values)
-        for site, gate in analysis.inspection.gates.items():
-            for name, values in gate.measures.items():
-                rows += _csv_rows(analysis.label, site, name, GATE_MEASURES[name], values)
+        sites = {"": analysis.inspection.measures}
+        sites |= {site: gate.measures for site, gate in analysis.inspection.gates.items()}
+        for site, measures in sites.items():
+            for name, values in measures.items():
+                rows += _csv_rows(analysis.label, site, name, ALL[name], values)
     return csv_of(rows)
 
 

@@ -1,7 +1,7 @@
 """An evaluation as data: a list of numbers, written as JSON and CSV and shown as tables."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, astuple, dataclass, fields
 from importlib import metadata
 from math import isfinite
@@ -21,13 +21,13 @@ AVERAGE = "average over domains"
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """One number that was found.
+    """One measured number.
 
     Attributes:
         rope: The rotary embedding's label.
-        item: What it is of: a domain, a length, a question, a scheme, a benchmark.
-        n: How many observations it averages: tokens, documents' domains, passages, samples.
-        note: What a reader needs beside it, e.g. the worst input of a scheme.
+        item: A domain, a length, a kind of question, a scheme or a benchmark.
+        n: Number of tokens, domains, passages or samples that the value averages.
+        note: What a reader must know beside it, e.g. the worst input of a scheme.
     """
 
     task: str
@@ -50,46 +50,48 @@ def numbers(evaluation: Evaluation) -> list[Number]:
 def _under(one: RopeEvaluation, context: int) -> Iterator[Number]:
     label = one.rope.label
     if one.perplexity:
-        whole = one.perplexity
-        for domain, loss in whole.domains.items():
-            n = loss.num_tokens
-            yield Number("perplexity", label, domain, "loss", loss.loss_nats, loss.standard_error, "nats/token", n)
+        for domain, loss in one.perplexity.domains.items():
             spread = None if loss.standard_error is None else loss.perplexity * loss.standard_error
-            yield Number("perplexity", label, domain, "perplexity", loss.perplexity, spread, "1", n)
-            yield Number("perplexity", label, domain, "bits_per_byte", loss.bits_per_byte, None, "bits/byte", n)
-        k = len(whole.domains)
-        yield Number("perplexity", label, AVERAGE, "loss", whole.mean_loss_nats, whole.standard_error, "nats/token", k)
-        yield Number("perplexity", label, AVERAGE, "perplexity", whole.mean_perplexity, None, "1", k)
-        yield Number("perplexity", label, AVERAGE, "bits_per_byte", whole.mean_bits_per_byte, None, "bits/byte", k)
+            values = ((loss.loss_nats, loss.standard_error), (loss.perplexity, spread), (loss.bits_per_byte, None))
+            yield from _perplexities(label, domain, values, loss.num_tokens)
+        mean = one.perplexity
+        values = (
+            (mean.mean_loss_nats, mean.standard_error), (mean.mean_perplexity, None), (mean.mean_bits_per_byte, None)
+        )  # fmt: skip
+        yield from _perplexities(label, AVERAGE, values, len(mean.domains))
     for at in one.length:
         item, n = f"{at.length // context}x ({at.length})", len(at.targets)
         yield Number("length", label, item, "loss", at.loss_nats, at.standard_error, "nats/token", n)
         for start, loss_nats in zip(at.starts, at.buckets, strict=True):
             yield Number("length", label, item, f"loss_from_position_{start}", loss_nats, None, "nats/token", n)
-    if one.damage:
+    if found := one.damage:
         n = len(one.length[0].targets)
-        yield Number(
-            "length", label, f"1x ({context})", "damage", one.damage.nats, one.damage.standard_error, "nats", n
-        )
+        yield Number("length", label, f"1x ({context})", "damage", found.nats, found.standard_error, "nats", n)
     for score in one.retrieval:
         item = f"{score.kind} {score.length} at {score.depth:g}"
         yield Number("retrieval", label, item, "loss", score.loss_nats, None, "nats/token", score.num_samples)
         yield Number("retrieval", label, item, "exact_match", score.exact_match, None, "share", score.num_samples)
     for result in one.benchmarks:
-        source = f" from {result.shots_from}" if result.shots and result.shots_from else ""
-        note = f"{result.shots}-shot{source}"
+        note = f"{result.shots}-shot"
+        if result.shots and result.shots_from:
+            note += f" from {result.shots_from}"
         yield Number(
             "benchmark", label, result.task, result.metric, result.value, result.standard_error, "share",
             result.num_samples, note,
         )  # fmt: skip
 
 
+def _perplexities(label: str, item: str, values: Iterable[tuple[float, float | None]], n: int) -> Iterator[Number]:
+    measures = (("loss", "nats/token"), ("perplexity", "1"), ("bits_per_byte", "bits/byte"))
+    for (measure, unit), (value, error) in zip(measures, values, strict=True):
+        yield Number("perplexity", label, item, measure, value, error, unit, n)
+
+
 def _quantization(evaluation: Evaluation) -> Iterator[Number]:
     whole = evaluation.quantization
     if whole is None:
         return
-    note = f"{whole.share:.1%} of the parameters are rounded"
-    n = whole.num_tokens
+    note, n = f"{whole.share:.1%} of the parameters are rounded", whole.num_tokens
     yield Number("quantization", "plain", "unrounded", "loss", whole.loss_nats, None, "nats/token", n, note)
     for row in whole.rows:
         item = f"{row.scheme.label} {row.granularity}"
@@ -99,35 +101,25 @@ def _quantization(evaluation: Evaluation) -> Iterator[Number]:
 
 def as_json(evaluation: Evaluation) -> dict[str, Any]:
     """Everything that was measured, ready for JSON; what is not finite becomes null."""
-    plan = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(evaluation.plan).items()}
+    harness = {"lm-eval": metadata.version("lm-eval")} if any(one.benchmarks for one in evaluation.ropes) else {}
+    rows = [asdict(number) for number in numbers(evaluation)]
+    for row in rows:
+        row |= {key: row[key] if isfinite(row[key] or 0.0) else None for key in ("value", "standard_error")}
     return {
         "schema": SCHEMA,
         "is_complete": evaluation.is_complete,
         "model": evaluation.label,
-        "family": evaluation.family,
-        "num_parameters": evaluation.num_parameters,
-        "dtype": evaluation.dtype,
-        "device": evaluation.device,
-        "context": evaluation.context,
-        "plan": plan,
-        "versions": {**library_versions(), **_harness_version(evaluation)},
-        "numbers": [
-            {
-                **asdict(one),
-                "value": one.value if isfinite(one.value) else None,
-                "standard_error": one.standard_error if isfinite(one.standard_error or 0.0) else None,
-            }
-            for one in numbers(evaluation)
-        ],
+        **{name: getattr(evaluation, name) for name in ("family", "num_parameters", "dtype", "device", "context")},
+        "plan": {
+            key: str(value) if isinstance(value, Path) else value for key, value in asdict(evaluation.plan).items()
+        },
+        "versions": {**library_versions(), **harness},
+        "numbers": rows,
     }
 
 
-def _harness_version(evaluation: Evaluation) -> dict[str, str]:
-    return {"lm-eval": metadata.version("lm-eval")} if any(one.benchmarks for one in evaluation.ropes) else {}
-
-
 def csv_text(found: Sequence[Number]) -> str:
-    """A row for each number; empty where there is none."""
+    """A row for each number; fields without a value are empty."""
     return csv_of([[field.name for field in fields(Number)], *map(astuple, found)])
 
 

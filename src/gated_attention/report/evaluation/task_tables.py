@@ -1,11 +1,11 @@
 """The tables of an evaluation, one for each task, for the page and the terminal."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from gated_attention.jobs.evaluate import Evaluation
 from gated_attention.report.evaluation.record import Number, numbers
-from gated_attention.report.tables import ABSENT, Cell, Column, Table, table_of
+from gated_attention.report.tables import Column, Table, table_of
 
 TITLES = {
     "perplexity": "Perplexity",
@@ -16,8 +16,8 @@ TITLES = {
 }
 """Task of a number to the title of its table."""
 
-_IN_FIGURE = "loss_from_position_"  # the profile is for the figure and the files
-_SIDE_BY_SIDE = 3  # more measures than that go one to a line
+_IN_FIGURE = "loss_from_position_"  # only the figure and the files have it
+_SIDE_BY_SIDE = 3  # columns of measures at most
 
 
 def task_tables(evaluation: Evaluation) -> Iterator[tuple[str, Table]]:
@@ -29,43 +29,46 @@ def task_tables(evaluation: Evaluation) -> Iterator[tuple[str, Table]]:
 
 
 def _table(rows: Sequence[Number]) -> Table:
-    """A row for each item and rotary embedding, a column for each measure where these are few."""
+    """A row for each item and rotary embedding; a column for each measure, or a row where there are many."""
     several = len({one.rope for one in rows}) > 1
     measures = list(dict.fromkeys((one.measure, one.unit) for one in rows))
     few = len(measures) <= _SIDE_BY_SIDE
-    groups: dict[tuple[str, ...], list[Number]] = {}
-    for one in rows:
-        groups.setdefault((one.rope, one.item, "" if few else one.measure), []).append(one)
-    own = list(groups.values())
-    columns = {
-        Column("Item", numeric=False): [Cell(group[0].item) for group in own],
-        Column("RoPE", beneath=True, numeric=False): [Cell(group[0].rope if several else ABSENT) for group in own],
+    groups = list(_grouped(rows, lambda one: (one.rope, one.item, "" if few else one.measure)).values())
+    columns: dict[Column, list[str | None]] = {
+        Column("Item", numeric=False): [group[0].item for group in groups],
+        Column("RoPE", beneath=True, numeric=False): [group[0].rope if several else None for group in groups],
     }
     if few:
         for name, unit in measures:
             column = Column(name.replace("_", " "), "" if unit == "1" else unit)
-            columns[column] = [_value([one for one in group if one.measure == name]) for group in own]
+            columns[column] = [_value([one for one in group if one.measure == name]) for group in groups]
     else:
-        columns[Column("Metric", numeric=False)] = [Cell(group[0].measure) for group in own]
-        columns[Column("Value")] = [_value(group) for group in own]
-    columns[Column("n")] = [Cell(f"{group[0].n:,}") for group in own]
-    columns[Column("Note", numeric=False)] = [Cell(group[-1].note or ABSENT) for group in own]
+        columns[Column("Metric", numeric=False)] = [group[0].measure for group in groups]
+        columns[Column("Value")] = [_value(group) for group in groups]
+    columns[Column("n")] = [f"{group[0].n:,}" for group in groups]
+    columns[Column("Note", numeric=False)] = [group[-1].note for group in groups]
     return table_of(columns)
 
 
-def _value(found: Sequence[Number]) -> Cell:
+def _value(found: Sequence[Number]) -> str | None:
     if not found:
-        return Cell(ABSENT)
+        return None
     one = found[0]
     text = f"{one.value:{'+' if one.measure in ('damage', 'loss_change') else ''}.4f}"
-    return Cell(text if one.standard_error is None else f"{text} ± {one.standard_error:.4f}")
+    return text if one.standard_error is None else f"{text} ± {one.standard_error:.4f}"
 
 
 def _over_depths(rows: Sequence[Number]) -> list[Number]:
-    groups: dict[tuple[str, str, str], list[Number]] = {}
-    for one in rows:
-        groups.setdefault((one.rope, one.item.split(" at ")[0], one.measure), []).append(one)
+    """Means over the depths of retrieval."""
+    groups = _grouped(rows, lambda one: (one.rope, one.item.split(" at ")[0], one.measure))
     return [
         replace(group[0], item=item, value=sum(one.value for one in group) / len(group), n=sum(one.n for one in group))
         for (_, item, _), group in groups.items()
     ]
+
+
+def _grouped(rows: Sequence[Number], key: Callable[[Number], tuple[str, ...]]) -> dict[tuple[str, ...], list[Number]]:
+    groups: dict[tuple[str, ...], list[Number]] = {}
+    for one in rows:
+        groups.setdefault(key(one), []).append(one)
+    return groups

@@ -1,14 +1,13 @@
 """A study's figures, each with its caption, from what its runs left behind."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from gated_attention.report import plots
-from gated_attention.report.blocks import FigureBlock
+from gated_attention.report.blocks import FigureBlock, figure_block
+from gated_attention.report.curves import Curve, mean_curve, paired_differences
 from gated_attention.spec import SITE_LABELS, SITES
 from gated_attention.study.comparison import diverged
 from gated_attention.study.record import Result
@@ -16,12 +15,11 @@ from gated_attention.study.record import Result
 FOLDER = "figures"
 """Where a report keeps its figures, beside `report.md`."""
 
-NAMES = ("loss", "f_attn", "m_act", "gate_scores", "attention_maps")
-"""Every figure that a report may have below its results, in its order."""
+NAMES = ("forest", "loss", "f_attn", "m_act", "gate_scores", "attention_maps")
+"""Every figure that a report may have, in its order."""
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class Run(NamedTuple):
     """One finished arm: its result, the lines of its `metrics.jsonl` and its arrays by name."""
 
     result: Result
@@ -36,32 +34,22 @@ Arms = Mapping[str, Sequence[Run]]
 def study_figures(arms: Arms, reference: str | None) -> Iterator[FigureBlock]:
     """The figures for which the runs hold data; losses are also drawn against the reference's."""
     strokes = plots.strokes_for(arms)
-    drawn = (
-        _loss(arms, strokes, reference),
-        _f_attn(arms, strokes),
-        _m_act(arms, strokes),
-        _gate_scores(arms, strokes),
-        _attention_maps(arms),
-    )
-    for name, found in zip(NAMES, drawn, strict=True):
-        if found:
-            figure, title, caption = found
-            yield FigureBlock(f"{FOLDER}/{name}.svg", plots.to_svg(figure, salt=name), title, caption)
+    yield from _loss(arms, strokes, reference)
+    yield from _layers(arms, strokes)
+    yield from _gate_scores(arms, strokes)
+    yield from _attention_maps(arms)
 
 
-def validation_differences(arms: Arms, reference: str | None) -> dict[str, plots.Curve]:
-    """By variant the validation loss minus that of `reference` with the same seed, mean over seeds, step by step."""
-    pairs = plots.paired_differences(_curves(arms, "val_loss_nats"), reference)
-    return {label: mean for label, seeds in pairs.items() if (mean := plots.mean_curve(seeds)) and len(mean.steps)}
+def validation_differences(arms: Arms, reference: str | None) -> dict[str, Curve]:
+    """By variant the validation loss minus that of `reference` with the same seed, mean over seeds, at each step."""
+    pairs = paired_differences(_curves(arms, "val_loss_nats"), reference)
+    return {label: mean for label, seeds in pairs.items() if (mean := mean_curve(seeds)) and len(mean.steps)}
 
 
-_Drawn = tuple[Figure, str, str] | None
-
-
-def _loss(arms: Arms, strokes: Mapping[str, plots.Stroke], reference: str | None) -> _Drawn:
+def _loss(arms: Arms, strokes: Mapping[str, plots.Stroke], reference: str | None) -> Iterator[FigureBlock]:
     training, validation = _curves(arms, "loss_nats"), _curves(arms, "val_loss_nats")
     if not training and not validation:
-        return None
+        return
     caption = (
         f"{_seeds_caption(arms)} Training loss is a running mean; points of validation use less text than "
         "the value in the table where that is long. The steep start lies above the frame."
@@ -70,62 +58,55 @@ def _loss(arms: Arms, strokes: Mapping[str, plots.Stroke], reference: str | None
         caption += f" Right: validation loss minus that of `{reference}` with the same seed; below zero is better."
     if any(diverged(run.result) for runs in arms.values() for run in runs):
         caption += " A cross marks the last finite loss of a run that diverged."
-    return plots.loss_curves(training, validation, strokes, reference), "Loss during training", caption
+    figure = plots.loss_curves(training, validation, strokes, reference)
+    yield figure_block(f"{FOLDER}/loss.svg", figure, "Loss during training", caption)
 
 
-def _f_attn(arms: Arms, strokes: Mapping[str, plots.Stroke]) -> _Drawn:
-    layers = _per_layer(arms, "f_attn")
-    if not layers:
-        return None
+def _layers(arms: Arms, strokes: Mapping[str, plots.Stroke]) -> Iterator[FigureBlock]:
     measures = [run.result.measures for runs in arms.values() for run in runs]
-    uniform = sorted({found["f_attn_uniform"].value for found in measures if "f_attn_uniform" in found})
-    figure = plots.per_layer(
-        layers, strokes, "Attention on the first token", uniform=uniform[0] if len(uniform) == 1 else None
-    )
-    caption = (
-        f"{_seeds_caption(arms)} F-Attn of each layer: a layer far above the dashed line, "
-        "which is attention spread evenly over all earlier tokens, has an attention sink."
-    )
-    return figure, "Attention on the first token, by layer", caption
+    uniform = {found["f_attn_uniform"].value for found in measures if "f_attn_uniform" in found}
+    if layers := _per_layer(arms, "f_attn"):
+        title = "Attention on the first token"
+        figure = plots.per_layer(layers, strokes, title, uniform=uniform.pop() if len(uniform) == 1 else None)
+        caption = (
+            f"{_seeds_caption(arms)} F-Attn of each layer: a layer far above the dashed line, "
+            "which is attention spread evenly over all earlier tokens, has an attention sink."
+        )
+        yield figure_block(f"{FOLDER}/f_attn.svg", figure, f"{title}, by layer", caption)
+    if layers := _per_layer(arms, "m_act"):
+        figure = plots.per_layer(layers, strokes, "Largest |hidden state|", log=True)
+        caption = f"{_seeds_caption(arms)} M-Act of each layer, at the layer's output, on a logarithmic axis."
+        yield figure_block(f"{FOLDER}/m_act.svg", figure, "Largest activation, by layer", caption)
 
 
-def _m_act(arms: Arms, strokes: Mapping[str, plots.Stroke]) -> _Drawn:
-    layers = _per_layer(arms, "m_act")
-    if not layers:
-        return None
-    figure = plots.per_layer(layers, strokes, "Largest |hidden state|", log=True)
-    caption = f"{_seeds_caption(arms)} M-Act of each layer, at the layer's output, on a logarithmic axis."
-    return figure, "Largest activation, by layer", caption
-
-
-def _gate_scores(arms: Arms, strokes: Mapping[str, plots.Stroke]) -> _Drawn:
+def _gate_scores(arms: Arms, strokes: Mapping[str, plots.Stroke]) -> Iterator[FigureBlock]:
     histograms = []
     for label, runs in arms.items():
         for site in SITES:
-            found = [run.arrays for run in runs if f"gate_histogram_{site}" in run.arrays and not diverged(run.result)]
+            name = f"gate_histogram_{site}"
+            found = [run.arrays for run in runs if name in run.arrays and not diverged(run.result)]
             if found:
-                counts = np.asarray([arrays[f"gate_histogram_{site}"] for arrays in found], dtype=np.float64)
-                title = f"{label} ({SITE_LABELS[site]})"
-                edges = found[0][f"gate_edges_{site}"]
-                histograms.append(plots.GateHistogram(title, counts.sum(axis=0), edges, strokes[label].color))
-    if not histograms:
-        return None
-    caption = (
-        "How often each gate score occurs, all seeds together; each layer is scaled to its own peak and a tick marks "
-        "its mean. Mass at 0 is a closed gate, mass at 1 an open one."
-    )
-    return plots.gate_histograms(histograms), "Gate scores, by layer", caption
+                counts = np.asarray([arrays[name] for arrays in found], dtype=np.float64).sum(axis=0)
+                title, edges = f"{label} ({SITE_LABELS[site]})", found[0][f"gate_edges_{site}"]
+                histograms.append(plots.GateHistogram(title, counts, edges, strokes[label].color))
+    if histograms:
+        caption = (
+            "How often each gate score occurs, all seeds together; each layer is scaled to its own peak and a tick "
+            "marks its mean. Mass at 0 is a closed gate, mass at 1 an open one."
+        )
+        figure = plots.gate_histograms(histograms)
+        yield figure_block(f"{FOLDER}/gate_scores.svg", figure, "Gate scores, by layer", caption)
 
 
-def _attention_maps(arms: Arms) -> _Drawn:
-    chosen = {
-        label: next((run for run in runs if "attention_maps" in run.arrays and not diverged(run.result)), None)
-        for label, runs in arms.items()
-    }
-    shown = {label: run for label, run in chosen.items() if run}
+def _attention_maps(arms: Arms) -> Iterator[FigureBlock]:
+    shown: dict[str, Run] = {}
+    for label, runs in arms.items():
+        for run in runs:
+            if "attention_maps" in run.arrays and not diverged(run.result):
+                shown.setdefault(label, run)
     if not shown:
-        return None
-    layers = [int(layer) for layer in next(iter(shown.values())).arrays["attention_layers"]]
+        return
+    layers = next(iter(shown.values())).arrays["attention_layers"].tolist()
     maps = {
         label: run.arrays["attention_maps"].astype(np.float64)
         for label, run in shown.items()
@@ -137,18 +118,19 @@ def _attention_maps(arms: Arms) -> _Drawn:
         "Attention over the first positions of one held-out text, averaged over heads, on a logarithmic scale "
         f"({which}). A query looks along its row; a bright column at key position 0 is an attention sink."
     )
-    return plots.attention_maps(maps, layers), "Attention maps", caption
+    figure = plots.attention_maps(maps, layers)
+    yield figure_block(f"{FOLDER}/attention_maps.svg", figure, "Attention maps", caption)
 
 
-def _curves(arms: Arms, key: str) -> dict[str, dict[int, plots.Curve]]:
+def _curves(arms: Arms, key: str) -> dict[str, dict[int, Curve]]:
     """Steps and values of one quantity by variant and seed; variants without it are left out."""
-    curves: dict[str, dict[int, plots.Curve]] = {}
+    curves: dict[str, dict[int, Curve]] = {}
     for label, runs in arms.items():
         for run in runs:
             points = [(line["step"], line[key]) for line in run.metrics if line.get(key) is not None]
             if points:
                 steps, values = zip(*points, strict=True)
-                curve = plots.Curve(np.asarray(steps), np.asarray(values, dtype=np.float64))
+                curve = Curve(np.asarray(steps), np.asarray(values, dtype=np.float64))
                 curves.setdefault(label, {})[run.result.seed] = curve
     return curves
 

@@ -5,15 +5,16 @@ from collections.abc import Mapping, Sequence
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from gated_attention.report.blocks import FigureBlock
-from gated_attention.report.plots import INK, Stroke, styled, to_svg
+from gated_attention.report.blocks import FigureBlock, figure_block
+from gated_attention.report.panels import WIDTH
+from gated_attention.report.plots import INK, Stroke, styled
 from gated_attention.report.study.figures import FOLDER
 from gated_attention.study.comparison import Comparison, VariantRow
 from gated_attention.study.statistics import CONFIDENCE
 
 
 def forest(comparison: Comparison, strokes: Mapping[str, Stroke]) -> FigureBlock | None:
-    """The figure of all variants that share a finite pair of runs with the reference; None if there is none."""
+    """The figure of all variants that have a finite pair of runs with the reference; None if none has."""
     rows = [row for row in comparison.rows if row.difference and row.difference.n]
     if not rows:
         return None
@@ -28,16 +29,14 @@ def forest(comparison: Comparison, strokes: Mapping[str, Stroke]) -> FigureBlock
     lost = [f"`{row.variant}`" for row in comparison.rows if row.difference and not row.difference.n]
     if lost:
         caption += f" Without a finite pair: {', '.join(lost)}."
-    title = "Difference in validation loss"
-    return FigureBlock(
-        f"{FOLDER}/forest.svg", to_svg(draw_forest(rows, reference, strokes), salt="forest"), title, caption
-    )
+    figure = draw_forest(rows, reference, strokes)
+    return figure_block(f"{FOLDER}/forest.svg", figure, "Difference in validation loss", caption)
 
 
 @styled
 def draw_forest(rows: Sequence[VariantRow], reference: VariantRow, strokes: Mapping[str, Stroke]) -> Figure:
     """A line per variant, the first at the top: seeds as dots, mean as a square, its interval as a bar."""
-    figure = Figure(figsize=(7.2, 0.95 + 0.34 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 0.95 + 0.34 * len(rows)), layout="constrained")
     ax = figure.subplots()
     ax.axvline(0.0, color=INK, linewidth=1.0)
     for place, row in enumerate(rows):

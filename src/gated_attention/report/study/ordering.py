@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import permutations
-from math import factorial, isfinite, sqrt
-from random import Random
+from math import factorial, isfinite
+
+import numpy as np
+from scipy.stats import permutation_test, rankdata, spearmanr
 
 from gated_attention.registry.published import ROWS, PublishedRow
 from gated_attention.study.comparison import Comparison
@@ -18,9 +19,7 @@ COLUMNS = {
 """The paper's columns that a study measures too: title, and the name of our measure."""
 
 EXACT = 8
-"""Up to so many rows all orders are counted; beyond, `SAMPLES` of them are drawn, always the same."""
-
-SAMPLES = 20_000
+"""Rows up to which all orders are counted; beyond, as many as these have are drawn, always the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +27,13 @@ class Order:
     """One column of one of the paper's tables beside ours, over the rows of one setting that have both.
 
     Attributes:
-        setting: The paper's model and training tokens where a table has several, else empty: their numbers are not
-            of one order (Table 2).
+        setting: The paper's model and training tokens where a table has several, else empty. Numbers of different
+            settings do not compare (Table 2).
         pairs: Cite to the paper's number and ours.
         correlation: Spearman's; None for fewer than three rows or where one side is constant.
         p_value: Share of all orders whose correlation is at least as far from 0.
         num_signs: Rows whose difference to their baseline is known on both sides.
-        num_agree: How many of these differences have one sign.
+        num_agree: How many of these differences have the same sign on both sides.
     """
 
     table: int
@@ -53,16 +52,14 @@ class Order:
 
     def describe(self) -> str:
         """The comparison in one sentence."""
-        rows = f"{self.name} over {len(self.pairs)} rows"
+        text = f"{self.name} over {len(self.pairs)} rows: "
         if self.correlation is None:
-            order = f"{rows}: too few for a rank correlation"
+            text += "too few for a rank correlation"
         else:
-            order = f"{rows}: rank correlation {self.correlation:+.2f} (p = {self.p_value:.2g})"
-        if not self.num_signs:
-            return order
-        return (
-            f"{order}, sign of the difference to the baseline as in the paper in {self.num_agree} of {self.num_signs}"
-        )
+            text += f"rank correlation {self.correlation:+.2f} (p = {self.p_value:.2g})"
+        if self.num_signs:
+            text += f", sign of the difference to the baseline as in the paper in {self.num_agree} of {self.num_signs}"
+        return text
 
 
 def orders(comparison: Comparison) -> list[Order]:
@@ -74,10 +71,10 @@ def orders(comparison: Comparison) -> list[Order]:
         rows = [row for key, row in ROWS.items() if key in cited and row.table == table]
         settings = list(dict.fromkeys(row.setting for row in rows))
         for setting in settings:
-            alike = [row for row in rows if row.setting == setting]
+            shared = [row for row in rows if row.setting == setting]
             for column, (title, measure) in COLUMNS.items():
                 ours = {key: value for key, row in cited.items() if (value := row.mean(measure)) is not None}
-                order = _order(table, setting if len(settings) > 1 else "", title, column, alike, ours)
+                order = _order(table, setting if len(settings) > 1 else "", title, column, shared, ours)
                 if len(order.pairs) > 1:
                     found.append(order)
     return found
@@ -109,37 +106,23 @@ def _signs(column: str, rows: Sequence[PublishedRow], ours: Mapping[str, float])
 
 def spearman(x: Sequence[float], y: Sequence[float]) -> float | None:
     """Spearman's rank correlation, ties at their mean rank; None for fewer than three or a constant side."""
-    if len(x) < 3:
+    if len(x) < 3 or len(set(x)) == 1 or len(set(y)) == 1:
         return None
-    a, b = _ranks(x), _ranks(y)
-    mean = (len(a) + 1) / 2
-    spread = sqrt(sum((i - mean) ** 2 for i in a) * sum((j - mean) ** 2 for j in b))
-    return sum((i - mean) * (j - mean) for i, j in zip(a, b, strict=True)) / spread if spread else None
+    return float(spearmanr(x, y).statistic)
 
 
 def permutation_p(x: Sequence[float], y: Sequence[float]) -> float:
     """Two-sided probability of a rank correlation at least as far from 0 if the order of `y` were random.
 
-    Exact up to `EXACT` values, then from `SAMPLES` orders of a fixed seed, the observed one counted among them.
+    Exact up to `EXACT` values, then from random orders with a fixed seed, the observed one counted among them.
     """
-    a, b = _ranks(x), _ranks(y)
-    mean = (len(a) + 1) / 2
+    centred = rankdata(x) - (len(x) + 1) / 2
 
-    def distance(order: Sequence[float]) -> float:
-        return abs(sum((i - mean) * (j - mean) for i, j in zip(a, order, strict=True)))
+    def distance(order: np.ndarray, axis: int) -> np.ndarray:
+        return np.asarray(np.abs((centred * order).sum(axis)))
 
-    observed = distance(b) - 1e-9
-    if len(a) <= EXACT:
-        return sum(distance(order) >= observed for order in permutations(b)) / factorial(len(b))
-    draw, order = Random(0), list(b)
-    hits = 1
-    for _ in range(SAMPLES):
-        draw.shuffle(order)
-        hits += distance(order) >= observed
-    return hits / (SAMPLES + 1)
-
-
-def _ranks(values: Sequence[float]) -> list[float]:
-    ordered = sorted(values)
-    first = {value: index for index, value in reversed(list(enumerate(ordered, start=1)))}
-    return [first[value] + (ordered.count(value) - 1) / 2 for value in values]
+    found = permutation_test(
+        (rankdata(y),), distance, permutation_type="pairings", n_resamples=factorial(EXACT), alternative="greater",
+        vectorized=True, rng=0,
+    )  # fmt: skip
+    return float(found.pvalue)

@@ -3,19 +3,18 @@
 Neither clock nor machine enters: the same runs give the same bytes.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from gated_attention.files import write_all, writing_to
-from gated_attention.report.blocks import Block, FigureBlock, Heading, Paragraph, TableBlock, html, markdown
-from gated_attention.report.plots import Stroke, strokes_for
+from gated_attention.report.blocks import Block, Heading, Links, Paragraph, TableBlock, with_contents, write_document
+from gated_attention.report.plots import strokes_for
 from gated_attention.report.study import appendix, lead, sections
-from gated_attention.report.study import beside_the_paper as beside
+from gated_attention.report.study.beside_the_paper import beside_paper
 from gated_attention.report.study.figures import FOLDER, NAMES, Run, study_figures, validation_differences
 from gated_attention.report.study.forest import forest
 from gated_attention.report.study.strip import result_strip, strip_note
 from gated_attention.report.study.table import comparison_table, csv_text
-from gated_attention.study.comparison import Comparison, compare_variants
+from gated_attention.study.comparison import compare_variants
 from gated_attention.study.record import (
     ARRAYS_NAME,
     CONFIG_NAME,
@@ -33,7 +32,7 @@ def write_report(study_folder: Path, report_folder: Path) -> list[Path]:
 
     Args:
         study_folder: `runs/<study>`, with `<variant>/seed<k>/result.json` below it.
-        report_folder: Where the report goes; made if it is not there. Other files in it are left alone.
+        report_folder: Where the report goes; made if need be. Other files in it stay.
 
     Returns:
         What was written, `report.md` first.
@@ -44,51 +43,45 @@ def write_report(study_folder: Path, report_folder: Path) -> list[Path]:
     results = find_results(study_folder)
     if not results:
         raise ValueError(f"no finished run below {study_folder}; run `gated-attention compare` first")
+    files = {"table.csv": "table.csv"}
+    if study_folder.resolve().is_relative_to(report_folder.resolve()):
+        files["records"] = study_folder.resolve().relative_to(report_folder.resolve()).as_posix()
+    blocks = with_contents(_document(study_folder, results, files))
+    table = {"table.csv": csv_text(compare_variants(results))}
+    return write_document(report_folder, "report", blocks, table, [f"{FOLDER}/{name}.svg" for name in NAMES])
+
+
+def _document(study_folder: Path, results: Sequence[Result], files: Mapping[str, str]) -> Iterator[Block]:
     comparison = compare_variants(results)
-    arms = {
-        row.variant: [_run(study_folder, result) for result in results if result.variant == row.variant]
-        for row in comparison.rows
-    }
+    arms: dict[str, list[Run]] = {row.variant: [] for row in comparison.rows}
+    for result in results:
+        folder = study_folder / result.variant / f"seed{result.seed}"
+        run = Run(result, read_metrics(folder / METRICS_NAME), read_arrays(folder / ARRAYS_NAME))
+        arms[result.variant].append(run)
     ordered = [run.result for runs in arms.values() for run in runs]
-    title = f"Gated attention study: {results[0].study}"
-    figures = list(study_figures(arms, comparison.reference))
     strokes = strokes_for(arms)
     colors = {label: stroke.color for label, stroke in strokes.items()}
-    glance = list(_glance(comparison, strokes))
-    drawn = [block for block in (*glance, *figures) if isinstance(block, FigureBlock)]
-    blocks: list[Block] = [
-        Heading(title, level=1),
-        lead.lead(ordered, comparison),
-        Heading("Results"),
-        *glance,
-        sections.outcome(ordered, comparison, validation_differences(arms, comparison.reference)),
-        TableBlock(comparison_table(comparison), colors),
-        *sections.table_notes(ordered, comparison, _unfinished(study_folder)),
-        *([Paragraph(note, "note")] if (note := lead.held_out_note(ordered)) else []),
-        Heading("Figures"),
-        *figures,
-        *beside.beside_paper(ordered, comparison),
-        *appendix.every_run(ordered),
-        *appendix.definitions(comparison),
-        *appendix.limits(ordered, comparison),
-        *appendix.reproduction(ordered, comparison),
-    ]
-    files = {"report.md": markdown(blocks), "report.html": html(title, blocks), "table.csv": csv_text(comparison)}
-    return _write(report_folder, files | {figure.path: figure.svg for figure in drawn})
-
-
-def _glance(comparison: Comparison, strokes: Mapping[str, Stroke]) -> Iterator[Block]:
-    """The results in one view, where there is something to compare."""
+    yield Heading(f"Gated attention study: {results[0].study}", level=1)
+    yield lead.lead(ordered, comparison)
+    yield Heading("Results")
     if comparison.reference:
-        yield TableBlock(result_strip(comparison), {label: stroke.color for label, stroke in strokes.items()})
+        yield TableBlock(result_strip(comparison), colors)
         if figure := forest(comparison, strokes):
             yield figure
         yield Paragraph(strip_note(comparison), "note")
-
-
-def _run(study_folder: Path, result: Result) -> Run:
-    folder = study_folder / result.variant / f"seed{result.seed}"
-    return Run(result, read_metrics(folder / METRICS_NAME), read_arrays(folder / ARRAYS_NAME))
+    yield sections.outcome(ordered, comparison, validation_differences(arms, comparison.reference))
+    yield TableBlock(comparison_table(comparison), colors)
+    yield Links("Data", files)
+    yield from sections.table_notes(ordered, comparison, _unfinished(study_folder))
+    yield from lead.held_out_note(ordered)
+    yield from appendix.cost(ordered, comparison)
+    yield Heading("Figures")
+    yield from study_figures(arms, comparison.reference)
+    yield from beside_paper(ordered, comparison)
+    yield from appendix.every_run(ordered)
+    yield from appendix.definitions(comparison)
+    yield from appendix.limits(ordered, comparison)
+    yield from appendix.reproduction(ordered, comparison)
 
 
 def _unfinished(study_folder: Path) -> list[str]:
@@ -99,9 +92,3 @@ def _unfinished(study_folder: Path) -> list[str]:
         for folder in begun
         if not (folder / RESULT_NAME).exists()
     ]
-
-
-def _write(folder: Path, files: dict[str, str]) -> list[Path]:
-    """Write the files, and remove figures of an earlier report that this one does not have."""
-    with writing_to(folder):
-        return write_all(folder, files, stale=[f"{FOLDER}/{name}.svg" for name in ("forest", *NAMES)])

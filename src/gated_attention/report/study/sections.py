@@ -1,66 +1,45 @@
 """A report in words: what came out, and how to read the table."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import PurePath
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from gated_attention.analysis.measures import MASSIVE
 from gated_attention.report.blocks import Bullets, Paragraph
-from gated_attention.report.plots import Curve
+from gated_attention.report.command_line import source_name
+from gated_attention.report.curves import Curve
+from gated_attention.report.study.strip import REMOVED_SHARE, SINK_FACTOR
 from gated_attention.report.study.table import spread_text
-from gated_attention.report.tables import ABSENT, fixed, significant
+from gated_attention.report.tables import ABSENT, count_text, fixed, number_text, significant
 from gated_attention.study.comparison import BASELINE, LOSS, Comparison, VariantRow, diverged
 from gated_attention.study.record import Result
 from gated_attention.study.statistics import CONFIDENCE, t_quantile
 
-SINK_FACTOR = 10.0
-"""F-Attn over its uniform value from which a model counts as having an attention sink."""
-
-REMOVED_SHARE = 1 / 3
-"""A sink counts as removed if F-Attn falls to this share of the reference's."""
-
 MANY = 4
 """More comparisons than this are grouped instead of told one by one."""
 
-VERDICT_TITLES = {
-    "better": "Better",
-    "worse": "Worse",
-    "within noise": "Within noise",
-    "diverged": "Diverged",
-    "n = 1: no spread, not evidence": "One pair of runs each, no spread, not evidence",
-    "no common seed": "No common seed",
-}
-
-MASSIVE = 100.0
-"""Activations below this do not count as massive (Sun et al., arXiv 2402.17762)."""
-
 
 def outcome(results: Sequence[Result], comparison: Comparison, differences: Mapping[str, Curve]) -> Bullets:
-    """What came out, a bullet for each variant's loss, then its course, sinks, activations and cost.
+    """The results: a bullet for each variant's loss, then its course, sinks, activations and cost.
 
     Args:
         differences: From `figures.validation_differences`.
     """
     compared = [row for row in comparison.rows if row.difference]
     if not compared:
-        items = [f"`{row.variant}`: validation loss {_loss_text(row)}." for row in comparison.rows]
+        losses = {row.variant: spread_text(row.measures.get(LOSS), fixed(4)) for row in comparison.rows}
+        items = [f"`{name}`: validation loss {loss} (nats/token)." for name, loss in losses.items()]
     elif len(compared) <= MANY:
         items = [_loss_sentence(row, comparison.reference) for row in compared]
     else:
         items = list(_loss_by_verdict(compared, comparison.reference))
-    reference = comparison.rows[0]
     found = (
         _course(differences),
-        _sink(reference, comparison),
+        _sink(comparison),
         _activations(results, comparison),
         _open(comparison),
         _experts(comparison),
+        _speed(comparison),
     )
-    items += [item for item in (*found, _cost(comparison)) if item]
-    return Bullets(items)
-
-
-def _loss_text(row: VariantRow) -> str:
-    text = spread_text(row.measures.get(LOSS), fixed(4))
-    return text if text in (ABSENT, "diverged") else f"{text} nats/token"
+    return Bullets([*items, *filter(None, found)])
 
 
 def _loss_sentence(row: VariantRow, reference: str | None) -> str:
@@ -75,12 +54,11 @@ def _loss_sentence(row: VariantRow, reference: str | None) -> str:
             f"**`{row.variant}`** ended {size} nats/token {lower} than `{reference}` in one pair of runs: "
             f"with n = 1 there is no spread, so this is not evidence.{lost}"
         )
-    numbers = f"{size} ± {found.standard_error:.4f} nats/token"
-    test = f"n = {found.n}, t = {found.t:+.1f}, counts from |t| > {t_quantile(found.n - 1):.2f}"
-    verdict = found.verdict
-    if verdict == "within noise":
-        return f"**`{row.variant}`** is **within noise** of `{reference}`: {lower} by {numbers} ({test}).{lost}"
-    return f"**`{row.variant}`** is **{verdict}** than `{reference}`: loss {lower} by {numbers} ({test}).{lost}"
+    relation = f"of `{reference}`:" if found.verdict == "within noise" else f"than `{reference}`: loss"
+    return (
+        f"**`{row.variant}`** is **{found.verdict}** {relation} {lower} by {size} ± {found.standard_error:.4f} "
+        f"nats/token (n = {found.n}, t = {found.t:+.1f}, significant if |t| > {t_quantile(found.n - 1):.2f}).{lost}"
+    )
 
 
 def _loss_by_verdict(rows: Sequence[VariantRow], reference: str | None) -> Iterator[str]:
@@ -91,11 +69,12 @@ def _loss_by_verdict(rows: Sequence[VariantRow], reference: str | None) -> Itera
         listed = ", ".join(
             f"`{name}` {d.mean:+.4f}" if d.n else f"`{name}`" for name, d in found if d.verdict == verdict
         )
-        yield f"**{VERDICT_TITLES[verdict]}**, against `{reference}` in nats/token: {listed}."
+        title = verdict.replace("n = 1:", "one pair of runs each,").capitalize()
+        yield f"**{title}**, against `{reference}` in nats/token: {listed}."
 
 
 def _course(differences: Mapping[str, Curve]) -> str | None:
-    """Whether a lead grows or shrinks: where half of the steps are done, and at the end."""
+    """Whether a difference grows or shrinks: at half of the steps, and at the end."""
     moved = []
     for variant, (steps, values) in differences.items():
         half = int(abs(steps - steps[-1] / 2).argmin())
@@ -103,10 +82,11 @@ def _course(differences: Mapping[str, Curve]) -> str | None:
             moved.append(f"`{variant}` {values[half]:+.4f} at step {steps[half]:,}, {values[-1]:+.4f} at {steps[-1]:,}")
     if not moved or len(moved) > MANY:
         return None
-    return f"**While training went on** the difference moved, on less text than in the table: {'; '.join(moved)}."
+    return f"**During training** the difference moved, on less text than in the table: {'; '.join(moved)}."
 
 
-def _sink(reference: VariantRow, comparison: Comparison) -> str | None:
+def _sink(comparison: Comparison) -> str | None:
+    reference, *others = comparison.rows
     share, uniform = reference.mean("f_attn"), reference.mean("f_attn_uniform")
     if share is None or not uniform:
         return None
@@ -116,78 +96,78 @@ def _sink(reference: VariantRow, comparison: Comparison) -> str | None:
     )
     if share < SINK_FACTOR * uniform:
         return f"{text}. Below {SINK_FACTOR:.0f} times this is no sink, so the study cannot show that one is removed."
-    others = [
-        f"`{row.variant}` {found:.4f} ({'removed' if found <= REMOVED_SHARE * share else 'not removed'})"
-        for row in comparison.rows[1:]
-        if (found := row.mean("f_attn")) is not None
+    found = [
+        f"`{name}` {value:.4f} ({'removed' if value <= REMOVED_SHARE * share else 'not removed'})"
+        for name, value in _means(others, "f_attn").items()
     ]
-    rest = f" The others: {', '.join(others)}; removed means a third or less." if others else ""
+    rest = f" The others: {', '.join(found)}; removed means a third or less." if found else ""
     return f"{text}: a sink.{rest}"
 
 
 def _activations(results: Sequence[Result], comparison: Comparison) -> str | None:
-    found = [(row.variant, value) for row in comparison.rows if (value := row.mean("m_act")) is not None]
+    found = _means(comparison.rows, "m_act")
     if not found:
         return None
-    listed = _listed([(name, value, activation_text(value)) for name, value in found])
-    single = [
-        (max(run.measures["m_act"].per_layer or (run.measures["m_act"].value,)), run.variant)
-        for run in results
-        if "m_act" in run.measures and not diverged(run)
-    ]
-    largest, variant = max(single)
-    comment = f"none is massive, which starts at {MASSIVE:.0f}" if largest < MASSIVE else "massive starts at 100"
+    runs = [(run.variant, run.measures["m_act"]) for run in results if "m_act" in run.measures and not diverged(run)]
+    largest, variant = max((max(measure.per_layer or (measure.value,)), variant) for variant, measure in runs)
+    comment = "none is massive, which" if largest < MASSIVE else "massive"
     return (
-        f"**M-Act**, each layer's largest activation averaged over layers: {listed}. "
-        f"The largest of any layer is {activation_text(largest)}, of `{variant}`; {comment}."
+        f"**M-Act**, each layer's largest activation averaged over layers: {_listed(found, _activation)}. "
+        f"The largest of any layer is {_activation(largest)}, of `{variant}`; {comment} starts at {MASSIVE:.0f}."
     )
 
 
-def activation_text(value: float) -> str:
-    """An activation with three significant digits."""
-    return f"{value:,.{significant(3)(value)}f}"
+def _activation(value: float) -> str:
+    return number_text(value, significant(3))
 
 
 def _open(comparison: Comparison) -> str | None:
-    found = [(row.variant, value) for row in comparison.rows if (value := row.mean("gate_open_share")) is not None]
-    if not found:
-        return None
-    listed = _listed([(name, value, f"{100 * value:.1f} %") for name, value in found])
-    return f"**Gates that are open**, the others exactly 0: {listed}."
+    found = _means(comparison.rows, "gate_open_share")
+    return f"**Open gates**, the others exactly 0: {_listed(found, _percent)}." if found else None
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
 
 
 def _experts(comparison: Comparison) -> str | None:
-    found = [(row.variant, value) for row in comparison.rows if (value := row.mean("expert_load_max")) is not None]
+    found = _means(comparison.rows, "expert_load_max")
     if not found:
         return None
-    listed = _listed([(name, value, f"{value:.2f}") for name, value in found])
-    dead = [(row.variant, value) for row in comparison.rows if (value := row.mean("dead_experts"))]
-    rest = ", ".join(f"`{name}` {value:.3g}" for name, value in dead)
+    dead = ", ".join(
+        f"`{name}` {value:.3g}" for name, value in _means(comparison.rows, "dead_experts").items() if value
+    )
     return (
-        f"**Expert load**: the busiest expert of any layer gets, in shares of an even split, {listed}. "
-        f"{f'Experts that no token reaches: {rest}.' if dead else 'Every expert gets tokens.'}"
+        "**Expert load**: the busiest expert of any layer gets, in shares of an even split, "
+        f"{_listed(found, '{:.2f}'.format)}. "
+        f"{f'Experts that no token reaches: {dead}.' if dead else 'Every expert gets tokens.'}"
     )
 
 
-def _cost(comparison: Comparison) -> str | None:
+def _speed(comparison: Comparison) -> str | None:
     reference, *others = comparison.rows
     speed = reference.mean("train_tokens_per_s")
-    shares = [
-        (row.variant, found, f"at {100 * found / speed:.0f} %")
-        for row in others
-        if speed and (found := row.mean("train_tokens_per_s")) is not None
-    ]
-    if not shares:
+    if not speed or not (found := _means(others, "train_tokens_per_s")):
         return None
-    return f"**Training speed** against `{reference.variant}` ({speed:,.0f} tokens/s): {_listed(shares)}."
+    shares = {name: 100 * value / speed for name, value in found.items()}
+    return (
+        f"**Training speed** against `{reference.variant}` ({speed:,.0f} tokens/s): "
+        f"{_listed(shares, 'at {:.0f} %'.format)}. Other work on a device slows its runs: speeds show what this study "
+        "cost, not what a gate costs."
+    )
 
 
-def _listed(entries: Sequence[tuple[str, float, str]]) -> str:
-    """Names with their printed values; of many, the lowest and the highest value."""
-    if len(entries) > MANY + 1:
-        entries = sorted(entries, key=lambda entry: entry[1])
-        return f"from `{entries[0][0]}` {entries[0][2]} to `{entries[-1][0]}` {entries[-1][2]}"
-    return ", ".join(f"`{name}` {text}" for name, _, text in entries)
+def _means(rows: Sequence[VariantRow], measure: str) -> dict[str, float]:
+    """Mean of a measure by variant, where there is one."""
+    return {row.variant: value for row in rows if (value := row.mean(measure)) is not None}
+
+
+def _listed(found: Mapping[str, float], text: Callable[[float], str]) -> str:
+    """Variants with their values; of many, the lowest and the highest value."""
+    if len(found) <= MANY + 1:
+        return ", ".join(f"`{name}` {text(value)}" for name, value in found.items())
+    low, *_, high = sorted(found.items(), key=lambda item: item[1])
+    return f"from `{low[0]}` {text(low[1])} to `{high[0]}` {text(high[1])}"
 
 
 def table_notes(results: Sequence[Result], comparison: Comparison, unfinished: Sequence[str]) -> Iterator[Paragraph]:
@@ -195,15 +175,14 @@ def table_notes(results: Sequence[Result], comparison: Comparison, unfinished: S
     several = max(len(row.seeds) for row in comparison.rows) > 1
     text = "± after a mean is the standard deviation over seeds. " if several else "One run each, so no spread. "
     if comparison.reference:
-        text += f"Difference: validation loss minus that of `{comparison.reference}` with the same seed, less is better"
-        text += "; ± there is the standard error of the mean. " if several else ". "
         text += (
-            f"It counts as confirmed when |t| exceeds the two-sided {100 * CONFIDENCE:.0f} % quantile of Student's t "
-            "for n - 1 degrees of freedom, 4.30 at n = 3. "
+            f"Difference: validation loss minus that of `{comparison.reference}` with the same seed, lower is better"
+            f"{'; ± there is the standard error of the mean' if several else ''}. It is significant if |t| exceeds the "
+            f"two-sided {100 * CONFIDENCE:.0f} % quantile of Student's t for n - 1 degrees of freedom, 4.30 at n = 3. "
         )
     else:
         text += "There is no second variant to compare with, so the paired columns are left out. "
-    yield Paragraph(text + "F-Attn, gate mean and their like are shares from 0 to 1.", "note")
+    yield Paragraph(f"{text}F-Attn and the columns on gates are shares from 0 to 1.", "note")
     if comparison.reference and comparison.reference != BASELINE:
         yield Paragraph(f"No variant is named `baseline`; `{comparison.reference}` stands in for it.", "note")
     lost = [f"`{run.variant}` seed {run.seed}" for run in results if diverged(run)]
@@ -237,21 +216,8 @@ def _unequal_settings(results: Sequence[Result]) -> Iterator[str]:
             yield f"`{key}` is {' or '.join(values)}"
 
 
-def count_text(count: int) -> str:
-    """A count in words of three digits: 8,192, 492k, 1.21M, 3.50B."""
-    if count < 10_000:
-        return f"{count:,}"
-    scaled = ((float(f"{count / size:.3g}"), unit) for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")))
-    value, unit = next((value, unit) for value, unit in scaled if value >= 1.0)
-    return f"{value:.{significant(3)(value)}f}{unit}"
-
-
-def parameters_text(comparison: Comparison) -> str:
-    """The largest variant's parameters in words, with a space behind; empty where no run records them."""
-    largest = max((row.parameters or 0 for row in comparison.rows), default=0)
-    return f"{count_text(largest)} parameters " if largest else ""
-
-
-def source_name(source: str) -> str:
-    """A data source without the folders of the machine it was read on; hub names stay whole."""
-    return PurePath(source).name if PurePath(source).is_absolute() else source
+def scale_text(results: Sequence[Result], comparison: Comparison) -> str:
+    """Parameters of the largest variant, where records have them, and tokens of the longest run."""
+    parameters = max((row.parameters or 0 for row in comparison.rows), default=0)
+    tokens = f"{count_text(max(run.tokens_seen for run in results))} tokens"
+    return f"{count_text(parameters)} parameters and {tokens}" if parameters else tokens
