@@ -4,38 +4,20 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import TextColumn
 
 from gated_attention.analysis import TextBatch
 from gated_attention.jobs.analyze import Analysis
 from gated_attention.report.analysis.page import activation_table, attention_table
+from gated_attention.report.progress import Bars
 from gated_attention.report.tables import rich_table
 
 
-class AnalysisDisplay:
+class AnalysisDisplay(Bars):
     """Shows what `analyze` is doing, and at the end what it found."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console()
-        self.bars = Progress(
-            SpinnerColumn(finished_text="✓"),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.completed:>9,}/{task.total:,} tokens"),
-            TimeRemainingColumn(),
-            console=self.console,
-        )
-
-    def __enter__(self) -> "AnalysisDisplay":
-        self.bars.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.bars.stop()
-
-    def say(self, message: str) -> None:
-        """Print a line above the bars."""
-        self.bars.console.print(f"[dim]{message}[/]")
+        super().__init__(console or Console(), TextColumn("{task.completed:>9,}/{task.total:,} tokens"))
 
     def track(self, label: str, batches: Sequence[TextBatch]) -> Iterable[TextBatch]:
         """The batches, with a bar that follows them."""

@@ -65,34 +65,28 @@ class Order:
 def orders(comparison: Comparison) -> list[Order]:
     """Every table, setting and column of the paper of which the study has at least two rows."""
     cited = comparison.cited
+    settings: dict[int, dict[str, list[PublishedRow]]] = {}
+    for key, row in sorted(ROWS.items(), key=lambda item: item[1].table):
+        if key in cited:
+            settings.setdefault(row.table, {}).setdefault(row.setting, []).append(row)
     found = []
-    for table in sorted({ROWS[key].table for key in cited}):
-        # Table 6 prints no baseline; its model is Table 1's.
-        rows = [row for key, row in ROWS.items() if key in cited and row.table == table]
-        settings = list(dict.fromkeys(row.setting for row in rows))
-        for setting in settings:
-            shared = [row for row in rows if row.setting == setting]
+    for table, groups in settings.items():
+        for setting, rows in groups.items():
             for column, (title, measure) in COLUMNS.items():
                 ours = {key: value for key, row in cited.items() if (value := row.mean(measure)) is not None}
-                order = _order(table, setting if len(settings) > 1 else "", title, column, shared, ours)
-                if len(order.pairs) > 1:
-                    found.append(order)
+                pairs = {
+                    row.cite: (theirs, ours[row.cite])
+                    for row in rows
+                    if (theirs := getattr(row, column)) is not None and row.cite in ours and isfinite(ours[row.cite])
+                }
+                if len(pairs) > 1:
+                    theirs, mine = zip(*pairs.values(), strict=True)
+                    correlation = spearman(theirs, mine)
+                    p_value = None if correlation is None else permutation_p(theirs, mine)
+                    signs = list(_signs(column, rows, ours))  # to a baseline of another table: Table 6 prints none
+                    name = setting if len(groups) > 1 else ""
+                    found.append(Order(table, name, title, pairs, correlation, p_value, len(signs), sum(signs)))
     return found
-
-
-def _order(
-    table: int, setting: str, title: str, column: str, rows: Sequence[PublishedRow], ours: Mapping[str, float]
-) -> Order:
-    pairs = {
-        row.cite: (theirs, ours[row.cite])
-        for row in rows
-        if (theirs := getattr(row, column)) is not None and row.cite in ours and isfinite(ours[row.cite])
-    }
-    signs = list(_signs(column, rows, ours))
-    theirs, mine = zip(*pairs.values(), strict=True) if pairs else ((), ())
-    correlation = spearman(theirs, mine)
-    p_value = None if correlation is None else permutation_p(theirs, mine)
-    return Order(table, setting, title, pairs, correlation, p_value, len(signs), sum(signs))
 
 
 def _signs(column: str, rows: Sequence[PublishedRow], ours: Mapping[str, float]) -> Iterator[bool]:

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import TaskID, TextColumn
 
 from gated_attention.device import device_name
+from gated_attention.report.progress import Bars
 from gated_attention.report.study.beside_the_paper import rows_table
 from gated_attention.report.study.ordering import orders
 from gated_attention.report.study.table import terminal_table
@@ -19,28 +21,21 @@ from gated_attention.study.record import Result
 from gated_attention.train.callbacks import Progress as TrainingProgress
 
 
-class Display:
+class Display(Bars):
     """Watches a study (`study.arms.Observer`): a bar for each arm, or lines where the output is no terminal."""
 
     def __init__(
         self, plan: StudyPlan, device: torch.device, console: Console | None = None, num_devices: int = 1
     ) -> None:
-        self.plan, self.console = plan, console or Console()
-        self.bars = Progress(
-            SpinnerColumn(finished_text="✓"),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.completed:>5}/{task.total} steps"),
-            TextColumn("{task.fields[status]}"),
-            TimeRemainingColumn(),
-            console=self.console,
-            disable=not (self.console.is_terminal or self.console.is_jupyter),
-        )
+        console = console or Console()
+        steps, status = TextColumn("{task.completed:>5}/{task.total} steps"), TextColumn("{task.fields[status]}")
+        super().__init__(console, steps, status, disable=not (console.is_terminal or console.is_jupyter))
+        self.plan = plan
         self.tasks: dict[tuple[str, int], TaskID] = {}
         count = min(num_devices, len(plan.arms))
         self.device = f"{count} x {device_name(device)}" if count > 1 else device_name(device)
 
-    def __enter__(self) -> "Display":
+    def __enter__(self) -> Self:
         plan, train = self.plan, self.plan.train
         tokens = train.steps * train.sequences_per_step * plan.data.block_size
         self.console.print(
@@ -50,15 +45,7 @@ class Display:
         )
         for reason in plan.left_out:
             self.console.print(f"left out: {reason}", highlight=False)
-        self.bars.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.bars.stop()
-
-    def say(self, message: str) -> None:
-        """Print a line above the bars."""
-        self.bars.console.print(f"[dim]{message}[/]")
+        return super().__enter__()
 
     def start(self, arm: Arm) -> None:
         """Add the arm's bar."""
