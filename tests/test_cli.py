@@ -43,7 +43,7 @@ def fails(arguments, capsys):
         (["--size", "huge"], "unknown size 'huge'"),
         (["--steps", "-5"], "steps is -5"),
         (["--seeds", "0"], "seeds is 0"),
-        (["--device", "tpu"], "unknown device 'tpu'"),
+        (["--device", "tpu"], "'tpu' is not one of 'auto', 'cpu', 'cuda'"),
         (["--data", "/no/such/path"], "/no/such/path"),
         (["--tokenizer", "bpe-10"], "bpe-10"),
         (["--learning-rate", "0"], "learning_rate is 0"),
@@ -87,7 +87,7 @@ def test_interruption_says_how_to_go_on(monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["compare"])
     assert stop.value.code == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "the same command resumes" in capsys.readouterr().err
     monkeypatch.setattr("gated_attention.models.convert.convert", interrupt)
     with pytest.raises(SystemExit) as stop:
         main(["convert", "here", "there"])

@@ -1,20 +1,20 @@
-"""Where models run: the device of a name, its name in words, and how many there are."""
+"""The device that models run on: by name, in words, and how many there are."""
 
 import torch
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name; `auto` is CUDA where there is one.
+    """The device of that name; `auto` is CUDA if there is one.
 
     Raises:
-        ValueError: if the name is unknown or the device is not there.
+        ValueError: if the name is unknown or the device is missing.
     """
     if name not in ("auto", "cpu", "cuda"):
         raise ValueError(f"unknown device {name!r}; choose from auto, cpu, cuda")
-    if name == "cuda" and not torch.cuda.is_available():
+    has_cuda = torch.cuda.is_available()
+    if name == "cuda" and not has_cuda:
         raise ValueError("device 'cuda' was asked for, and PyTorch sees none; use --device cpu")
-    use_cuda = name == "cuda" or (name == "auto" and torch.cuda.is_available())
-    return torch.device("cuda" if use_cuda else "cpu")
+    return torch.device("cuda" if has_cuda and name != "cpu" else "cpu")
 
 
 def device_name(device: torch.device) -> str:
@@ -25,6 +25,6 @@ def device_name(device: torch.device) -> str:
 
 
 def count_like(device: torch.device) -> int:
-    """How many devices of that type a process may use: all GPUs, one of those that torchrun shares out, the one CPU."""
+    """How many devices of that type this process may use: all GPUs, the one that torchrun assigned, or the one CPU."""
     is_one_of_several = torch.distributed.is_available() and torch.distributed.is_torchelastic_launched()
     return torch.cuda.device_count() if device.type == "cuda" and not is_one_of_several else 1

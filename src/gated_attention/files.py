@@ -1,4 +1,4 @@
-"""How files are written: beside their place, whole, then renamed; and how a folder is held by one process at a time."""
+"""Files are written whole or not at all; a folder is held by one process at a time."""
 
 import errno
 import fcntl
@@ -7,31 +7,31 @@ import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NoReturn
 from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
 PART = ".part-"
-"""How the names of unfinished files and folders begin."""
+"""Prefix of the names of unfinished files and folders."""
 
 LOCK_NAME = ".lock"
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A new file that takes the place of `path` when the block ends well; otherwise the old one stays.
+    """A new file that replaces `path` when the block ends without an error; otherwise the old one stays.
 
-    Links are followed, modes are the umask's, and what is no regular file, such as a pipe, is written to directly.
+    Links are followed, modes follow the umask, and what is no regular file, such as a pipe, is written directly.
     Parts that killed processes left in the same folder are removed.
     """
     target = Path(os.path.realpath(path))
-    if target.exists() and not (target.is_file() or target.is_dir()):
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if target.exists() and not target.is_file():
         with target.open("wb") as stream:
             yield stream
         return
-    if target.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     file = _open_part(target.parent)
     part = Path(file.name)
     try:
@@ -47,18 +47,18 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 with `replacing`; what UTF-8 cannot say, such as bytes of odd file names, is written as an escape."""
+    """Write UTF-8 with `replacing`; what UTF-8 cannot encode, such as surrogates in file names, becomes an escape."""
     with replacing(path) as file:
         file.write(_bytes(text))
 
 
 def write_all(folder: Path, files: Mapping[str, str], stale: Iterable[str] = ()) -> list[Path]:
-    """Write texts by their names below a folder that exists: all of them or, on a full disk, none.
+    """Write texts below a folder that exists: all of them or, on a full disk, none.
 
     Args:
-        folder: Where they go; folders in the names are made.
-        files: In the order in which they take their places.
-        stale: Names of an earlier writing that are removed where this one does not have them.
+        folder: Where they go; folders in the names are created.
+        files: Texts by name, in the order in which they replace the old ones.
+        stale: Names from earlier calls; those that are not in `files` are removed.
     """
     with ExitStack() as stack:
         for name, text in reversed(list(files.items())):  # a stack unwinds from its end
@@ -73,11 +73,7 @@ def write_all(folder: Path, files: Mapping[str, str], stale: Iterable[str] = ())
 
 @contextmanager
 def writing_to(place: Path | str, cure: str = "choose another --output") -> Iterator[None]:
-    """Turn what the system says while `place` is written into one line.
-
-    Raises:
-        ValueError: in the place of an OSError.
-    """
+    """Turn an OSError of the block into a ValueError of one line."""
     try:
         yield
     except OSError as error:
@@ -86,45 +82,32 @@ def writing_to(place: Path | str, cure: str = "choose another --output") -> Iter
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Hold a folder, made if need be, for this process alone; a kill lets go of it, too.
+    """Hold a folder for this process alone, creating it if needed; a kill releases it, too.
 
-    Folders that were made for nothing are removed afterwards.
+    Created folders that stay empty are removed afterwards.
 
     Raises:
-        ValueError: if another process holds it, or it cannot be made.
+        ValueError: if another process holds it, or it cannot be created.
     """
+
+    def refuse(holder: str) -> NoReturn:
+        raise ValueError(f"{folder} is in use by {holder}; wait for it or choose another --output")
+
     with ExitStack() as stack:
         with writing_to(folder):
-            made = [path for path in (folder, *folder.parents) if not path.exists()]
-            stack.callback(_remove_empty, made)
+            created = [path for path in (folder, *folder.parents) if not path.exists()]
+            stack.callback(_remove_empty, created)
             folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(folder / LOCK_NAME)
-            try:
-                lock.acquire(blocking=False)
-            except Timeout:
-                raise ValueError(
-                    f"{folder} is in use by {_holder(folder / LOCK_NAME)}; wait for it or choose another --output"
-                ) from None
-            stack.callback(_let_go, lock)
-            Path(lock.lock_file).write_text(_self(), encoding="utf-8")
+            stack.enter_context(_holding(folder / LOCK_NAME, refuse))
         yield
 
 
 @contextmanager
 def waiting_for(path: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Hold the lock `path`, after its present holder; `say` reports a wait."""
+    """Hold the lock `path`, after its present holder; `say` reports the wait."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        say(f"waiting for {_holder(path)}")
-        lock.acquire()
-    try:
-        path.write_text(_self(), encoding="utf-8")
+    with _holding(path, lambda holder: say(f"waiting for {holder}")):
         yield
-    finally:
-        _let_go(lock)
 
 
 def remove_parts(folder: Path) -> None:
@@ -134,31 +117,39 @@ def remove_parts(folder: Path) -> None:
 
 
 def is_held(path: Path) -> bool:
-    """Whether some process has the lock `path`; the file is gone afterwards if none has."""
+    """Whether some process holds the lock `path`; if none does, the file is removed."""
     lock = FileLock(path)
     try:
         lock.acquire(blocking=False)
     except Timeout:
         return True
-    _let_go(lock)
+    _release(lock)
     return False
 
 
-def _let_go(lock: FileLock) -> None:
-    # Removed while it is held: filelock passes over a lock whose file is gone by the time it has it.
+@contextmanager
+def _holding(path: Path, on_wait: Callable[[str], object]) -> Iterator[None]:
+    """Hold the lock `path`; `on_wait` learns who holds it now, and may raise to give up."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        holder = ""
+        with suppress(OSError, UnicodeDecodeError):
+            holder = path.read_text(encoding="utf-8").strip()
+        on_wait(holder or "another process")
+        lock.acquire()
+    try:
+        path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        yield
+    finally:
+        _release(lock)
+
+
+def _release(lock: FileLock) -> None:
+    # Removed while it is held: filelock skips a lock whose file is gone by the time it acquires it.
     Path(lock.lock_file).unlink(missing_ok=True)
     lock.release()
-
-
-def _self() -> str:
-    return f"process {os.getpid()} on {socket.gethostname()}"
-
-
-def _holder(path: Path) -> str:
-    with suppress(OSError, UnicodeDecodeError):
-        if text := path.read_text(encoding="utf-8").strip():
-            return text
-    return "another process"
 
 
 def _remove_empty(folders: Iterable[Path]) -> None:
@@ -176,15 +167,15 @@ def _open_part(folder: Path) -> BinaryIO:
         _remove_if_abandoned(leftover)
     while True:
         file = (folder / f"{PART}{uuid4().hex[:16]}").open("xb")
-        with suppress(OSError):  # a file system without locks: nobody takes the part for abandoned there
+        with suppress(OSError):  # on a file system without locks, nobody takes the part for abandoned
             fcntl.flock(file, fcntl.LOCK_EX)
-        if os.fstat(file.fileno()).st_nlink:  # else another process took it for abandoned before it was locked
+        if os.fstat(file.fileno()).st_nlink:  # otherwise another process removed it before it was locked
             return file
         file.close()
 
 
 def _remove_if_abandoned(part: Path) -> None:
-    """Remove a file that no process has locked; who writes one holds it until it has its name."""
+    """Remove a part that no process has locked; its writer holds the lock until it is renamed."""
     with suppress(OSError), part.open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         part.unlink()

@@ -1,4 +1,4 @@
-"""Modules that moved: their old names import them still, with a DeprecationWarning that says the new one."""
+"""Modules that moved: their old names still import, with a DeprecationWarning that gives the new name."""
 
 import warnings
 from collections.abc import Sequence
@@ -9,91 +9,56 @@ from types import ModuleType
 
 _PACKAGE = "gated_attention."
 
-MOVED = {
+_PREFIXES = {
+    ("", "registry."): "penalty",
+    ("analysis.", "analysis.measures."): "rank",
+    ("analysis.", "report."): "heatmaps plots",
+    ("analysis.", "report.analysis."): "overview",
+    ("ops.hopper_", "ops.hopper."): "backward backward_launch compat forward forward_launch pipeline",
+    ("ops.triton_", "ops.triton."): "backward forward gate prepare tiles",
+    ("studies.", ""): "device",
+    ("studies.", "jobs."): "analyze domain_text evaluate evaluation_plan passages retrieval_data",
+    ("studies.", "registry."): "choices published settings variants",
+    ("studies.", "report."): "catalogue",
+    ("studies.", "report.analysis."): "demo token_view",
+    ("studies.", "report.study."): "appendix figures lead ordering sections table",
+    ("studies.", "study."): "comparison measure model_card plan record record_types run statistics workers",
+    ("studies.analysis_", "report.analysis."): "figures page record",
+    ("studies.evaluation_", "report.evaluation."): "figures record",
+    ("train.", "train.text."): "blocks corpus data split tokenizer",
+}
+"""Old and new prefix of the modules whose last name stayed."""
+
+MOVED = {f"{old}{name}": f"{new}{name}" for (old, new), names in _PREFIXES.items() for name in names.split()} | {
     "analysis.attention_panel": "report.panels",
-    "analysis.heatmaps": "report.heatmaps",
-    "analysis.overview": "report.analysis.overview",
-    "analysis.plots": "report.plots",
-    "analysis.rank": "analysis.measures.rank",
     "models.configuration": "models.configuration_gated_qwen3",
     "models.modelling": "models.modeling_gated_qwen3",
     "models.modelling_moe": "models.modeling_gated_qwen3_moe",
-    "ops.hopper_backward": "ops.hopper.backward",
-    "ops.hopper_backward_launch": "ops.hopper.backward_launch",
-    "ops.hopper_compat": "ops.hopper.compat",
-    "ops.hopper_forward": "ops.hopper.forward",
-    "ops.hopper_forward_launch": "ops.hopper.forward_launch",
-    "ops.hopper_pipeline": "ops.hopper.pipeline",
-    "ops.triton_backward": "ops.triton.backward",
-    "ops.triton_forward": "ops.triton.forward",
-    "ops.triton_gate": "ops.triton.gate",
-    "ops.triton_prepare": "ops.triton.prepare",
-    "ops.triton_tiles": "ops.triton.tiles",
-    "penalty": "registry.penalty",
     "studies.analysis_display": "report.analysis.terminal",
-    "studies.analysis_figures": "report.analysis.figures",
-    "studies.analysis_page": "report.analysis.page",
-    "studies.analysis_record": "report.analysis.record",
     "studies.analysis_report": "report.analysis.write",
-    "studies.analyze": "jobs.analyze",
-    "studies.appendix": "report.study.appendix",
     "studies.beside": "report.study.beside_the_paper",
-    "studies.catalogue": "report.catalogue",
     "studies.catalogue_display": "report.catalogue_terminal",
     "studies.checkpoint": "jobs.named_model",
-    "studies.choices": "registry.choices",
     "studies.command": "report.command_line",
-    "studies.comparison": "study.comparison",
-    "studies.demo": "report.analysis.demo",
-    "studies.device": "device",
     "studies.display": "report.study.terminal",
-    "studies.domain_text": "jobs.domain_text",
-    "studies.evaluate": "jobs.evaluate",
-    "studies.evaluation_figures": "report.evaluation.figures",
-    "studies.evaluation_plan": "jobs.evaluation_plan",
-    "studies.evaluation_record": "report.evaluation.record",
     "studies.evaluation_report": "report.evaluation.write",
-    "studies.figures": "report.study.figures",
-    "studies.lead": "report.study.lead",
-    "studies.measure": "study.measure",
-    "studies.model_card": "study.model_card",
-    "studies.ordering": "report.study.ordering",
     "studies.page": "report.blocks",
-    "studies.passages": "jobs.passages",
-    "studies.plan": "study.plan",
-    "studies.published": "registry.published",
-    "studies.record": "study.record",
-    "studies.record_types": "study.record_types",
     "studies.report": "report.study.page",
-    "studies.retrieval_data": "jobs.retrieval_data",
-    "studies.run": "study.run",
-    "studies.sections": "report.study.sections",
-    "studies.settings": "registry.settings",
-    "studies.statistics": "study.statistics",
     "studies.study": "study.arms",
-    "studies.table": "report.study.table",
-    "studies.token_view": "report.analysis.token_view",
-    "studies.variants": "registry.variants",
-    "studies.workers": "study.workers",
-    "train.blocks": "train.text.blocks",
-    "train.corpus": "train.text.corpus",
-    "train.data": "train.text.data",
-    "train.split": "train.text.split",
     "train.text_files": "train.text.files",
-    "train.tokenizer": "train.text.tokenizer",
 }
-"""Old name to new, both below `gated_attention`."""
+"""Old name to new name, both below `gated_attention`."""
 
 _FOLDERS = {name.rpartition(".")[0] for name in MOVED} - {""}
 
 
 class MovedModules(MetaPathFinder, Loader):
-    """Asked by Python after all other finders, hence only for what is no longer there."""
+    """Python asks it after all other finders, so only for modules that no longer exist."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """The place of an old module, or of a folder that held some."""
+        """The spec of an old module, or of a folder that held some."""
         name = fullname.removeprefix(_PACKAGE)
         if name == fullname or name not in MOVED.keys() | _FOLDERS:
             return None

@@ -1,4 +1,7 @@
-"""Numbers that callers give, held to what a run can use; imports nothing, so that a wrong one costs no time."""
+"""Checks of values that callers give. Each raises a ValueError of one line: the value, and what it must be.
+
+Imports nothing heavy, so that a wrong value is refused before PyTorch loads.
+"""
 
 from collections.abc import Iterable, Sequence
 from math import isfinite
@@ -13,11 +16,7 @@ def require_within(
     below: float | None = None,
     most: float | None = None,
 ) -> None:
-    """Refuse a number that is out of range or not finite; None stands for a default and passes.
-
-    Raises:
-        ValueError: with the number and the range.
-    """
+    """Refuse a number that is out of range or not finite; None stands for a default and passes."""
     if value is None:
         return
     fits = (
@@ -34,32 +33,20 @@ def require_within(
 
 
 def require_choice(what: str, name: str, choices: Iterable[str]) -> None:
-    """Refuse a name that is none of the choices.
-
-    Raises:
-        ValueError: with the name and the choices.
-    """
+    """Refuse a name that is not among the choices."""
     choices = list(choices)
     if name not in choices:
         raise ValueError(f"unknown {what} {name!r}; choose from {', '.join(choices)}")
 
 
 def require_once(what: str, values: Sequence[object]) -> None:
-    """Refuse a list that names a value twice, which would be measured twice.
-
-    Raises:
-        ValueError: with the value.
-    """
+    """Refuse a list that repeats a value."""
     if (repeated := next((value for value in values if values.count(value) > 1), None)) is not None:
         raise ValueError(f"{what} {repeated} is named twice; name each once")
 
 
 def require_folder_name(what: str, name: str) -> None:
-    """Refuse what cannot be the name of one folder: parts of a path, names that hide or look like options.
-
-    Raises:
-        ValueError: with the name and the reason.
-    """
+    """Refuse what cannot name a single folder: paths, names that hide or look like options."""
     reasons = {
         "it is empty": not name.strip(),
         "it has a slash": "/" in name or "\\" in name,

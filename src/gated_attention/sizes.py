@@ -1,10 +1,11 @@
-"""Model sizes as data, what their parameters are spent on, and FFN widths of equal cost.
+"""Model sizes as data, their parameter counts, and FFN widths that keep a count equal.
 
 Imports neither torch nor transformers; a test builds every size and counts.
 """
 
 from dataclasses import asdict, dataclass, replace
 
+from gated_attention.ranges import require_choice
 from gated_attention.spec import AttentionGeometry, BlockSpec
 
 _PLAIN = BlockSpec()
@@ -16,7 +17,7 @@ class ModelSize:
 
     Attributes:
         intermediate_size: Width of the FFN, or of each expert.
-        num_experts: Experts of every layer, of which a token passes `num_experts_per_tok`; 0 is a dense model.
+        num_experts: Experts per layer, of which each token uses `num_experts_per_tok`; 0 is a dense model.
         ffn_multiple: Narrowed FFN widths are rounded to this multiple.
         context: Tokens per training sequence.
         cites: Where the shape is published; empty for our own small sizes.
@@ -40,12 +41,12 @@ class ModelSize:
 
     @property
     def geometry(self) -> AttentionGeometry:
-        """The attention widths that gate shapes follow from."""
+        """The attention widths that determine gate shapes."""
         return AttentionGeometry(self.hidden_size, self.num_attention_heads, self.num_key_value_heads, self.head_dim)
 
 
-# Query width num_attention_heads * head_dim is a multiple of 3 in our own sizes: an elementwise sdpa gate
-# then costs exactly num_attention_heads * head_dim / 3 FFN channels, and matching leaves no residue.
+# In our own sizes num_attention_heads * head_dim is a multiple of 3: an elementwise sdpa gate then costs exactly a
+# third of that in FFN channels, and matching leaves no residue.
 SIZES: dict[str, ModelSize] = {
     size.name: size
     for size in (
@@ -70,14 +71,13 @@ def get_size(name: str) -> ModelSize:
     Raises:
         ValueError: if there is none.
     """
-    if name not in SIZES:
-        raise ValueError(f"unknown size {name!r}; choose from {', '.join(SIZES)}")
+    require_choice("size", name, SIZES)
     return SIZES[name]
 
 
 @dataclass(frozen=True, slots=True)
 class ParameterAccount:
-    """Parameter counts of a whole model, by what they are spent on."""
+    """Parameter counts of a whole model by component."""
 
     embeddings: int
     attention: int
@@ -88,7 +88,7 @@ class ParameterAccount:
     @property
     def total(self) -> int:
         """All parameters, tied embeddings counted once."""
-        return self.embeddings + self.attention + self.gates + self.ffn + self.norms
+        return sum(asdict(self).values())
 
     def to_dict(self) -> dict[str, int]:
         """Every count and the total."""
@@ -96,24 +96,25 @@ class ParameterAccount:
 
 
 def count_parameters(size: ModelSize, block: BlockSpec = _PLAIN) -> ParameterAccount:
-    """What a model of this size with this block in every layer spends its parameters on."""
+    """The parameters of a model of this size with this block in every layer."""
     geometry, layers, hidden = size.geometry, size.num_hidden_layers, size.hidden_size
     heads_width = (2 * size.num_attention_heads + 2 * size.num_key_value_heads) * size.head_dim
     switch = 0 if block.switch is None else block.switch.num_parameters(geometry)
+    ffn_width, router = size.intermediate_size * max(size.num_experts, 1), hidden * size.num_experts
     return ParameterAccount(
         embeddings=size.vocab_size * hidden * (1 if size.tie_word_embeddings else 2),
         attention=layers * (hidden * heads_width + switch),
         gates=layers * sum(gate.num_parameters(geometry) for gate in block.gates),
-        ffn=layers * _ffn_parameters(size),
+        ffn=layers * (3 * hidden * ffn_width + router),
         norms=layers * (2 * hidden + 2 * size.head_dim + block.num_norm_parameters(geometry)) + hidden,
     )
 
 
 def match_parameters(size: ModelSize, block: BlockSpec) -> ModelSize:
-    """The size with its FFN, or its experts, narrowed so that the block costs no extra parameters.
+    """The size with its FFN, or its experts, narrowed so that the block adds no parameters.
 
-    The width is rounded to the nearest `ffn_multiple`, as the paper's release does (6144 becomes
-    5504 for the elementwise gate of 1.7B-28L); `count_parameters` of both gives the residue.
+    The width is rounded to the nearest `ffn_multiple`, as in the paper's release (6144 becomes 5504 for the
+    elementwise gate of 1.7B-28L); the difference of `count_parameters` is the residue.
 
     Raises:
         ValueError: if the block costs more than the whole FFN.
@@ -123,12 +124,7 @@ def match_parameters(size: ModelSize, block: BlockSpec) -> ModelSize:
     rounded = round(width / size.ffn_multiple) * size.ffn_multiple
     if rounded < 1:
         raise ValueError(
-            f"{block.describe()} costs {cost} parameters a block, more than the FFN of size {size.name!r}; "
+            f"{block.describe()} costs {cost} parameters per block, more than the FFN of size {size.name!r}; "
             "choose a cheaper variant or a wider FFN"
         )
     return replace(size, intermediate_size=rounded)
-
-
-def _ffn_parameters(size: ModelSize) -> int:
-    router = size.hidden_size * size.num_experts
-    return 3 * size.hidden_size * size.intermediate_size * max(size.num_experts, 1) + router

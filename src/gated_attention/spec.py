@@ -1,12 +1,11 @@
-"""What a gate is, and what else a variant changes in an attention block, as data.
+"""Gates, and what else a variant changes in a decoder block, as data.
 
-A gate multiplies (or adds to) a tensor inside the attention block by an activation of a learned
-function of the block's input, `Y' = Y * sigmoid(X W)` (Qiu et al., arXiv 2505.06708, eq. 5). This
-module says which tensor, which function, and what it costs. It imports neither torch nor
-transformers.
+A gate multiplies a tensor inside the attention block by an activation of a learned function of the block's input,
+`Y' = Y * sigmoid(X W)` (Qiu et al., arXiv 2505.06708, eq. 5), or adds the activation to it. This module says which
+tensor, which function, and what it costs. It imports neither torch nor transformers.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from math import isfinite
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -30,7 +29,7 @@ SITE_LABELS: dict[Site, str] = {site: f"G{i}" for i, site in enumerate(SITES, st
 
 @dataclass(frozen=True, slots=True)
 class AttentionGeometry:
-    """The widths of an attention block that a gate's shape follows from."""
+    """The widths of an attention block that determine a gate's shape."""
 
     hidden_size: int
     num_heads: int
@@ -38,10 +37,9 @@ class AttentionGeometry:
     head_dim: int
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for name, value in asdict(self).items():
             if value < 1:
-                raise ValueError(f"{field.name} is {value}; it must be at least 1")
+                raise ValueError(f"{name} is {value}; it must be at least 1")
         if self.num_heads % self.num_kv_heads:
             heads = f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}"
             raise ValueError(f"{heads}; query heads share key/value heads in equal groups")
@@ -50,7 +48,7 @@ class AttentionGeometry:
     def of(
         cls, hidden_size: int, num_heads: int, num_kv_heads: int | None = None, head_dim: int | None = None
     ) -> "AttentionGeometry":
-        """The geometry with what is None filled in: one key/value head per query head, heads as wide as the input.
+        """The geometry with defaults for None: one key/value head per query head, and head_dim hidden_size / num_heads.
 
         Raises:
             ValueError: if the widths do not fit together.
@@ -69,26 +67,24 @@ class GateSpec:
     The default is the paper's best: G1, elementwise, head-specific, multiplicative, sigmoid (T1.5).
 
     Attributes:
-        site: Which tensor is gated: the output of scaled dot-product attention before `o_proj`
-            (`sdpa`, G1), the projected value, key or query before norm and RoPE (G2, G3, G4), or
-            the block's output after `o_proj` (`output`, G5).
+        site: The gated tensor: the output of scaled dot-product attention before `o_proj` (`sdpa`, G1), the projected
+            value, key or query before norm and RoPE (G2, G3, G4), or the block's output after `o_proj` (`output`, G5).
         granularity: One score per head, or one per element.
-        head_shared: Average the scores over heads, after the activation, so that all heads share
-            one score per channel. The projection keeps its full size (T1.12, T1.13).
+        head_shared: Average the scores over heads, after the activation, so that all heads share one score per
+            channel. The projection keeps its full size (T1.12, T1.13).
         combine: `Y * score` or `Y + score`.
-        activation: `ns_sigmoid` is `0.5 + 0.5 sigmoid(x)` (T4.7); `hard_sigmoid` is
-            `clamp(x / 6 + 0.5, 0, 1)`, whose closed side is exactly zero; `softplus` is `log(1 + exp(x))` (Laguna).
-        input: The hidden state after pre-normalisation, which q, k and v read too; no input, when the
-            logits are a learned parameter (T4.6); or the log-sum-exp of the attention scores. A head
-            whose softmax has one more term exp(s) in its denominator is `Y * sigmoid(LSE - s)`: with
-            `bias=0.0` the sink s is learned (gpt-oss) and stored as its negative, with None it is 0
-            (softmax-off-by-one).
+        activation: `ns_sigmoid` is `0.5 + 0.5 sigmoid(x)` (T4.7); `hard_sigmoid` is `clamp(x / 6 + 0.5, 0, 1)`, whose
+            closed side is exactly zero; `softplus` is `log(1 + exp(x))` (Laguna).
+        input: `hidden_state` is the normalised input that q, k and v also read. With `parameter` the logits are a
+            learned parameter (T4.6). `lse` is the log-sum-exp of the attention scores: a head whose softmax has one
+            more term exp(s) in its denominator is `Y * sigmoid(LSE - s)`. With `bias=0.0` the sink s is learned
+            (gpt-oss) and stored as its negative; without a bias it is 0 (softmax-off-by-one).
         input_dim: Read only the first `input_dim` channels of the hidden state; None reads all.
-        init: The weight's initialisation: N(0, initializer_range), as in the released class, or zeros.
+        init: Initialisation of the weight: N(0, initializer_range), as in the released class, or zeros.
         bias: Initial value of a learned bias on the logits; None for no bias.
-        scale: Constant factor on the activation; with 2.0 and `init="zeros"` the gate is one at first.
-        dtype: Scores are computed in float32 and cast, or in the model's dtype, which reproduces
-            Hugging Face's bfloat16 rounding bit for bit.
+        scale: Constant factor on the activation; with 2.0 and `init="zeros"` the gate is initially one.
+        dtype: Compute scores in float32 and cast them, or compute them in the model's dtype, which reproduces Hugging
+            Face's bfloat16 rounding bit for bit.
 
     Raises:
         ValueError: if a value is unknown or two of them contradict each other.
@@ -108,9 +104,7 @@ class GateSpec:
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
-            value = getattr(self, name)
-            if value not in choices:
-                raise ValueError(f"gate {name} is {value!r}; choose from {', '.join(choices)}")
+            _require_choice(f"gate {name}", getattr(self, name), choices)
         if self.granularity == "headwise" and self.site == "output":
             raise ValueError("an output gate (G5) acts after heads are merged; use granularity='elementwise'")
         if self.head_shared and self.site == "output":
@@ -136,7 +130,7 @@ class GateSpec:
         return SITE_LABELS[self.site]
 
     def describe(self) -> str:
-        """The gate in words, naming only what departs from the plain multiplicative sigmoid gate."""
+        """The gate in words; of the other fields, only those that differ from the defaults."""
         activation = self.activation if self.scale == 1.0 else f"{self.scale:g}*{self.activation}"
         words = {
             "additive": self.combine == "add",
@@ -164,30 +158,25 @@ class GateSpec:
         return (1 if self.head_shared else heads), channels
 
     def in_features(self, geometry: AttentionGeometry) -> int:
-        """Channels that the gate's projection reads: 1, a constant, for a learned parameter, 0 for a log-sum-exp.
+        """Channels that the gate's projection reads: 1 (a constant) for a learned parameter, 0 for a log-sum-exp.
 
         Raises:
             ValueError: if `input_dim` exceeds the hidden size.
         """
-        if self.input == "parameter":
-            return 1
-        if self.input == "lse":
-            return 0
-        if self.input_dim is None:
-            return geometry.hidden_size
-        if self.input_dim > geometry.hidden_size:
-            limit = f"input_dim {self.input_dim} exceeds hidden_size {geometry.hidden_size}"
-            raise ValueError(f"gate {limit}; use at most that, or None")
-        return self.input_dim
+        if self.input != "hidden_state":
+            return 1 if self.input == "parameter" else 0
+        hidden_size, input_dim = geometry.hidden_size, self.input_dim
+        if input_dim is not None and input_dim > hidden_size:
+            raise ValueError(f"gate input_dim {input_dim} exceeds hidden_size {hidden_size}; use at most that, or None")
+        return hidden_size if input_dim is None else input_dim
 
     def num_parameters(self, geometry: AttentionGeometry) -> int:
         """Parameters this gate adds to one attention block."""
         heads, channels = self.logit_shape(geometry)
-        bias = 0 if self.bias is None else heads * channels
-        return heads * channels * self.in_features(geometry) + bias
+        return heads * channels * (self.in_features(geometry) + (0 if self.bias is None else 1))
 
     def to_dict(self) -> dict[str, Any]:
-        """Every field, defaults included, so that a stored gate keeps its meaning."""
+        """Every field, including defaults, so that a stored gate keeps its meaning when a default changes."""
         return asdict(self)
 
     @classmethod
@@ -198,22 +187,20 @@ class GateSpec:
             ValueError: if a field is unknown.
         """
         known = [field.name for field in fields(cls)]
-        for name in values:
-            if name not in known:
-                raise ValueError(f"unknown gate field {name!r}; choose from {', '.join(known)}")
+        if unknown := next((name for name in values if name not in known), None):
+            raise ValueError(f"unknown gate field {unknown!r}; choose from {', '.join(known)}")
         return cls(**values)
 
 
 @dataclass(frozen=True, slots=True)
 class SwitchSpec:
-    """Value maps, or key and value maps, as experts (switch heads, Table 6; SwitchHead, arXiv 2312.07987).
+    """Value projections, or key and value projections, as experts (Table 6; SwitchHead, arXiv 2312.07987).
 
-    Each key/value head has `num_experts` maps. A router `sigmoid(X W)` scores them for every token;
-    the `top_k` best are computed, scaled by their scores and added. One map with top 1 is the headwise
-    value gate (T1.11).
+    Each key/value head has `num_experts` maps. A router `sigmoid(X W)` scores them for every token; the outputs of the
+    `top_k` best are scaled by their scores and added. One map with top 1 is the headwise value gate (T1.11).
 
     Attributes:
-        maps: With `key_value` one router picks the key map and the value map together.
+        maps: With `key_value` one router selects the key map and the value map together.
 
     Raises:
         ValueError: if a value is unknown or out of range.
@@ -224,13 +211,12 @@ class SwitchSpec:
     top_k: int = 4
 
     def __post_init__(self) -> None:
-        if self.maps not in get_args(SwitchMaps):
-            raise ValueError(f"switch maps is {self.maps!r}; choose from {', '.join(get_args(SwitchMaps))}")
+        _require_choice("switch maps", self.maps, get_args(SwitchMaps))
         if not 1 <= self.top_k <= self.num_experts:
             raise ValueError(f"switch top_k is {self.top_k}; choose from 1 to num_experts, {self.num_experts}")
 
     def describe(self) -> str:
-        """The switch in the paper's words."""
+        """The switch in the words of Table 6."""
         return f"switch {'kv' if self.maps == 'key_value' else 'v'} {self.num_experts} top {self.top_k}"
 
     def num_parameters(self, geometry: AttentionGeometry) -> int:
@@ -244,12 +230,11 @@ class BlockSpec:
     """Everything that a variant changes in a decoder block.
 
     Attributes:
-        gates: Whatever `as_gates` takes; a tuple in site order once made.
-        switch: Value or key and value maps as experts.
-        sdpa_transform: What heads pass after attention and before a gate there: an RMS norm of each
-            head with one weight per channel (T3.5), or SiLU (T3.6).
-        sandwich_norm: Whether the outputs of attention and FFN are normalised before they are added to
-            the residual stream (T2.7).
+        gates: Anything that `as_gates` takes; stored as a tuple in site order.
+        sdpa_transform: Applied to the output of attention, before a gate there: an RMS norm of each head with one
+            weight per channel (T3.5), or SiLU (T3.6).
+        sandwich_norm: Whether the outputs of attention and FFN are normalised before they are added to the residual
+            stream (T2.7).
         output_clip: Bound on the absolute value of those outputs (A.6: 300 and 100); None for none.
 
     Raises:
@@ -264,33 +249,29 @@ class BlockSpec:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "gates", as_gates(self.gates))
-        if self.sdpa_transform not in (None, *get_args(SdpaTransform)):
-            raise ValueError(f"sdpa_transform is {self.sdpa_transform!r}; choose from rms_norm, silu or None")
+        _require_choice("sdpa_transform", self.sdpa_transform, (*get_args(SdpaTransform), None))
         if self.output_clip is not None and not (isfinite(self.output_clip) and self.output_clip > 0):
             raise ValueError(f"output_clip is {self.output_clip}; it must be positive and finite, or None")
 
     def describe(self) -> str:
-        """The block in words: its gates, and what else departs from Qwen3's."""
-        words = [gate.describe() for gate in self.gates]
-        if self.switch is not None:
-            words.append(self.switch.describe())
-        if self.sdpa_transform is not None:
-            words.append("RMS norm of each head" if self.sdpa_transform == "rms_norm" else "SiLU of each head")
-        if self.sandwich_norm:
-            words.append("sandwich norm")
-        if self.output_clip is not None:
-            words.append(f"outputs clipped to {self.output_clip:g}")
-        return " + ".join(words) or "no gate"
+        """The block in words: its gates, and what else differs from Qwen3's."""
+        words = [
+            *(gate.describe() for gate in self.gates),
+            self.switch.describe() if self.switch else "",
+            {None: "", "rms_norm": "RMS norm of each head", "silu": "SiLU of each head"}[self.sdpa_transform],
+            "sandwich norm" if self.sandwich_norm else "",
+            f"outputs clipped to {self.output_clip:g}" if self.output_clip else "",
+        ]
+        return " + ".join(filter(None, words)) or "no gate"
 
     @property
     def fused_gate(self) -> GateSpec | None:
-        """The gate that `ops.gated_attention` can form with the attention itself; None if there is none.
+        """The gate that `ops.gated_attention` can compute together with the attention; None if there is none.
 
-        It multiplies the output of attention (G1) by the sigmoid of logits that the hidden state gives, in float32.
+        It multiplies the output of attention (G1) by a sigmoid, in float32, of logits computed from the hidden state.
         """
-        for gate in self.gates:
-            plain = GateSpec(granularity=gate.granularity, input_dim=gate.input_dim, bias=gate.bias, init=gate.init)
-            if gate == plain and self.sdpa_transform is None:
+        for gate in self.gates if self.sdpa_transform is None else ():
+            if gate == GateSpec(granularity=gate.granularity, input_dim=gate.input_dim, bias=gate.bias, init=gate.init):
                 return gate
         return None
 
@@ -308,8 +289,14 @@ class BlockSpec:
 
 _CHOICES = {name: get_args(kind) for name, kind in get_type_hints(GateSpec).items() if get_origin(kind) is Literal}
 
+
+def _require_choice(name: str, value: object, choices: Sequence[object]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; choose from {', '.join(map(str, choices))}")
+
+
 Gates = GateSpec | Mapping[str, Any] | Iterable[GateSpec | Mapping[str, Any]] | None
-"""What callers may write for `gates`: none, one, or several, as specs or as their dictionaries."""
+"""What callers may pass as `gates`: none, one, or several, as specs or as mappings of their fields."""
 
 
 def as_gates(gates: Gates) -> tuple[GateSpec, ...]:
@@ -322,26 +309,25 @@ def as_gates(gates: Gates) -> tuple[GateSpec, ...]:
         return ()
     if isinstance(gates, GateSpec | Mapping | str) or not isinstance(gates, Iterable):
         gates = (gates,)
-    specs: list[GateSpec] = []
+    specs: dict[Site, GateSpec] = {}
     for gate in gates:
         spec = GateSpec.from_dict(gate) if isinstance(gate, Mapping) else gate
         if not isinstance(spec, GateSpec):
             raise ValueError(f"{gate!r} is not a gate; pass GateSpec(...) or a mapping of its fields")
-        if any(spec.site == other.site for other in specs):
+        if spec.site in specs:
             raise ValueError(f"two gates at site {spec.site!r}; a block carries at most one gate per site")
-        specs.append(spec)
-    return tuple(sorted(specs, key=lambda spec: SITES.index(spec.site)))
+        specs[spec.site] = spec
+    return tuple(specs[site] for site in SITES if site in specs)
 
 
 def check_qk_norm(gates: Iterable[GateSpec]) -> None:
-    """Refuse gates that the RMS norm of queries and keys would undo.
+    """Refuse gates that the RMS norm of queries and keys cancels.
 
     Raises:
-        ValueError: for a multiplicative headwise gate on queries or keys, a factor that the norm of
-            the same head divides out again.
+        ValueError: for a multiplicative headwise gate on queries or keys, whose factor the norm of that head divides
+            out.
     """
     for gate in gates:
         if gate.site in ("query", "key") and gate.granularity == "headwise" and gate.combine == "multiply":
-            raise ValueError(
-                f"a headwise {gate.site} gate is divided out by the QK-norm that follows; use granularity='elementwise'"
-            )
+            cure = "use granularity='elementwise'"
+            raise ValueError(f"a headwise {gate.site} gate is divided out by the QK-norm that follows; {cure}")

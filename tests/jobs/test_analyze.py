@@ -232,9 +232,9 @@ def test_bad_input_is_one_line_and_exit_code_2(refused, models, tmp_path, text):
     assert "context 65 exceeds the 64 positions" in refused(plain, "--context", "65")
     assert "context is 1" in refused(plain, "--context", "1")
     assert "tokens is 0" in refused(plain, "--tokens", "0")
-    assert "unknown level 'deep'; choose from summary, full" in refused(plain, "--level", "deep")
+    assert "'deep' is not one of 'full', 'summary'" in refused(plain, "--level", "deep")
     assert "named twice" in refused(plain, plain)
-    assert "unknown device" in refused(plain, "--device", "tpu")
+    assert "'tpu' is not one of 'auto', 'cpu', 'cuda'" in refused(plain, "--device", "tpu")
 
 
 def test_a_tokenizer_that_does_not_fit_is_refused(refused, tmp_path):

@@ -171,7 +171,7 @@ def test_bad_input_is_one_line_and_exit_code_2(model, text, tmp_path, capsys):
         (model, "--yarn", "2,2"): "yarn 2.0 is named twice; name each once",
         (model, "--mode", "sliding", "--stride", "0"): "stride is 0; it must be at least 1",
         (model, "--tasks", "gsm8k", "--shots", "-1"): "shots is -1; it must be at least 0",
-        (model, "--mode", "middle"): "unknown mode 'middle'; choose from start, sliding",
+        (model, "--mode", "middle"): "'middle' is not one of 'start', 'sliding'",
         (model, "--tasks", "gsm8k", "--local-dir", str(tmp_path)): "has no gsm8k_test.jsonl",
     }
     for arguments, message in cases.items():

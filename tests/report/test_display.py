@@ -68,7 +68,7 @@ def test_a_table_without_its_own_baseline_brings_table_1s_and_names_what_is_left
     assert [variant.name for variant in plan.variants][:2] == ["baseline", "switch-kv-4-top-4"]
     assert plan.name == "table-6-tiny"
     (reason,) = plan.left_out
-    assert "switch kv 8 top 8 costs 175104 parameters a block, more than the FFN of size 'tiny'" in reason
+    assert "switch kv 8 top 8 costs 175104 parameters per block, more than the FFN of size 'tiny'" in reason
 
 
 def draw(**console):

@@ -156,7 +156,7 @@ def test_signals_end_in_one_line_and_lose_nothing(place, whole, number, code):
         time.sleep(0.01)
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors) == (code, "stopped; the same command goes on from the last checkpoint\n")
+    assert (process.returncode, errors) == (code, "stopped; the same command resumes from the last checkpoint\n")
     assert not list((place / name).rglob(".lock"))
     ends_as(whole[0], place, name)
 

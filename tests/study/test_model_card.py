@@ -69,5 +69,5 @@ def test_folders_without_a_gated_model_are_refused(tmp_path):
     with pytest.raises(ValueError, match="holds no model that can be read"):
         write_model_card(tmp_path)
     Qwen3Config().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="holds a qwen3 model; a card tells of gated models"):
+    with pytest.raises(ValueError, match="holds a qwen3 model; cards are for gated models"):
         write_model_card(tmp_path)

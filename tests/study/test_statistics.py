@@ -6,7 +6,6 @@ import pytest
 
 from gated_attention.study.statistics import (
     PairedDifference,
-    central_probability,
     paired_difference,
     spread,
     t_quantile,
@@ -25,12 +24,6 @@ def test_t_quantile_agrees_with_printed_tables(degrees, quantile):
 @pytest.mark.parametrize(("confidence", "quantile"), [(0.90, 2.920), (0.99, 9.925)])
 def test_t_quantile_at_other_levels(confidence, quantile):
     assert t_quantile(2, confidence) == pytest.approx(quantile, abs=5e-4)
-
-
-def test_central_probability_has_its_known_values():
-    assert central_probability(1.0, 1) == pytest.approx(0.5)  # the quartile of Cauchy's distribution
-    assert central_probability(0.0, 4) == 0.0
-    assert central_probability(1.96, 10_000) == pytest.approx(0.95, abs=1e-4)  # close to the normal
 
 
 def test_t_quantile_refuses_what_it_cannot_answer():

@@ -114,7 +114,7 @@ def test_an_error_ends_all(plan):
 
 
 def test_a_killed_process_is_told_in_one_line(plan):
-    with pytest.raises(RuntimeError, match="killed, perhaps for want of memory; run the study again"):
+    with pytest.raises(RuntimeError, match="killed, perhaps for lack of memory; run the study again"):
         run_side_by_side(plan().arms, worker_tasks.die, Watcher(), 2, on_gpus=False)
     assert multiprocessing.active_children() == []
 

@@ -1,4 +1,4 @@
-"""The command line: reads options, hands them to the rooms below, prints what comes back."""
+"""The command line: reads options, calls the packages below, prints results."""
 
 import sys
 
@@ -20,5 +20,5 @@ app.add_typer(model_commands)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run a command; bad input is one line and exit code 2, an interruption exit code 130 or 143."""
+    """Run a command and exit; bad input is one line and exit code 2, an interruption exit code 130 or 143."""
     run(app, sys.argv[1:] if arguments is None else arguments)

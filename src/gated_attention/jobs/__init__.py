@@ -1,1 +1,1 @@
-"""What commands do that is no study: models that exist are analysed and evaluated."""
+"""Commands on existing models: analysis and evaluation."""

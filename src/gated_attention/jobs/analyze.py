@@ -1,8 +1,8 @@
-"""`analyze`: models read the same text, side by side, and what is found inside is written down."""
+"""`analyze`: inspects models side by side while they read the same text."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import cast, get_args
+from typing import get_args
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ DEFAULT_CONTEXT = 1024
 BATCH_TOKENS = {"cpu": 8_192, "cuda": 16_384}
 """Tokens per forward pass."""
 
-_OFTEN = 1000  # a listed token makes up a thousandth of the text or more
+_FREQUENT = 1e-3  # smallest share of the text that a listed token makes up
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +33,11 @@ class AnalysisPlan:
 
     Attributes:
         models: Folders or hub names.
-        source, text_field: As `train.corpus.load_documents`.
+        source, text_field: As `train.text.corpus.load_documents`.
         num_tokens: Tokens that each model reads, about.
-        context: Tokens per passage; None is `DEFAULT_CONTEXT` or the model's positions if those are fewer.
+        context: Tokens per passage; None is `DEFAULT_CONTEXT`, or the model's positions if fewer.
         tokenizer: One for all models; None is each model's own.
-        level: Which measures.
+        level: As `analysis.inspect_model`.
     """
 
     models: tuple[str, ...]
@@ -46,7 +46,7 @@ class AnalysisPlan:
     num_tokens: int = 65_536
     context: int | None = None
     tokenizer: str | None = None
-    level: str = "full"
+    level: Level = "full"
 
     def __post_init__(self) -> None:
         if not self.models:
@@ -58,7 +58,7 @@ class AnalysisPlan:
 
 @dataclass(frozen=True, slots=True)
 class TokenGate:
-    """How far the gates of one site open for one token: mean score over `count` occurrences."""
+    """Mean gate score of one site for one token, over `count` occurrences."""
 
     token: str
     token_id: int
@@ -68,12 +68,12 @@ class TokenGate:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Analysis:
-    """One model's inspection, with everything that a report prints beside it.
+    """One model's inspection, and what a report prints beside it.
 
     Attributes:
         label: Unique among the models of one call.
-        name: What the caller wrote.
-        family: `model_type` of the configuration.
+        name: The name that the caller gave.
+        family: The configuration's `model_type`.
         excerpt: Texts of the tokens of `inspection.excerpt`.
         massive_tokens: Texts of the tokens of `inspection.massive`, in its order.
         token_gates: Frequent tokens by site, lowest score first.
@@ -99,14 +99,13 @@ Track = Callable[[str, Sequence[TextBatch]], Iterable[TextBatch]]
 """Takes a model's label and its batches, and yields them as they are read."""
 
 
-def _plainly(label: str, batches: Sequence[TextBatch]) -> Iterable[TextBatch]:
-    return batches
-
-
 def analyze(
-    plan: AnalysisPlan, device: torch.device, say: Say = lambda message: None, track: Track = _plainly
+    plan: AnalysisPlan,
+    device: torch.device,
+    say: Say = lambda message: None,
+    track: Track = lambda label, batches: batches,
 ) -> Iterator[Analysis]:
-    """Inspect the models one after the other; every name is checked before the first is loaded.
+    """Inspect the models one after the other; every name is checked before the first model is loaded.
 
     Raises:
         ValueError: if a model or the text cannot be read, or they do not fit together.
@@ -118,7 +117,7 @@ def analyze(
     for checkpoint, label in zip(checkpoints, labels, strict=True):
         say(f"loading {checkpoint.name}")
         model, tokenizer = load_checkpoint(checkpoint, device, plan.tokenizer)
-        find_attention(model)  # an architecture that cannot be read is refused before its text is cut
+        find_attention(model)  # refuses an unknown architecture before its text is cut
         length = _length(plan, model, checkpoint.name)
         batches = cut_passages(
             documents,
@@ -128,13 +127,13 @@ def analyze(
             batch_size=max(1, BATCH_TOKENS[device.type] // length),
         )
         check_tokenizer(model, max(int(batch.ids.max()) for batch in batches), checkpoint.name)
-        inspection = inspect_model(model, track(label, batches), level=cast(Level, plan.level))
-        yield _described(checkpoint, label, model, tokenizer, inspection, device)
+        inspection = inspect_model(model, track(label, batches), level=plan.level)
+        yield _described(checkpoint, label, model, tokenizer, inspection)
         del model
 
 
 def unique_labels(checkpoints: Sequence[Checkpoint]) -> list[str]:
-    """A label for each, what the caller wrote where short ones collide.
+    """A label for each, or the caller's name where labels are equal.
 
     Raises:
         ValueError: if a model is named twice.
@@ -160,10 +159,15 @@ def _described(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     inspection: Inspection,
-    device: torch.device,
 ) -> Analysis:
     def text(token_id: int) -> str:
         return str(tokenizer.decode([token_id]))
+
+    def token_gates(by_token_id: np.ndarray) -> tuple[TokenGate, ...]:
+        sums, counts = by_token_id
+        frequent = np.flatnonzero(counts >= max(2, inspection.num_tokens * _FREQUENT))
+        gates = [TokenGate(text(int(i)), int(i), int(counts[i]), float(sums[i] / counts[i])) for i in frequent]
+        return tuple(sorted(gates, key=lambda gate: gate.mean))
 
     return Analysis(
         label=label,
@@ -172,19 +176,9 @@ def _described(
         num_parameters=model.num_parameters(),
         num_heads=inspection.measures["f_attn"].shape[1],
         dtype=name_dtype(model),
-        device=device_name(device),
+        device=device_name(model.device),
         inspection=inspection,
-        excerpt=tuple(text(int(token)) for token in inspection.excerpt),
+        excerpt=tuple(text(int(token_id)) for token_id in inspection.excerpt),
         massive_tokens=tuple(text(one.token_id) for one in inspection.massive),
-        token_gates={
-            site: _token_gates(gate.by_token_id, inspection.num_tokens, text) for site, gate in inspection.gates.items()
-        },
+        token_gates={site: token_gates(gate.by_token_id) for site, gate in inspection.gates.items()},
     )
-
-
-def _token_gates(by_token_id: np.ndarray, num_tokens: int, text: Callable[[int], str]) -> tuple[TokenGate, ...]:
-    sums, counts = by_token_id
-    frequent = np.flatnonzero(counts >= max(2, num_tokens / _OFTEN))
-    gates = [TokenGate(text(int(i)), int(i), int(counts[i]), float(sums[i] / counts[i])) for i in frequent]
-    gates.sort(key=lambda gate: gate.mean)
-    return tuple(gates)

@@ -1,9 +1,9 @@
 """`evaluate`: one model on the paper's benchmarks, under plain RoPE and the overrides that are asked for."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 from datasets import Dataset
@@ -19,31 +19,32 @@ from gated_attention.evaluate.benchmarks import (
     run_benchmark,
 )
 from gated_attention.evaluate.length import Damage, LengthLoss, damage_inside, length_losses
-from gated_attention.evaluate.perplexity import Document, Mode, Perplexity, average_domains, document_losses
+from gated_attention.evaluate.perplexity import Document, Perplexity, average_domains, document_losses
 from gated_attention.evaluate.quantization import Quantization, linear_layers, quantization_losses
-from gated_attention.evaluate.retrieval import KINDS, RetrievalScore, Sample, make_samples, score_samples
+from gated_attention.evaluate.retrieval import RetrievalScore, Sample, score_samples
 from gated_attention.evaluate.rope import Rope, overridden, override_parameters
 from gated_attention.jobs.analyze import BATCH_TOKENS, Say
 from gated_attention.jobs.domain_text import encoder, read_domains, tokenise
 from gated_attention.jobs.evaluation_plan import EvaluationPlan
 from gated_attention.jobs.named_model import check_tokenizer, find_checkpoint, load_checkpoint, name_dtype
 from gated_attention.jobs.passages import cut_passages
+from gated_attention.jobs.retrieval_data import all_samples
 from gated_attention.nn.evaluating import evaluating
 from gated_attention.train.text.corpus import load_documents
 
 DEFAULT_CONTEXT = 4096
 """Tokens of context, if the model has as many positions."""
 
-_OF_TEXT = {"perplexity", "length", "quantization"}
-_FILLER_CHARACTERS = 2_000_000
+_TEXT_TASKS = {"perplexity", "length", "quantization"}
+_HARNESS_TASKS = {*BENCHMARKS, RULER}
 
 
 @dataclass(frozen=True, slots=True)
 class RopeEvaluation:
-    """What was found under one rotary embedding.
+    """The results under one rotary embedding.
 
     Attributes:
-        damage: Loss against plain RoPE inside one context; None for plain RoPE itself.
+        damage: Loss relative to plain RoPE within one context; None for plain RoPE itself.
     """
 
     rope: Rope
@@ -56,10 +57,10 @@ class RopeEvaluation:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Everything that was found, plain RoPE first.
+    """The results of all tasks, plain RoPE first.
 
     Attributes:
-        is_complete: Whether every task is in it; if not, the evaluation goes on or was interrupted.
+        is_complete: Whether every task is included; if not, the evaluation is running or was interrupted.
     """
 
     plan: EvaluationPlan
@@ -75,7 +76,7 @@ class Evaluation:
 
 
 Keep = Callable[[Evaluation], object]
-"""Takes what has been found so far, after every task."""
+"""Takes the results so far, after every task."""
 
 
 def evaluate(
@@ -87,20 +88,22 @@ def evaluate(
     """Run the tasks; all of them are checked, and their texts cut, before the first one runs.
 
     Raises:
-        ValueError: if the model, the text or the tokenizer cannot be read or do not fit together, or a length is
-            beyond the model's positions and neither YaRN nor a base is given.
+        ValueError: if the model, the text or the tokenizer cannot be read or do not fit together, or a length exceeds
+            the model's positions and neither YaRN nor a base is given.
     """
-    if set(plan.tasks) & {*BENCHMARKS, RULER}:
+    if _HARNESS_TASKS & set(plan.tasks):
         require_harness()
     checkpoint = find_checkpoint(plan.model)
     documents = None
-    if _OF_TEXT & set(plan.tasks):
+    if _TEXT_TASKS & set(plan.tasks):
         say(f"reading {plan.source}")
-        documents = _documents(plan)
+        documents = load_documents(plan.source, plan.text_field, plan.domain_field)
+        if plan.domain_field != "domain" and not any(documents["domain"]):
+            raise ValueError(f"no document of {plan.source} has a field {plan.domain_field!r}; give another --field")
     say(f"loading {checkpoint.name}")
     model, tokenizer = load_checkpoint(checkpoint, device, plan.tokenizer)
     _require_causal(model, checkpoint.name)
-    run = _Run(plan, model, tokenizer, documents, device, say)
+    run = _Run(plan, model, tokenizer, documents, BATCH_TOKENS[device.type], say)
     run.check(checkpoint.name)
     found = Evaluation(
         plan=plan,
@@ -126,15 +129,8 @@ def evaluate(
     return found
 
 
-def _documents(plan: EvaluationPlan) -> Dataset:
-    documents = load_documents(plan.source, plan.text_field, plan.domain_field)
-    if plan.domain_field != "domain" and not any(documents["domain"]):
-        raise ValueError(f"no document of {plan.source} has a field {plan.domain_field!r}; give another --field")
-    return documents
-
-
 def _require_causal(model: PreTrainedModel, name: str) -> None:
-    """Refuse a model whose logits depend on later tokens, as an encoder's do."""
+    """Refuse a model whose logits depend on later tokens, such as an encoder."""
     with evaluating(model) as device:
         ids = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 4]], device=device)
         logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
@@ -145,15 +141,14 @@ def _require_causal(model: PreTrainedModel, name: str) -> None:
 
 @dataclass(frozen=True)
 class _Run:
-    """A loaded model on its way through the tasks."""
+    """A loaded model, and what the tasks need, each prepared once."""
 
     plan: EvaluationPlan
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     documents: Dataset | None
-    device: torch.device
+    batch_tokens: int
     say: Say
-    _cut: dict[int, torch.Tensor] = field(default_factory=dict, init=False)
 
     @cached_property
     def positions(self) -> int | None:
@@ -169,19 +164,57 @@ class _Run:
         return self.plan.lengths or (self.context,)
 
     @property
-    def batch_tokens(self) -> int:
-        return BATCH_TOKENS[self.device.type]
+    def harness_tasks(self) -> list[str]:
+        return [task for task in self.plan.tasks if task in _HARNESS_TASKS]
+
+    @cached_property
+    def domains(self) -> tuple[list[Document], list[str]]:
+        """Documents and their domains, for perplexity."""
+        plan, documents = self.plan, cast(Dataset, self.documents)
+        found, domains = read_domains(
+            documents, self.tokenizer, num_tokens=plan.num_tokens, mode=plan.mode, context=self.context
+        )
+        if not found:
+            raise ValueError(f"{plan.source} has no document of two tokens; give more text")
+        check_tokenizer(self.model, max(max(document.ids) for document in found), plan.model)
+        return found, domains
+
+    @cached_property
+    def samples(self) -> list[Sample]:
+        plan, encode = self.plan, encoder(self.tokenizer)
+        return all_samples(
+            encode, lengths=self.lengths, depths=plan.depths, num_samples=plan.num_samples, seed=plan.seed,
+            filler=plan.filler,
+        )  # fmt: skip
+
+    @cached_property
+    def passages(self) -> torch.Tensor:
+        """Passages of one context, for quantization."""
+        return self._cut(self.context)
+
+    @cached_property
+    def long_passages(self) -> torch.Tensor:
+        """Passages of the largest multiple of the context, for the task `length`."""
+        return self._cut(max(self.plan.multiples) * self.context)
+
+    def _cut(self, length: int) -> torch.Tensor:
+        documents, num_tokens = cast(Dataset, self.documents), self.plan.num_tokens
+        batches = cut_passages(documents, self.tokenizer, length=length, num_tokens=num_tokens, batch_size=1)
+        ids = torch.cat([batch.ids for batch in batches])
+        check_tokenizer(self.model, int(ids.max()), self.plan.model)
+        return ids
 
     def check(self, name: str) -> None:
-        """Refuse lengths beyond the positions, overrides that cannot be, and a tokenizer of another model."""
+        """Refuse lengths beyond the positions, impossible overrides, and a tokenizer of another model."""
         plan = self.plan
+        tasks = set(plan.tasks)
         for rope in plan.ropes()[1:]:
             override_parameters(self.model.config, rope, self.positions or self.context)
-        longest = self.context
-        if "length" in plan.tasks:
-            longest = max(longest, max(plan.multiples) * self.context)
-        if {"retrieval", RULER} & set(plan.tasks):
-            longest = max(longest, *self.lengths)
+        longest = max(
+            self.context,
+            max(plan.multiples) * self.context if "length" in tasks else 0,
+            max(self.lengths) if {"retrieval", RULER} & tasks else 0,
+        )
         if self.positions and longest > self.positions and len(plan.ropes()) == 1:
             raise ValueError(
                 f"{longest} tokens exceed the {self.positions} positions of {name}; "
@@ -189,121 +222,55 @@ class _Run:
             )
         sample = str(self.documents[0]["text"][:4096]) if self.documents is not None else "pass key 0123456789"
         check_tokenizer(self.model, max(tokenise(self.tokenizer, sample).ids, default=0), name)
-        if "perplexity" in plan.tasks:
+        if "perplexity" in tasks:
             _ = self.domains
-        if "length" in plan.tasks:
-            self._passages(max(plan.multiples) * self.context)
-        if "quantization" in plan.tasks and len(self._passages(self.context)) < 2:
-            raise ValueError("quantization needs two passages, one to calibrate; give more --tokens or less --context")
-        if "quantization" in plan.tasks:
+        if "length" in tasks:
+            _ = self.long_passages
+        if "quantization" in tasks:
+            if len(self.passages) < 2:
+                cure = "give more --tokens or less --context"
+                raise ValueError(f"quantization needs two passages, one to calibrate; {cure}")
             linear_layers(self.model)
-        if "retrieval" in plan.tasks:
+        if "retrieval" in tasks:
             _ = self.samples
-        for task in plan.tasks:
-            if task in {*BENCHMARKS, RULER}:
-                check_benchmark(self.tokenizer, task, local=plan.local, run_code=plan.run_code)
+        for task in self.harness_tasks:
+            check_benchmark(self.tokenizer, task, local=plan.local, run_code=plan.run_code)
 
     def under(self, rope: Rope, plain: RopeEvaluation | None) -> Iterator[RopeEvaluation]:
-        """What is found under one rotary embedding, which is in place already: more after every task."""
-        tasks = self.plan.tasks
+        """The results under one rotary embedding, which is already in place: more after every task."""
         found = RopeEvaluation(rope)
-        if "perplexity" in tasks:
-            found = replace(found, perplexity=self._perplexity(rope))
+        first = [task for task in ("perplexity", "length", "retrieval") if task in self.plan.tasks]
+        for task in first + self.harness_tasks:
+            self.say(f"{task}, {rope.label}")
+            found = replace(found, **self._measure(task, found, plain))
             yield found
-        if "length" in tasks:
-            length = self._length(rope)
-            found = replace(found, length=length, damage=damage_inside(plain.length[0], length[0]) if plain else None)
-            yield found
-        if "retrieval" in tasks:
-            found = replace(found, retrieval=self._retrieval(rope))
-            yield found
-        for task in tasks:
-            if task in {*BENCHMARKS, RULER}:
-                found = replace(found, benchmarks=(*found.benchmarks, *self._benchmark(task, rope)))
-                yield found
 
-    @cached_property
-    def domains(self) -> tuple[list[Document], list[str]]:
-        """Documents of each domain, for perplexity."""
-        documents, domains = read_domains(
-            cast(Dataset, self.documents), self.tokenizer, num_tokens=self.plan.num_tokens,
-            mode=cast(Mode, self.plan.mode), context=self.context,
-        )  # fmt: skip
-        if not documents:
-            raise ValueError(f"{self.plan.source} has no document of two tokens; give more text")
-        check_tokenizer(self.model, max(max(document.ids) for document in documents), self.plan.model)
-        return documents, domains
-
-    @cached_property
-    def samples(self) -> list[Sample]:
-        """Retrieval's questions."""
-        filler = read_filler(self.plan.filler)
-        return [
-            sample
-            for kind in KINDS
-            for length in self.lengths
-            for sample in make_samples(
-                kind, encoder(self.tokenizer), length=length, depths=self.plan.depths,
-                num_samples=self.plan.num_samples, seed=self.plan.seed, filler=filler,
+    def _measure(self, task: str, found: RopeEvaluation, plain: RopeEvaluation | None) -> dict[str, Any]:
+        """The fields of `found` that a task gives."""
+        plan, model, context = self.plan, self.model, self.context
+        if task == "perplexity":
+            documents, domains = self.domains
+            stride = plan.stride or max(1, context // 2)
+            losses = document_losses(
+                model, documents, mode=plan.mode, context=context, stride=stride, batch_tokens=self.batch_tokens
             )
-        ]  # fmt: skip
-
-    def _perplexity(self, rope: Rope) -> Perplexity:
-        mode = cast(Mode, self.plan.mode)
-        self.say(f"perplexity, {rope.label}")
-        documents, domains = self.domains
-        stride = self.plan.stride or max(1, self.context // 2)
-        losses = document_losses(
-            self.model, documents, mode=mode, context=self.context, stride=stride, batch_tokens=self.batch_tokens
-        )
-        return average_domains(losses, domains)
-
-    def _passages(self, length: int) -> torch.Tensor:
-        if length in self._cut:
-            return self._cut[length]
-        batches = cut_passages(
-            cast(Dataset, self.documents), self.tokenizer, length=length, num_tokens=self.plan.num_tokens, batch_size=1
-        )
-        ids = torch.cat([batch.ids for batch in batches])
-        check_tokenizer(self.model, int(ids.max()), self.plan.model)
-        self._cut[length] = ids
-        return ids
-
-    def _length(self, rope: Rope) -> tuple[LengthLoss, ...]:
-        self.say(f"length, {rope.label}")
-        lengths = [multiple * self.context for multiple in sorted(set(self.plan.multiples))]
-        passages = self._passages(lengths[-1])
-        return tuple(length_losses(self.model, passages, self.context, lengths, self.batch_tokens))
-
-    def _retrieval(self, rope: Rope) -> tuple[RetrievalScore, ...]:
-        self.say(f"retrieval, {rope.label}")
-        return tuple(score_samples(self.model, encoder(self.tokenizer), self.samples))
-
-    def _benchmark(self, task: str, rope: Rope) -> list[BenchmarkScore]:
-        self.say(f"{task}, {rope.label}")
-        longest = max(self.lengths) if task == RULER else self.context
-        return run_benchmark(
-            self.model, self.tokenizer, task, context=longest, batch_size=max(1, self.batch_tokens // longest),
-            shots=self.plan.shots, limit=self.plan.limit, local=self.plan.local, lengths=self.lengths,
-            run_code=self.plan.run_code,
+            return {"perplexity": average_domains(losses, domains)}
+        if task == "length":
+            lengths = [multiple * context for multiple in sorted(plan.multiples)]
+            length = tuple(length_losses(model, self.long_passages, context, lengths, self.batch_tokens))
+            return {"length": length, "damage": damage_inside(plain.length[0], length[0]) if plain else None}
+        if task == "retrieval":
+            return {"retrieval": tuple(score_samples(model, encoder(self.tokenizer), self.samples))}
+        longest = max(self.lengths) if task == RULER else context
+        scores = run_benchmark(
+            model, self.tokenizer, task, context=longest, batch_size=max(1, self.batch_tokens // longest),
+            shots=plan.shots, limit=plan.limit, local=plan.local, lengths=self.lengths, run_code=plan.run_code,
         )  # fmt: skip
+        return {"benchmarks": (*found.benchmarks, *scores)}
 
     def quantization(self) -> Quantization:
         """Every fourth passage calibrates, the others are scored."""
         self.say("quantization")
-        ids = self._passages(self.context)
-        calibrating = torch.arange(len(ids)) % 4 == 1
+        calibrates = torch.arange(len(self.passages)) % 4 == 1
         split = partial(torch.split, split_size_or_sections=max(1, self.batch_tokens // self.context))
-        return quantization_losses(self.model, split(ids[~calibrating]), split(ids[calibrating]))
-
-
-def read_filler(source: str | None) -> str:
-    """The text that needles are hidden in; empty, which generates it, without a source."""
-    if source is None:
-        return ""
-    text = ""
-    for row in load_documents(source):
-        text += row["text"] + "\n"
-        if len(text) >= _FILLER_CHARACTERS:
-            break
-    return text
+        return quantization_losses(self.model, split(self.passages[~calibrates]), split(self.passages[calibrates]))

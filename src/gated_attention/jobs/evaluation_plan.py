@@ -10,10 +10,9 @@ from gated_attention.ranges import require_choice, require_once, require_within
 from gated_attention.registry.choices import TASKS
 
 MOST_TOKENS = 2**40
-"""Above every text there is."""
+"""More than any text has."""
 
-MOST_BASE = 1e15
-"""Above every base of RoPE there is."""
+_LEAST = {"context": 2, "num_tokens": 1, "num_samples": 1, "limit": 1, "stride": 1, "shots": 0, "seed": 0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,16 +21,16 @@ class EvaluationPlan:
 
     Attributes:
         model: Folder or hub name.
-        tasks: Of `TASKS`.
-        source, text_field, domain_field: As `train.corpus.load_documents`.
-        num_tokens: Tokens of text that each task of text reads, about.
-        context: Tokens of context; None is `DEFAULT_CONTEXT` or the model's positions if those are fewer.
+        tasks: Among `TASKS`.
+        source, text_field, domain_field: As `train.text.corpus.load_documents`.
+        num_tokens: Tokens that each task of text reads, about.
+        context: Tokens of context; None is `DEFAULT_CONTEXT`, or the model's positions if fewer.
         mode, stride: As `evaluate.perplexity.document_losses`; a stride of None is half the context.
         multiples: Lengths of the task `length`, in contexts.
         lengths: Tokens of the tasks `retrieval` and `ruler`; empty is the context.
-        yarn: YaRN's factors, each a setting of its own beside plain RoPE.
-        rope_theta: RoPE's base of settings other than plain.
-        depths, num_samples, seed, filler: Of `retrieval`; a filler of None is generated.
+        yarn: YaRN factors, each evaluated beside plain RoPE.
+        rope_theta: RoPE's base in all settings but the plain one.
+        depths, num_samples, seed, filler: As `evaluate.retrieval.make_samples`; the filler is a source of text.
         local, limit, shots, run_code: As `evaluate.benchmarks.run_benchmark`.
     """
 
@@ -43,7 +42,7 @@ class EvaluationPlan:
     num_tokens: int = 262_144
     context: int | None = None
     tokenizer: str | None = None
-    mode: str = "start"
+    mode: Mode = "start"
     stride: int | None = None
     multiples: tuple[int, ...] = (1, 2, 4, 8)
     lengths: tuple[int, ...] = ()
@@ -65,26 +64,19 @@ class EvaluationPlan:
         if not self.tasks:
             raise ValueError(f"no task is named; choose from {', '.join(TASKS)}")
         require_choice("mode", self.mode, get_args(Mode))
-        require_within("context", self.context, least=2, most=MOST_TOKENS)
-        require_within("rope_theta", self.rope_theta, above=1, most=MOST_BASE)
-        for name, least in (
-            ("num_tokens", 1),
-            ("num_samples", 1),
-            ("limit", 1),
-            ("stride", 1),
-            ("shots", 0),
-            ("seed", 0),
-        ):
+        for name, least in _LEAST.items():
             require_within(name, getattr(self, name), least=least, most=MOST_TOKENS)
-        for name, most in (("multiples", 4096), ("lengths", MOST_TOKENS)):
-            for value in getattr(self, name):
-                require_within(name, value, least=1, most=most)
-        for name, what in (("multiples", "multiple"), ("lengths", "length"), ("yarn", "yarn"), ("depths", "depth")):
-            require_once(what, getattr(self, name))
-        for depth in self.depths:
-            require_within("depth", depth, least=0, most=1)
-        for factor in self.yarn:
-            require_within("yarn", factor, above=1, most=4096)
+        require_within("rope_theta", self.rope_theta, above=1, most=1e15)
+        lists: dict[str, tuple[tuple[float, ...], dict[str, float]]] = {
+            "multiple": (self.multiples, {"least": 1, "most": 4096}),
+            "length": (self.lengths, {"least": 1, "most": MOST_TOKENS}),
+            "yarn": (self.yarn, {"above": 1, "most": 4096}),
+            "depth": (self.depths, {"least": 0, "most": 1}),
+        }
+        for name, (values, bounds) in lists.items():
+            require_once(name, values)
+            for value in values:
+                require_within(name, value, **bounds)
         if 1 not in self.multiples:
             raise ValueError("1 is not among the multiples; the length of one context is what the others compare with")
         if "retrieval" in self.tasks and not self.depths:
@@ -93,6 +85,6 @@ class EvaluationPlan:
             raise ValueError(f"{self.local} is not a folder; give the folder of the benchmarks' files")
 
     def ropes(self) -> list[Rope]:
-        """Plain RoPE first, then the base's change alone, then YaRN by factor."""
+        """Plain RoPE first, then the changed base alone, then YaRN by factor."""
         base = [Rope(self.rope_theta)] if self.rope_theta is not None else []
         return [Rope(), *base, *(Rope(self.rope_theta, factor) for factor in self.yarn)]

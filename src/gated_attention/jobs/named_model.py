@@ -1,4 +1,4 @@
-"""A trained model with its tokenizer, from a folder, a run of `compare`, or the hub."""
+"""Loads a trained model and its tokenizer from a folder, a run of `compare`, or the hub."""
 
 import os
 import re
@@ -21,10 +21,10 @@ _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Where a model lies and what it is called.
+    """The location and the names of a model.
 
     Attributes:
-        name: What the caller wrote.
+        name: The name that the caller gave.
         label: Short name: variant and seed of an arm of `compare`, otherwise the last part of the name.
         path: Folder or hub name to load from.
     """
@@ -61,14 +61,8 @@ def _label(path: Path) -> str:
 
 
 def _printable(name: str) -> str:
-    """A name that pages and figures can hold."""
+    """A name that pages and figures can show."""
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name)
-
-
-def _require_tokenizer(checkpoint: Checkpoint) -> None:
-    folder = Path(checkpoint.path)
-    if folder.is_dir() and not has_tokenizer(folder):
-        raise ValueError(f"no tokenizer beside the model in {checkpoint.path}; give one with --tokenizer")
 
 
 def load_checkpoint(
@@ -77,29 +71,27 @@ def load_checkpoint(
     """The model, in its stored dtype on a GPU and in float32 on a CPU, and its tokenizer.
 
     Args:
-        checkpoint: From `find_checkpoint`.
-        device: Where the model goes.
-        tokenizer: As `train.tokenizer.load_tokenizer`; None is the one beside the model.
+        tokenizer: As `train.text.tokenizer.load_tokenizer`; None is the one beside the model.
 
     Raises:
-        ValueError: if either cannot be loaded, or the weights are not the model's, all of them and finite.
+        ValueError: if either cannot be loaded, or weights are missing, unexpected or not finite.
     """
-    if tokenizer is None:
-        _require_tokenizer(checkpoint)
-    read = load_tokenizer(checkpoint.path if tokenizer is None else tokenizer)
+    folder = Path(checkpoint.path)
+    if tokenizer is None and folder.is_dir() and not has_tokenizer(folder):
+        raise ValueError(f"no tokenizer beside the model in {folder}; give one with --tokenizer")
+    loaded_tokenizer = load_tokenizer(checkpoint.path if tokenizer is None else tokenizer)
     dtype = torch.float32 if device.type == "cpu" else "auto"
     with quiet(), no_progress_bars():
         model = load_model(AutoModelForCausalLM, checkpoint.path, checkpoint.name, dtype=dtype)
     for tensor, weight in model.named_parameters():
-        if weight.dtype.itemsize > 1 and not torch.isfinite(weight).all():  # there is no such test of 8 bits
-            raise ValueError(
-                f"tensor {tensor} of {checkpoint.name} holds values that are not finite; take an earlier checkpoint"
-            )
-    return model.to(device).eval(), read
+        if weight.dtype.itemsize > 1 and not torch.isfinite(weight).all():  # isfinite does not take 8 bits
+            place = f"tensor {tensor} of {checkpoint.name}"
+            raise ValueError(f"{place} holds values that are not finite; take an earlier checkpoint")
+    return model.to(device).eval(), loaded_tokenizer
 
 
 def name_dtype(model: PreTrainedModel) -> str:
-    """The dtype of a model's weights, and what quantised them if anything did: `float32, quantised by bitsandbytes`."""
+    """The dtype of a model's weights and the quantiser, if any: `float32, quantised by bitsandbytes`."""
     dtype = str(model.dtype).removeprefix("torch.")
     quantisation = getattr(model.config, "quantization_config", None)
     if quantisation is None:
@@ -116,7 +108,5 @@ def check_tokenizer(model: PreTrainedModel, largest_id: int, name: str) -> None:
     """
     size = model.get_input_embeddings().num_embeddings
     if largest_id >= size:
-        raise ValueError(
-            f"the tokenizer does not fit {name}: it gave token {largest_id}, the model knows {size}; "
-            "give another --tokenizer"
-        )
+        mismatch = f"it gave token {largest_id}, the model knows {size}"
+        raise ValueError(f"the tokenizer does not fit {name}: {mismatch}; give another --tokenizer")

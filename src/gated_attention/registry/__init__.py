@@ -1,1 +1,1 @@
-"""What can be compared, as data: variants, the paper's numbers, settings. Imports neither torch nor transformers."""
+"""What a study compares, as data: variants, the paper's numbers, settings. Imports neither torch nor transformers."""

@@ -1,8 +1,8 @@
-"""What the command line refuses before it loads PyTorch: names of no variant, size, task or device."""
+"""Checks of names that the command line makes before it loads PyTorch."""
 
 from collections.abc import Sequence
 
-from gated_attention.ranges import require_choice, require_folder_name, require_once
+from gated_attention.ranges import require_folder_name, require_once
 from gated_attention.registry.variants import get_variant, variants_of
 from gated_attention.sizes import get_size
 
@@ -10,19 +10,14 @@ TASKS = (
     *("perplexity", "length", "retrieval", "quantization"),
     *("hellaswag", "mmlu", "gsm8k", "humaneval", "ceval", "cmmlu", "ruler"),
 )
-"""What `evaluate --tasks` picks among."""
-
-DEVICES = ("auto", "cpu", "cuda")
-PACKINGS = ("stream", "documents")
-LEVELS = ("summary", "full")
-MODES = ("start", "sliding")
+"""The tasks of `evaluate`."""
 
 
 def split_names(text: str, what: str) -> list[str]:
     """Names separated by commas.
 
     Raises:
-        ValueError: if there is none, or one is there twice.
+        ValueError: if there is none, or one is repeated.
     """
     names = [part.strip() for part in text.split(",") if part.strip()]
     if not names:
@@ -32,7 +27,7 @@ def split_names(text: str, what: str) -> list[str]:
 
 
 def check_one_of(variants: Sequence[str] | None, table: int | None) -> None:
-    """Refuse variants beside a table, whose rows are variants.
+    """Refuse variants together with a table, whose rows are variants.
 
     Raises:
         ValueError: if both are given.
@@ -41,21 +36,17 @@ def check_one_of(variants: Sequence[str] | None, table: int | None) -> None:
         raise ValueError(f"table {table} and variants {', '.join(variants)} were both asked for; choose one of them")
 
 
-def check_study(
-    *, device: str, size: str, variants: Sequence[str] | None, table: int | None, name: str | None, packing: str
-) -> None:
-    """Refuse a study that the registry alone can refuse.
+def check_study(size: str, variants: Sequence[str] | None, table: int | None, name: str | None) -> None:
+    """Refuse a study whose name, size, table or variants are wrong.
 
     Raises:
-        ValueError: if a name is unknown, or variants and a table are both given.
+        ValueError: with what is wrong and the choices.
     """
-    require_choice("device", device, DEVICES)
-    require_choice("packing", packing, PACKINGS)
     if name is not None:
         require_folder_name("study name", name)
-    get_size(size)
+    shape = get_size(size)
     check_one_of(variants, table)
     if table is not None:
         variants_of(table)
     for variant in variants or ():
-        get_variant(variant).resize(get_size(size))
+        get_variant(variant).resize(shape)

@@ -1,26 +1,26 @@
-"""Pressure on gates to close, as data. Imports no torch, so that the registry of variants can carry it."""
+"""A training penalty that closes gates, as data, so that the registry of variants can carry it."""
 
 from dataclasses import dataclass
 from math import isfinite
 
 TARGET_BAND = 0.02
-"""Excess over the target open share from which a penalty presses with its whole weight."""
+"""Excess over the target open share at which a penalty reaches its full weight."""
 
 
 @dataclass(frozen=True, slots=True)
 class GatePenalty:
     """A loss `pressure * mean score` over all hard-sigmoid gates of a model: tokens, heads, channels and layers alike.
 
-    A hard sigmoid is exactly 0 on its closed side, and what lies behind a closed gate need not be computed.
-    The open share is the share of scores above 0.
+    A closed hard sigmoid is exactly 0, so what lies behind it need not be computed. The open share is the share of
+    scores above 0.
 
     Attributes:
-        weight: The pressure; at most that with a target.
-        target: Open share at which the pressure ends; None presses all the time. The share of exact zeros
-            has no gradient, so the pressure follows the share instead: `weight` while the pass's open share
-            exceeds the target by `TARGET_BAND` or more, from there down to 0 at the target in proportion.
-            Training settles where pressure and cross-entropy balance, within that band if `weight` suffices.
-            The target is a ceiling: gates that close without being pressed are not opened again.
+        weight: The pressure, or its maximum if there is a target.
+        target: Open share at which the pressure ends; None applies it always. The count of exact zeros has no
+            gradient, so the pressure follows the open share: it is `weight` while the share of the pass exceeds the
+            target by `TARGET_BAND` or more, and falls linearly from there to 0 at the target. Training settles where
+            pressure and cross-entropy balance, within that band if `weight` suffices. The target is a ceiling: gates
+            that close without pressure are not opened again.
 
     Raises:
         ValueError: if a value is out of range.
@@ -33,9 +33,8 @@ class GatePenalty:
         if not (isfinite(self.weight) and self.weight > 0):
             raise ValueError(f"gate penalty weight is {self.weight}; it must be positive and finite")
         if self.target is not None and not 0 <= self.target < 1:
-            raise ValueError(
-                f"gate penalty target is {self.target}; it must be an open share from 0 to below 1, or None"
-            )
+            wanted = "it must be an open share from 0 to below 1, or None"
+            raise ValueError(f"gate penalty target is {self.target}; {wanted}")
 
     def describe(self) -> str:
         """The penalty in words."""

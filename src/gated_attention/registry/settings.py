@@ -1,4 +1,4 @@
-"""Training settings that suit each size, as data; the command line changes single fields of them."""
+"""Default training settings of each model size, as data; the command line overrides single fields."""
 
 from dataclasses import dataclass
 
@@ -8,11 +8,10 @@ class Settings:
     """Defaults of a study at one size.
 
     Attributes:
-        steps: Optimizer steps.
+        batch_size: Sequences per pass; one optimizer step makes `accumulation` passes.
         warmup: As `train.trainer.TrainConfig.warmup`.
-        batch_size: Sequences per pass; a step makes `accumulation` passes.
-        tokenizer: As `train.data.DataConfig.tokenizer`.
-        validation_tokens: How much held-out text is scored at the end of a run.
+        tokenizer: As `train.text.data.DataConfig.tokenizer`.
+        validation_tokens: Held-out tokens that are scored at the end of a run.
     """
 
     steps: int
@@ -36,5 +35,5 @@ SETTINGS: dict[str, Settings] = {
     "1.7b-48l": Settings(100_000, 8, 4e-3, accumulation=128),
     "15a2b": Settings(100_000, 8, 2e-3, accumulation=128, warmup=0.01),
 }
-"""By size: small ones reach a clear loss in minutes; Table 7's follow the paper (batch 1024, 100k steps, and the MoE's
-warm-up of 1k steps to 2e-3)."""
+"""By size. Small sizes reach a clear loss in minutes. Table 7's sizes follow the paper: batch 1024, 100k steps, and for
+the MoE a warm-up of 1k steps to 2e-3."""

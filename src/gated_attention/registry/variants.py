@@ -1,27 +1,24 @@
-"""The registry of variants: one row per trained model, everything as data. Imports neither torch nor transformers.
+"""The registry of variants: one row of data per trained model.
 
-Tables 1, 3, 4 and 6 compare mixtures of experts of 15A2B to which parameters are added; Table 2 compares dense
-models of equal parameters. A study at a dense size therefore narrows the FFN, one at a mixture of experts does not.
+Tables 1, 3, 4 and 6 add parameters to a mixture of experts, 15A2B; Table 2 compares dense models with equal parameter
+counts. A study therefore narrows the FFN of a dense size, and not that of a mixture of experts.
 
-Table 2's rows differ in depth, tokens and batch too. A study has one size and one length, so rows that differ only
-in these are one model here. Its learning rates are kept as factors of 4.0e-3, the lowest.
+The rows of Table 2 also differ in depth, tokens and batch size. A study has one size and one length, so rows that
+differ only in these are one variant here. Its learning rates are factors of the lowest, 4.0e-3.
 """
 
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import ceil
 
+from gated_attention.ranges import require_choice
 from gated_attention.registry.penalty import GatePenalty
 from gated_attention.sizes import ModelSize, match_parameters
 from gated_attention.spec import BlockSpec, GateSpec, SwitchSpec
 
 _PLAIN = BlockSpec()
 
-_WORDS = {
-    "num_key_value_heads": "key/value heads",
-    "num_attention_heads": "query heads",
-    "num_experts": "experts",
-}
+_WORDS = {"num_key_value_heads": "key/value heads", "num_attention_heads": "query heads", "num_experts": "experts"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +26,12 @@ class Variant:
     """One trainable model.
 
     Attributes:
-        block: What every decoder block carries.
+        block: The block of every layer.
         cites: Rows of the paper's tables that are this model, e.g. `T1.5`; `A.6` is an appendix without a table.
-        widen: Fields of the size, and the factors by which they grow, rounded up.
+        widen: Fields of the size and their growth factors; results are rounded up.
         learning_rate: Factor on the study's peak learning rate.
-        match_parameters: Whether the FFN of a dense size is narrowed so that the block costs nothing extra.
-        gate_penalty: Pressure on the block's hard-sigmoid gates to close, in training.
+        match_parameters: Whether the FFN of a dense size is narrowed so that the parameter count stays equal.
+        gate_penalty: Training penalty that closes the block's hard-sigmoid gates.
     """
 
     name: str
@@ -56,7 +53,7 @@ class Variant:
         return ", ".join(words)
 
     def resize(self, size: ModelSize) -> ModelSize:
-        """The size as this variant trains it: widened, or its FFN narrowed to equal parameters.
+        """The size at which this variant trains: widened, or with its FFN narrowed to an equal parameter count.
 
         Raises:
             ValueError: if the size has nothing to widen, or the block costs more than the FFN.
@@ -71,7 +68,7 @@ class Variant:
         return match_parameters(size, self.block) if self.matches(size) else size
 
     def matches(self, size: ModelSize) -> bool:
-        """Whether this variant is compared at equal parameters at this size."""
+        """Whether this variant trains with an equal parameter count at this size."""
         return self.match_parameters and not size.num_experts
 
 
@@ -146,16 +143,15 @@ def get_variant(name: str) -> Variant:
     Raises:
         ValueError: if there is none.
     """
-    if name not in VARIANTS:
-        raise ValueError(f"unknown variant {name!r}; choose from {', '.join(VARIANTS)}")
+    require_choice("variant", name, VARIANTS)
     return VARIANTS[name]
 
 
 def gates_of(name: str) -> tuple[GateSpec, ...]:
-    """The gates of a variant that changes nothing else in a block.
+    """The gates of a variant that consists of gates only.
 
     Raises:
-        ValueError: if there is no such variant, or it is no such.
+        ValueError: if there is no such variant, or it changes something else in a block.
     """
     block = get_variant(name).block
     if not block.gates or block != BlockSpec(block.gates):

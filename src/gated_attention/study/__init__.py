@@ -1,1 +1,1 @@
-"""A study as data and as runs: plan, arms, records, comparison."""
+"""A study: plan, arms, runs, records, comparison."""

@@ -1,4 +1,4 @@
-"""A study as data: variants times seeds, where each arm leaves its records, and which of them are there already."""
+"""A study as data: variants times seeds, the folder of each arm, and which arms are finished."""
 
 import json
 from collections.abc import Mapping
@@ -23,12 +23,12 @@ from gated_attention.train.trainer import TrainConfig
 
 @dataclass(frozen=True, slots=True)
 class StudyPlan:
-    """What a study trains and where it leaves its records: `<output>/runs/<name>/<variant>/seed<k>/`.
+    """What a study trains; its records go to `<output>/runs/<name>/<variant>/seed<k>/`.
 
     Attributes:
         table: Table of the paper whose rows the variants are; None if they were named.
-        left_out: Why rows of that table are not among the variants, one sentence each.
-        start: A study's folder, `runs/<name>`, from whose arms of the same name and seed the weights are taken.
+        left_out: One sentence for each row of that table that is not among the variants, saying why.
+        start: A study's folder, `runs/<name>`; weights are loaded from its arms of the same variant and seed.
         rope_theta: RoPE's base; None is that of `start`, or the configuration's.
     """
 
@@ -55,7 +55,7 @@ class StudyPlan:
 
     @property
     def runs(self) -> Path:
-        """Where the arms' folders lie."""
+        """The folder of the arms' folders."""
         return self.output / "runs" / self.name
 
     @property
@@ -77,7 +77,7 @@ class Arm:
 
     @property
     def key(self) -> tuple[str, int]:
-        """What tells it from the other arms of its study."""
+        """Identifies the arm within its study."""
         return self.variant.name, self.seed
 
     @property
@@ -87,20 +87,35 @@ class Arm:
 
     @property
     def size(self) -> ModelSize:
-        """The size as this variant trains it."""
+        """The size at which this variant trains."""
         return self.variant.resize(self.plan.size)
 
     @property
     def training(self) -> TrainConfig:
-        """The plan's training with this variant's own part of it."""
+        """The plan's training settings, adapted to this variant."""
         plan, variant = self.plan.train, self.variant
         auxiliary = plan.auxiliary
         if variant.gate_penalty:
             auxiliary = replace(auxiliary, gate_penalty=variant.gate_penalty)
         return replace(plan, learning_rate=plan.learning_rate * float(variant.learning_rate), auxiliary=auxiliary)
 
+    @property
+    def start(self) -> Path | None:
+        """The checkpoint from which weights are loaded; None to initialise them.
+
+        Raises:
+            ValueError: if the study to start from has no such arm.
+        """
+        if self.plan.start is None:
+            return None
+        folder = self.plan.start / self.variant.name / f"seed{self.seed}"
+        checkpoint = last_checkpoint(folder)
+        if checkpoint is None:
+            raise ValueError(f"{folder} has no checkpoint to start from; give --from a study that trained this arm")
+        return checkpoint
+
     def model_config(self, data: PackedData) -> GatedQwen3Config | GatedQwen3MoeConfig:
-        """The model's configuration, its vocabulary taken from the tokenizer."""
+        """The model's configuration, with the vocabulary of the tokenizer."""
         theta = self.plan.rope_theta
         if theta is None and self.start is not None:
             theta = AutoConfig.from_pretrained(self.start).rope_parameters["rope_theta"]
@@ -115,67 +130,44 @@ class Arm:
             **changed,
         )
 
-    @property
-    def start(self) -> Path | None:
-        """The checkpoint that the weights are taken from.
-
-        Raises:
-            ValueError: if the study to start from has no such arm.
-        """
-        if self.plan.start is None:
-            return None
-        folder = self.plan.start / self.variant.name / f"seed{self.seed}"
-        checkpoint = last_checkpoint(folder)
-        if checkpoint is None:
-            raise ValueError(f"{folder} has no checkpoint to start from; give --from a study that trained this arm")
-        return checkpoint
-
     def resolve(self, vocab_size: int | None = None) -> dict[str, Any]:
-        """Everything that decides this arm's numbers, known before the data is read.
+        """All that determines this arm's numbers and is known before the data is read, as `config.json` stores it.
 
         Args:
-            vocab_size: Of the tokenizer, for the parameter account; None is the size's own.
+            vocab_size: Of the tokenizer, for the parameter count; None is the size's own.
         """
-        block = self.variant.block
+        variant, block, penalty = self.variant, self.variant.block, self.variant.gate_penalty
         counted = self.size if vocab_size is None else replace(self.size, vocab_size=vocab_size)
+        training = asdict(self.training)
+        del training["auxiliary"]["gate_penalty"]  # it belongs to the variant
+        if not self.size.num_experts:
+            del training["auxiliary"]  # only routers have its losses
         settings = {
-            "variant": self._variant_record(),
+            "variant": {
+                "name": variant.name,
+                "description": variant.describe(),
+                "cites": list(variant.cites),
+                **({"gate_penalty": asdict(penalty)} if penalty else {}),
+            },
             "size": asdict(self.size),
             "block": {**asdict(block), "gates": [gate.to_dict() for gate in block.gates]},
             "parameters": count_parameters(counted, block).to_dict(),
             "data": asdict(self.plan.data),
-            "train": self._training_record(),
+            "train": training,
             "start": str(self.start) if self.start else None,
             "rope_theta": self.plan.rope_theta,
         }
-        return {
-            "schema": SCHEMA,
-            "study": self.plan.name,
-            "variant": self.variant.name,
-            "seed": self.seed,
-            "config": settings,
-        }
-
-    def _variant_record(self) -> dict[str, Any]:
-        variant, penalty = self.variant, self.variant.gate_penalty
-        record = {"name": variant.name, "description": variant.describe(), "cites": list(variant.cites)}
-        return {**record, "gate_penalty": asdict(penalty)} if penalty else record
-
-    def _training_record(self) -> dict[str, Any]:
-        """This arm's training; weights of losses that only routers have are left out of a dense model's."""
-        record = asdict(self.training)
-        auxiliary = record.pop("auxiliary")
-        del auxiliary["gate_penalty"]  # the variant's
-        return {**record, "auxiliary": auxiliary} if self.size.num_experts else record
+        identity = {"schema": SCHEMA, "study": self.plan.name, "variant": variant.name, "seed": self.seed}
+        return {**identity, "config": settings}
 
     def finished(self) -> Result | None:
-        """This arm's result if it is there.
+        """This arm's result; None if it is not finished.
 
         Raises:
             ValueError: if the folder holds an arm of other settings or of another schema.
         """
         wanted = self.resolve()["config"]
-        del wanted["parameters"]  # which follow from the rest and the tokenizer
+        del wanted["parameters"]  # they follow from the other settings and the tokenizer
         result_path, config_path = self.folder / RESULT_NAME, self.folder / CONFIG_NAME
         result = read_result(result_path) if result_path.exists() else None
         if result is None and not config_path.exists():
@@ -187,27 +179,27 @@ class Arm:
 
 
 class ArmObserver(Protocol):
-    """Who watches an arm run."""
+    """Receives the progress of an arm."""
 
     def say(self, message: str) -> None:
-        """Something that takes a while begins."""
+        """A step begins that takes a while."""
 
     def start(self, arm: Arm) -> None:
-        """An arm begins to train."""
+        """An arm starts training."""
 
     def progress(self, arm: Arm, progress: Progress) -> None:
-        """An arm has gone on."""
+        """An arm made progress."""
 
 
 class Observer(ArmObserver, Protocol):
-    """Who watches a study run."""
+    """Receives the progress of a study."""
 
     def finish(self, arm: Arm, result: Result, kept: bool) -> None:
-        """An arm is done, in this run or (`kept`) in an earlier one."""
+        """An arm is finished, in this run or (`kept`) in an earlier one."""
 
 
 def _first_difference(found: Mapping[str, Any], wanted: Mapping[str, Any], path: str = "") -> str | None:
-    """The first setting in which two configurations differ, in words; keys that only `found` has do not count."""
+    """The first setting in which two configurations differ, in words; keys that only `found` has are ignored."""
     for key, value in json.loads(json.dumps(wanted)).items():
         other = found.get(key)
         if isinstance(value, dict) and isinstance(other, dict):

@@ -1,4 +1,4 @@
-"""A study's variants as data: each over its seeds, and against the baseline."""
+"""A study's variants as data: each over its seeds, and compared with the baseline."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from gated_attention.study.record import Result
 from gated_attention.study.statistics import PairedDifference, Spread, paired_difference, spread
 
 BASELINE = "baseline"
-"""Name of the variant that the others are compared with, where a study has it."""
+"""Name of the variant that the others are compared with, if a study has it."""
 
 LOSS = "val_loss_nats"
 """The measure that variants are compared by."""
@@ -21,9 +21,10 @@ class VariantRow:
 
     Attributes:
         gate: The gate in words.
-        residue: Share of the baseline's parameters by which this variant's exceed them.
-        measures: Every measure over seeds; a run whose validation loss is not finite counts as diverged in all.
-        difference: Validation loss against the baseline; None for the baseline and where there is none.
+        parameters: Total number of parameters; None if the records do not say.
+        residue: Parameters relative to the baseline's, minus 1.
+        measures: Every measure over seeds; a run whose validation loss is not finite counts as diverged in all of them.
+        difference: Validation loss against the baseline; None for the baseline itself or without one.
         values: Every measure by seed, NaN for a run that diverged.
     """
 
@@ -39,7 +40,7 @@ class VariantRow:
 
     @property
     def losses(self) -> Mapping[int, float]:
-        """Seed to validation loss, NaN for a run that diverged."""
+        """Validation loss by seed, NaN for a run that diverged."""
         return self.values.get(LOSS, {})
 
     def mean(self, measure: str) -> float | None:
@@ -53,7 +54,7 @@ class Comparison:
     """The variants of a study in the order of `variant_order`, the reference first.
 
     Attributes:
-        reference: Whom the differences refer to; None where there is nothing to compare.
+        reference: The variant that differences refer to; None if there is only one.
     """
 
     reference: str | None
@@ -65,7 +66,7 @@ class Comparison:
         return {key: row for row in self.rows for key in row.cites if key in ROWS}
 
     def own_difference(self, key: str) -> PairedDifference | None:
-        """Validation loss of the paper's row against the baseline that the paper has for it; None if one is not here.
+        """Validation loss of the paper's row against the paper's own baseline for it; None if either is missing.
 
         Where the learning rate differs, that baseline is another variant than the study's reference.
         """
@@ -91,7 +92,7 @@ def variant_order(results: Iterable[Result]) -> list[str]:
 
 
 def compare_variants(results: Sequence[Result]) -> Comparison:
-    """Summarise runs by variant, and against the baseline, or the first variant if none has that name.
+    """Summarise runs by variant, and against `baseline`, or against the first variant if none has that name.
 
     Raises:
         ValueError: if there are no runs, or two of the same variant and seed.
@@ -99,46 +100,36 @@ def compare_variants(results: Sequence[Result]) -> Comparison:
     if not results:
         raise ValueError("there is no finished run to compare; train at least one variant")
     arms: dict[str, dict[int, Result]] = {name: {} for name in variant_order(results)}
-    for result in results:
+    for result in sorted(results, key=lambda result: result.seed):
         if result.seed in arms[result.variant]:
             raise ValueError(f"two results of {result.variant} with seed {result.seed}; keep one of them")
         arms[result.variant][result.seed] = result
-    reference = next(iter(arms)) if len(arms) > 1 else None
-    rows = tuple(
-        _row(runs, arms[reference] if reference and name != reference else None) for name, runs in arms.items()
-    )
-    return Comparison(reference, rows)
+    rows: list[VariantRow] = []
+    for runs in arms.values():
+        rows.append(_row(runs, rows[0] if rows else None))
+    return Comparison(rows[0].variant if len(rows) > 1 else None, tuple(rows))
 
 
-def _row(runs: Mapping[int, Result], reference: Mapping[int, Result] | None) -> VariantRow:
+def _row(runs: Mapping[int, Result], reference: VariantRow | None) -> VariantRow:
     first = next(iter(runs.values()))
     variant = first.config.get("variant", {})
-    parameters = _total_parameters(runs)
-    others = _total_parameters(reference) if reference else None
-    names = dict.fromkeys(name for run in runs.values() for name in run.measures)
-    values = {name: _values(runs, name) for name in names}
+    total = first.config.get("parameters", {}).get("total")
+    values = {
+        name: {
+            seed: nan if diverged(run) else run.measures[name].value
+            for seed, run in runs.items()
+            if name in run.measures
+        }
+        for name in dict.fromkeys(name for run in runs.values() for name in run.measures)
+    }
     return VariantRow(
         variant=first.variant,
         gate=variant.get("description", ""),
         cites=tuple(variant.get("cites", ())),
-        seeds=tuple(sorted(runs)),
-        parameters=parameters,
-        residue=parameters / others - 1.0 if parameters and others else None,
+        seeds=tuple(runs),
+        parameters=total,
+        residue=total / reference.parameters - 1.0 if total and reference and reference.parameters else None,
         measures={name: spread(found.values()) for name, found in values.items()},
-        difference=paired_difference(values.get(LOSS, {}), _values(reference, LOSS)) if reference else None,
+        difference=paired_difference(values.get(LOSS, {}), reference.losses) if reference else None,
         values=values,
     )
-
-
-def _total_parameters(runs: Mapping[int, Result]) -> int | None:
-    total = next(iter(runs.values())).config.get("parameters", {}).get("total")
-    return None if total is None else int(total)
-
-
-def _values(runs: Mapping[int, Result], measure: str) -> dict[int, float]:
-    """Seed to value; NaN for a run that diverged."""
-    return {
-        seed: nan if diverged(run) else run.measures[measure].value
-        for seed, run in sorted(runs.items())
-        if measure in run.measures
-    }

@@ -1,8 +1,10 @@
 """The measures of one trained arm."""
 
 import resource
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +18,7 @@ from gated_attention.train.text.data import PackedData
 from gated_attention.train.trainer import TrainConfig
 
 INSPECTED_TOKENS = 65_536
-"""How much held-out text sinks, activations and gates are measured on."""
+"""Held-out tokens on which sinks, activations and gates are measured."""
 
 BATCH_TOKENS = 32_768
 """Tokens per forward pass of a measure."""
@@ -25,11 +27,10 @@ BATCH_TOKENS = 32_768
 def measure_arm(
     model: PreTrainedModel, data: PackedData, settings: TrainConfig, metrics: Path
 ) -> tuple[dict[str, Measure], dict[str, np.ndarray]]:
-    """Every measure of a trained model, and the arrays that its figures are drawn from.
+    """Every measure of a trained model, and the arrays that its figures show.
 
-    The model is measured in the precision it was trained in. Its loss is of blocks packed as those it was trained on;
-    sinks, activations and gates are of blocks read as one sequence, which holds one document where documents are kept
-    apart.
+    The arithmetic has the precision of the training. The loss is measured on blocks packed as in training; sinks,
+    activations and gates on blocks read as one sequence, or as one document where documents are kept apart.
     """
     device = next(model.parameters()).device
     batch_size = max(1, BATCH_TOKENS // data.validation.ids.shape[1])
@@ -46,8 +47,7 @@ def measure_arm(
         "f_attn": _layered(inspection.by_layer("f_attn"), "share", n),
         "f_attn_uniform": Measure(inspection.overall("f_attn_uniform"), "share", n),
         "m_act": _layered(inspection.by_layer("m_act"), "1", n),
-        **_gate_measures(inspection),
-        **_open_share(model, inspection),
+        **_gate_measures(model, inspection),
         **(_expert_measures(experts) if experts else {}),
         **_training_measures(metrics),
         "peak_memory_gib": Measure(_peak_memory_gib(device), "GiB", 1),
@@ -55,36 +55,29 @@ def measure_arm(
     return measures, {**_arrays(inspection), **({"expert_load": experts.load} if experts else {})}
 
 
-def _gate_measures(inspection: Inspection) -> dict[str, Measure]:
-    """Gate scores averaged over layers, then over sites, as one number each and layer by layer for a single site."""
-    if not inspection.gates:
-        return {}
-    n = inspection.num_tokens
+def _gate_measures(model: PreTrainedModel, inspection: Inspection) -> dict[str, Measure]:
+    """Gate scores averaged over sites, per layer and over layers; only a hard sigmoid has scores of exactly 0."""
+    sites = list(inspection.gates)
+    hard_sites = [gate.site for gate in model.config.gates if gate.activation == "hard_sigmoid"]
     measures = {}
-    for name in ("gate_score_mean", "gate_share_below_0.1", "gate_share_above_0.9"):
-        of_gate = name.replace("gate_score_", "gate_")
-        sites = [gate.by_layer(of_gate) for gate in inspection.gates.values()]
-        measures[name] = _layered(np.mean(sites, axis=0), "share", n)
+    for name, of_gate, averaged in (
+        ("gate_score_mean", "gate_mean", sites),
+        ("gate_share_below_0.1", "gate_share_below_0.1", sites),
+        ("gate_share_above_0.9", "gate_share_above_0.9", sites),
+        ("gate_open_share", "gate_share_open", hard_sites),
+    ):
+        if averaged:
+            scores = [inspection.gates[site].by_layer(of_gate) for site in averaged]
+            measures[name] = _layered(np.mean(scores, axis=0), "share", inspection.num_tokens)
     return measures
 
 
-def _open_share(model: PreTrainedModel, inspection: Inspection) -> dict[str, Measure]:
-    """Share of hard-sigmoid scores above 0; other activations do not close."""
-    sites = [gate.site for gate in model.config.gates if gate.activation == "hard_sigmoid"]
-    if not sites:
-        return {}
-    shares = np.mean([inspection.gates[site].by_layer("gate_share_open") for site in sites], axis=0)
-    return {"gate_open_share": _layered(shares, "share", inspection.num_tokens)}
-
-
 def _expert_measures(experts: ExpertLoad) -> dict[str, Measure]:
-    """The busiest and the idlest expert of any layer, and layer by layer, and experts that no token reached."""
-    highest, lowest, dead = experts.load.max(1), experts.load.min(1), experts.num_dead
-    n = experts.num_tokens
+    """Load of the busiest and the idlest expert, and the number of unused experts, per layer and over layers."""
     return {
-        "expert_load_max": Measure(float(highest.max()), "1", n, per_layer=tuple(map(float, highest))),
-        "expert_load_min": Measure(float(lowest.min()), "1", n, per_layer=tuple(map(float, lowest))),
-        "dead_experts": Measure(float(dead.sum()), "experts", n, per_layer=tuple(map(float, dead))),
+        "expert_load_max": _layered(experts.load.max(1), "1", experts.num_tokens, np.max),
+        "expert_load_min": _layered(experts.load.min(1), "1", experts.num_tokens, np.min),
+        "dead_experts": _layered(experts.num_dead, "experts", experts.num_tokens, np.sum),
     }
 
 
@@ -97,8 +90,8 @@ def _training_measures(metrics: Path) -> dict[str, Measure]:
     return measures
 
 
-def _layered(per_layer: np.ndarray, unit: str, n: int) -> Measure:
-    return Measure(float(per_layer.mean()), unit, n, per_layer=tuple(float(value) for value in per_layer))
+def _layered(per_layer: np.ndarray, unit: str, n: int, reduce: Callable[[np.ndarray], Any] = np.mean) -> Measure:
+    return Measure(float(reduce(per_layer)), unit, n, per_layer=tuple(map(float, per_layer)))
 
 
 def _peak_memory_gib(device: torch.device) -> float:
@@ -111,6 +104,5 @@ def _peak_memory_gib(device: torch.device) -> float:
 def _arrays(inspection: Inspection) -> dict[str, np.ndarray]:
     arrays = {"attention_maps": inspection.attention_maps, "attention_layers": inspection.attention_layers}
     for site, gate in inspection.gates.items():
-        arrays[f"gate_histogram_{site}"] = gate.histogram.sum(1)
-        arrays[f"gate_edges_{site}"] = gate.edges
+        arrays |= {f"gate_histogram_{site}": gate.histogram.sum(1), f"gate_edges_{site}": gate.edges}
     return arrays

@@ -1,7 +1,6 @@
-"""Model cards with what records know: how an arm was trained, and what was measured on a model."""
+"""Model cards with the content of records: how an arm was trained, and what was measured on a model."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from gated_attention.analysis.definitions import MEASURES
 from gated_attention.files import write_text
 from gated_attention.models.card import CARD_NAME, Table, model_card
 from gated_attention.models.configuration_gated_qwen3 import GatedConfig
-from gated_attention.study.record import Measure, Result, read_result
+from gated_attention.study.record import Result, read_result
 
 _TITLES = {
     "val_loss_nats": "Held-out loss",
@@ -23,7 +22,7 @@ _TITLES = {
     "m_act": MEASURES["m_act"].title,
     "gate_score_mean": "Mean gate score",
 }
-"""The measures that a card prints, in its order."""
+"""The measures on a card, in order."""
 
 
 def write_model_card(
@@ -35,20 +34,22 @@ def write_model_card(
     base_model: str | None = None,
     license: str | None = None,
 ) -> Path:
-    """Write the card of a saved model, in place of the one that is there.
+    """Write the card of a saved model; it replaces an existing one.
 
     Args:
         folder: A saved gated model.
-        name: From which the card says to load; None is the folder's own name.
-        result: Of the arm that trained it, or its `result.json`.
-        analysis: `analysis.json` of `gated-attention analyze` that has the folder among its models.
+        name: The name that the card's code loads; None is the folder's own name.
+        result: The result of the arm that trained it, or the path of its `result.json`.
+        analysis: An `analysis.json` of `gated-attention analyze` that covers the folder.
         base_model, license: As `models.card.model_card`.
 
     Raises:
-        ValueError: if the folder holds no gated model, or a record is not of it.
+        ValueError: if the folder holds no gated model, or a record is of another one.
     """
     folder = Path(folder)
     config = _read_config(folder)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
     tables = []
     if result is not None:
         tables += arm_tables(result if isinstance(result, Result) else read_result(Path(result)))
@@ -57,7 +58,7 @@ def write_model_card(
     card = model_card(
         config,
         name or folder.resolve().name,
-        _count(config),
+        sum(parameter.numel() for parameter in model.parameters()),
         base_model=base_model,
         license=license,
         carries_code=bool(getattr(config, "auto_map", None)),
@@ -68,7 +69,7 @@ def write_model_card(
 
 
 def arm_tables(result: Result) -> list[Table]:
-    """How an arm was trained, and what it measured."""
+    """How an arm was trained, and what was measured on it."""
     train, data = result.config["train"], result.config["data"]
     training = {
         "Study, variant, seed": f"{result.study}, {result.variant}, {result.seed}",
@@ -81,43 +82,38 @@ def arm_tables(result: Result) -> list[Table]:
         "Libraries": ", ".join(f"{name} {version}" for name, version in result.versions.items()),
         **({"Commit": result.git_commit} if result.git_commit else {}),
     }
-    measured = {
-        f"{title}{_unit(measure)}": f"{measure.value:.4g}"
-        for name, title in _TITLES.items()
-        if (measure := result.measures.get(name)) is not None
-    }
-    text = "On text held out of the training; one seed, so differences between models may be noise."
+    found = ((title, result.measures.get(name)) for name, title in _TITLES.items())
+    measured = {_with_unit(title, one.unit): f"{one.value:.4g}" for title, one in found if one is not None}
+    text = "On held-out text; one seed, so differences between models may be noise."
     return [Table("Training", "Trained by `gated-attention compare`.", training), Table("Measures", text, measured)]
 
 
 def _public_name(source: str) -> str:
-    """A file or folder by its last part: a card is for strangers, to whom a path of this machine says nothing."""
+    """A file or folder by its last part, because paths of this machine mean nothing to readers of a card."""
     return Path(source).name if Path(source).exists() else source
 
 
-def _unit(measure: Measure) -> str:
-    return "" if measure.unit == "1" else f" ({measure.unit})"
+def _with_unit(title: str, unit: str) -> str:
+    return title if unit == "1" else f"{title} ({unit})"
 
 
 def _analysis_table(path: Path, folder: Path) -> Table:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        models, text = content["models"], content["text"]
-        found: Mapping[str, Any] | None = next(
-            (m for m in models if Path(m["name"]).resolve() == folder.resolve()), None
-        )
-        names = ", ".join(model["name"] for model in models)
+        models: dict[str, Any] = {model["name"]: model for model in content["models"]}
+        found = next((model for name, model in models.items() if Path(name).resolve() == folder.resolve()), None)
+        source = content["text"]["source"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} cannot be read as an analysis ({error}); give `analysis.json` of analyze") from error
     if found is None:
-        raise ValueError(f"{path} is of {names}, not of {folder}; analyze this folder")
+        raise ValueError(f"{path} is of {', '.join(models)}, not of {folder}; analyze this folder")
     rows = {
-        f"{MEASURES[name].title}{'' if MEASURES[name].unit == '1' else f' ({MEASURES[name].unit})'}": f"{value:.4g}"
+        _with_unit(MEASURES[name].title, MEASURES[name].unit): f"{value:.4g}"
         for name, value in found["summary"].items()
         if name in MEASURES and value is not None
     }
     words = (
-        f"By `gated-attention analyze`, on {found['num_tokens']:,} tokens of {_public_name(text['source'])} in "
+        f"By `gated-attention analyze`, on {found['num_tokens']:,} tokens of {_public_name(source)} in "
         f"passages of {found['context']}."
     )
     return Table("Inside", words, rows)
@@ -129,11 +125,5 @@ def _read_config(folder: Path) -> GatedConfig:
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder} holds no model that can be read; give the folder of a saved model") from error
     if not isinstance(config, GatedConfig):
-        raise ValueError(f"{folder} holds a {config.model_type} model; a card tells of gated models")
+        raise ValueError(f"{folder} holds a {config.model_type} model; cards are for gated models")
     return config
-
-
-def _count(config: GatedConfig) -> int:
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    return sum(parameter.numel() for parameter in model.parameters())

@@ -1,4 +1,4 @@
-"""A plan from what a caller names: everything checked, defaults filled in by size and device."""
+"""Makes a plan from names and options: checks everything, and fills in the defaults of size and device."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -38,10 +38,10 @@ def make_plan(
     """A study plan; fields of `data` and `train` that are missing or None take the size's defaults.
 
     Args:
-        variants: Names; without them and without a table the baseline and its two gates, `DEFAULT`.
-        table: All rows of that table of the paper in the place of `variants`; rows that the size cannot have are
-            left out and named in the plan.
-        start, rope_theta: As `StudyPlan`; with a start, the tokenizer is by default the one of its first arm.
+        variants: Names; the default is `DEFAULT`.
+        table: Trains all rows of that table of the paper instead. Rows that the size cannot have are left out, and the
+            plan says why.
+        start, rope_theta: As `StudyPlan`; with a start, the default tokenizer is that of its first arm.
 
     Raises:
         ValueError: if the start has no such arm, variants and a table are both given, or a variant, a size or a
@@ -49,52 +49,46 @@ def make_plan(
     """
     shape, defaults = get_size(size), SETTINGS[size]
     on_gpu = device.type == "cuda"
-    data_values = {
-        "tokenizer": defaults.tokenizer,
-        "block_size": shape.context,
-        "max_validation_tokens": defaults.validation_tokens,
-        **_given(data),
-    }
+    chosen, left_out = _choose(variants, table, shape)
+    tokenizer = defaults.tokenizer
+    if start is not None:
+        tokenizer = str(last_checkpoint(start / chosen[0].name / "seed0") or start)
+    data_config = DataConfig(
+        **{
+            "tokenizer": tokenizer,
+            "block_size": shape.context,
+            "max_validation_tokens": defaults.validation_tokens,
+            **_given(data),
+        }
+    )
     train_values = {
-        "steps": defaults.steps,
-        "batch_size": defaults.batch_size,
-        "accumulation": defaults.accumulation,
-        "learning_rate": defaults.learning_rate,
-        "warmup": defaults.warmup,
+        **{
+            name: getattr(defaults, name) for name in ("steps", "batch_size", "accumulation", "learning_rate", "warmup")
+        },
         "precision": "bfloat16" if on_gpu else "float32",
         "compile": on_gpu,
         **_given(train),
     }
-    chosen, left_out = _choose(variants, table, shape)
-    if start is not None and not (data or {}).get("tokenizer"):
-        data_values["tokenizer"] = str(last_checkpoint(start / chosen[0].name / "seed0") or start)
-    steps = train_values["steps"]
-    # About 50 points on the loss curve, ten on the validation curve, and at most a tenth of a run to repeat.
-    every = {
-        "log_every": max(1, steps // 50),
-        "evaluate_every": max(1, steps // 10),
-        "checkpoint_every": max(1, steps // 10),
-    }
+    # About 50 points on the loss curve and ten on the validation curve; a resumed run repeats at most a tenth.
+    tenth, fiftieth = (max(1, train_values["steps"] // parts) for parts in (10, 50))
+    every = {"log_every": fiftieth, "evaluate_every": tenth, "checkpoint_every": tenth}
+    default_name = f"compare-{size}" if table is None else f"table-{table}-{size}"
+    if start is not None:
+        default_name = f"{start.resolve().name}-{data_config.block_size}"
     return StudyPlan(
-        name=name or _name(size, table, start, data_values["block_size"]),
+        name=name or default_name,
         variants=tuple(chosen),
         table=table,
         left_out=tuple(left_out),
         size=shape,
         seeds=seeds,
-        data=DataConfig(**data_values),
+        data=data_config,
         train=TrainConfig(**{**every, **train_values}),
         output=output,
         tensorboard=tensorboard,
         start=start,
         rope_theta=rope_theta,
     )
-
-
-def _name(size: str, table: int | None, start: Path | None, context: int) -> str:
-    if start is not None:
-        return f"{start.resolve().name}-{context}"
-    return f"compare-{size}" if table is None else f"table-{table}-{size}"
 
 
 def _choose(variants: Sequence[str] | None, table: int | None, size: ModelSize) -> tuple[list[Variant], list[str]]:

@@ -1,4 +1,4 @@
-"""The record of one trained arm: what is written, under which schema, and how it is read back."""
+"""The record of one trained arm: its schema, and how it is written and read."""
 
 import json
 import platform
@@ -33,10 +33,10 @@ class Measure:
     """One measured number.
 
     Attributes:
-        unit: Of the value, e.g. `nats/token`; `share` is 0 to 1.
-        n: How many observations the value averages, e.g. tokens.
-        definition: Version of the measure's definition; numbers of different versions do not compare.
-        per_layer: The same measure layer by layer, first layer first; empty where it has none.
+        unit: E.g. `nats/token`; a `share` is 0 to 1.
+        n: Number of observations that the value averages, e.g. tokens.
+        definition: Version of the measure's definition; values of different versions are not comparable.
+        per_layer: The same measure per layer, first layer first; empty if it has no layers.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -50,11 +50,11 @@ class Measure:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What one arm (a variant trained with one seed) left behind.
+    """The result of one arm: a variant trained with one seed.
 
     Attributes:
         config: The resolved configuration: `variant`, `model`, `parameters`, `data`, `train`.
-        tokens_seen: Training tokens, repetitions counted.
+        tokens_seen: Training tokens, including repetitions.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -77,12 +77,12 @@ _CURE = "move it away or choose another --output"
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON so that a stop half-way leaves the old file or the new one, never a torn one."""
+    """Write JSON atomically."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_result(folder: Path, result: Result) -> None:
-    """Write `result.json` into an arm's folder; its presence says that the arm is finished."""
+    """Write `result.json` into an arm's folder, which marks the arm as finished."""
     write_json(folder / RESULT_NAME, asdict(result))
 
 
@@ -96,10 +96,7 @@ def read_result(path: Path) -> Result:
     place = f"{path} is not a result of this tool: it"
     found = parse(_STORED, text, place, _CURE).get("schema")
     if found != SCHEMA or isinstance(found, bool):
-        raise ValueError(
-            f"{path} follows result schema {found!r}, this version reads {SCHEMA}; "
-            "move the folder away or choose another --output"
-        )
+        raise ValueError(f"{path} follows result schema {found!r}, this version reads {SCHEMA}; {_CURE}")
     return parse(_RESULT, text, place, _CURE)
 
 
@@ -119,30 +116,27 @@ def find_results(study_folder: Path) -> list[Result]:
     """All finished arms below `runs/<study>`, by variant and seed.
 
     Raises:
-        ValueError: as `read_result`, or if a result is of another arm than its folder.
+        ValueError: as `read_result`, or if a result belongs to another arm than its folder.
     """
-    paths = sorted(study_folder.glob(f"*/seed*/{RESULT_NAME}"))
-    results = [read_result(path) for path in paths]
-    for path, result in zip(paths, results, strict=True):
-        variant, seed = path.parts[-3:-1]
-        if (variant, seed) != (result.variant, f"seed{result.seed}"):
-            raise ValueError(
-                f"{path} is of {result.variant} seed {result.seed}; move it to {result.variant}/seed{result.seed}"
-            )
-    return sorted(results, key=lambda result: (result.variant, result.seed))
+    results = {path: read_result(path) for path in sorted(study_folder.glob(f"*/seed*/{RESULT_NAME}"))}
+    for path, result in results.items():
+        variant, seed = result.variant, result.seed
+        if path.parts[-3:-1] != (variant, f"seed{seed}"):
+            raise ValueError(f"{path} is of {variant} seed {seed}; move it to {variant}/seed{seed}")
+    return sorted(results.values(), key=lambda result: (result.variant, result.seed))
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write an arm's arrays, whole or not at all."""
+    """Write an arm's arrays atomically."""
     with replacing(path) as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an arm by name; none where it left none.
+    """The arrays of an arm by name; empty without a file.
 
     Raises:
-        ValueError: if the file is not an archive of arrays, or one that reports draw is not of its form.
+        ValueError: if the file is not an archive of arrays, or an array that reports draw has a wrong form.
     """
     if not path.exists():
         return {}
@@ -159,7 +153,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that numbers depend on, of those that are installed."""
+    """Versions of Python and of those libraries on which numbers depend that are installed."""
     found = {"python": platform.python_version()}
     for name in ("gated-attention", "torch", "transformers", "accelerate", "datasets", "tokenizers"):
         with suppress(metadata.PackageNotFoundError):  # benchmarks need fewer, and run from a source tree
@@ -168,17 +162,16 @@ def library_versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """The commit of the source tree, with `+dirty` where it has changes; None outside a checkout."""
+    """The commit of the source tree, with `+dirty` if it has changes; None outside a checkout."""
     here = Path(__file__)
+
+    def git(*arguments: str) -> str:
+        command = ["git", *arguments]
+        return subprocess.run(command, cwd=here.parent, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        # Installed below someone else's checkout, this file belongs to none of its commits.
-        _git(here.parent, "ls-files", "--error-unmatch", here.name)
-        commit = _git(here.parent, "rev-parse", "HEAD")
-        changes = _git(here.parent, "status", "--porcelain", "--untracked-files=no")
+        git("ls-files", "--error-unmatch", here.name)  # fails if the package is installed below another checkout
+        commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.CalledProcessError):
         return None
     return f"{commit}+dirty" if changes else commit
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()

@@ -4,27 +4,25 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
-_OPEN = ConfigDict(extra="allow", strict=True)  # settings come and go with versions; what is there must be right
+_OPEN = ConfigDict(extra="allow", strict=True)  # settings vary between versions; those that are there must be right
 _Count = Annotated[int, Field(ge=1)]
 
 
+@with_config(_OPEN)
 class Variant(TypedDict, total=False):
     """The registry's row that an arm trained."""
-
-    __pydantic_config__ = _OPEN  # type: ignore[misc]  # pydantic's way with a TypedDict
 
     name: str
     description: str
     cites: list[str]
 
 
+@with_config(_OPEN)
 class Data(TypedDict, total=False):
-    """Which text was read, and how."""
-
-    __pydantic_config__ = _OPEN  # type: ignore[misc]
+    """The training text and how it was read."""
 
     source: str
     validation: str | None
@@ -35,10 +33,9 @@ class Data(TypedDict, total=False):
     packing: str
 
 
+@with_config(_OPEN)
 class Train(TypedDict, total=False):
-    """How it was trained."""
-
-    __pydantic_config__ = _OPEN  # type: ignore[misc]
+    """The training settings."""
 
     steps: _Count
     batch_size: _Count
@@ -49,10 +46,9 @@ class Train(TypedDict, total=False):
     compile: bool
 
 
+@with_config(_OPEN)
 class Settings(TypedDict, total=False):
     """A resolved configuration."""
-
-    __pydantic_config__ = _OPEN  # type: ignore[misc]
 
     variant: Variant
     size: dict[str, Any]
@@ -66,21 +62,20 @@ class Settings(TypedDict, total=False):
     study_learning_rate: float
 
 
+@with_config(_OPEN)
 class Stored(TypedDict, total=False):
-    """The part of `result.json` and `config.json` that is looked at first; a schema may be anything yet."""
-
-    __pydantic_config__ = _OPEN  # type: ignore[misc]
+    """The part of `result.json` and `config.json` that is checked first, whatever their schema."""
 
     schema: Any
     config: Settings
 
 
 _DIMENSIONS = {"attention_maps": 3, "attention_layers": 1, "gate_histogram_": 2, "gate_edges_": 1, "expert_load": 2}
-"""Dimensions of arrays by the beginnings of their names."""
+"""Number of dimensions of arrays, by the prefix of their names."""
 
 
 def find_fault(arrays: Mapping[str, np.ndarray]) -> str | None:
-    """The first array that is not of its form, in words; None if all are."""
+    """The first array of a wrong form, in words; None if all are right."""
     for name, array in arrays.items():
         dimensions = next((count for start, count in _DIMENSIONS.items() if name.startswith(start)), array.ndim)
         if array.dtype.kind not in "fiub" or array.ndim != dimensions:

@@ -1,5 +1,6 @@
-"""Running a study: each arm trained, measured and recorded; whatever is finished is kept."""
+"""Runs a study: trains, measures and records each arm that is not finished yet."""
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,12 +38,12 @@ from gated_attention.train.trainer import check_batch, load_weights, train
 def run_study(
     plan: StudyPlan, device: torch.device, cache: Path, observer: Observer, side_by_side: int = 1
 ) -> list[Result]:
-    """Train and measure every arm that is not finished yet; an unfinished one goes on from its last checkpoint.
+    """Train and measure every arm that is not finished; an interrupted one resumes from its last checkpoint.
 
-    Nothing is trained before every arm's folder has been checked and the data is packed.
+    Training starts after the folders of all arms have been checked and the data is packed.
 
     Args:
-        side_by_side: How many arms train at a time; if more than one, each in a process, and on a GPU, of its own.
+        side_by_side: How many arms train at a time; if more than one, each in its own process, and on its own GPU.
 
     Raises:
         ValueError: if the plan contradicts what the folder holds, another process runs the study, the data is unfit, or
@@ -50,35 +51,33 @@ def run_study(
     """
     with claimed(plan.runs):
         remove_parts(plan.runs)
-        return _run_claimed(plan, device, cache, observer, side_by_side)
-
-
-def _run_claimed(
-    plan: StudyPlan, device: torch.device, cache: Path, observer: Observer, side_by_side: int
-) -> list[Result]:
-    results = {arm.key: result for arm in plan.arms if (result := arm.finished())}
-    missing = []
-    for arm in plan.arms:
-        if arm.key in results:
-            observer.finish(arm, results[arm.key], kept=True)
-        else:
-            missing.append(arm)
-    if missing:
-        data = load_data(plan.data, cache, observer.say)
-        check_batch(data.train, plan.train)
-        num_workers = min(side_by_side, len(missing))
-        if num_workers > 1:
-            run_packed = partial(run_packed_arm, device=device, cache=cache)
-            results |= run_side_by_side(missing, run_packed, observer, num_workers, on_gpus=device.type == "cuda")
-        else:
-            for arm in missing:
-                results[arm.key] = run_arm(arm, data, device, observer)
-                observer.finish(arm, results[arm.key], kept=False)
+        results = {arm.key: result for arm in plan.arms if (result := arm.finished())}
+        for arm in plan.arms:
+            if arm.key in results:
+                observer.finish(arm, results[arm.key], kept=True)
+        if missing := [arm for arm in plan.arms if arm.key not in results]:
+            results |= _run_missing(missing, device, cache, observer, min(side_by_side, len(missing)))
     return [results[arm.key] for arm in plan.arms]
 
 
+def _run_missing(
+    arms: Sequence[Arm], device: torch.device, cache: Path, observer: Observer, num_workers: int
+) -> dict[tuple[str, int], Result]:
+    plan = arms[0].plan
+    data = load_data(plan.data, cache, observer.say)
+    check_batch(data.train, plan.train)
+    if num_workers > 1:
+        run_packed = partial(run_packed_arm, device=device, cache=cache)
+        return run_side_by_side(arms, run_packed, observer, num_workers, on_gpus=device.type == "cuda")
+    results = {}
+    for arm in arms:
+        results[arm.key] = run_arm(arm, data, device, observer)
+        observer.finish(arm, results[arm.key], kept=False)
+    return results
+
+
 def run_packed_arm(arm: Arm, observer: ArmObserver, *, device: torch.device, cache: Path) -> Result:
-    """`run_arm` on the data in the cache, for a process of its own."""
+    """`run_arm` in its own process, on the packed data in the cache."""
     return run_arm(arm, load_data(arm.plan.data, cache, observer.say), device, observer)
 
 
@@ -122,7 +121,7 @@ def run_arm(arm: Arm, data: PackedData, device: torch.device, observer: ArmObser
             **resolved["config"],
             "model": _model_record(model),
             "text": {**data.about, "curve_tokens": data.validation_sample.num_tokens},
-            "study_learning_rate": plan.train.learning_rate,  # of which a variant's may be a multiple
+            "study_learning_rate": plan.train.learning_rate,  # the variant may train with a multiple of it
         },
         measures=measures,
         tokens_seen=num_tokens,
@@ -133,7 +132,7 @@ def run_arm(arm: Arm, data: PackedData, device: torch.device, observer: ArmObser
     if saved := last_checkpoint(arm.folder):
         write_model_card(saved, name=f"{arm.variant.name}-seed{arm.seed}", result=result)
     keep_newest(arm.folder)
-    write_result(arm.folder, result)  # last: with it the arm is done, and nothing of it is looked at again
+    write_result(arm.folder, result)  # last: it marks the arm as finished
     return read_result(arm.folder / RESULT_NAME)
 
 
@@ -141,13 +140,12 @@ def _load_start(model: PreTrainedModel, checkpoint: Path) -> None:
     try:
         load_weights(model, checkpoint)
     except RuntimeError as error:  # PyTorch's, over names and shapes
-        raise ValueError(
-            f"{checkpoint} holds another model than this arm's; use the --size and the --tokenizer it was trained with"
-        ) from error
+        cure = "use the --size and the --tokenizer it was trained with"
+        raise ValueError(f"{checkpoint} holds another model than this arm's; {cure}") from error
 
 
 def _model_record(model: PreTrainedModel) -> dict[str, Any]:
     record: dict[str, Any] = model.config.to_dict()
     if isinstance(model.config, GatedQwen3MoeConfig):
-        record["experts_implementation"] = model.config._experts_implementation  # transformers writes it nowhere
+        record["experts_implementation"] = model.config._experts_implementation  # transformers does not save it
     return record

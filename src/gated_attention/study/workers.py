@@ -1,4 +1,4 @@
-"""Arms side by side: processes that train one arm after the other, each on a GPU of its own."""
+"""Arms side by side: each worker process trains one arm after the other, on its own GPU."""
 
 import multiprocessing
 import os
@@ -26,17 +26,17 @@ _Run = Callable[[Arm, ArmObserver], Result]
 def run_side_by_side(
     arms: Sequence[Arm], run: _Run, observer: Observer, num_workers: int, *, on_gpus: bool
 ) -> dict[tuple[str, int], Result]:
-    """The results of all arms by their keys; whoever is free takes the next one.
+    """The results of all arms by their keys; an idle worker takes the next arm.
 
-    When anything goes wrong, or Ctrl-C is pressed, all processes end at once; their arms go on from their last
-    checkpoints when they are run again. A script that calls this needs `if __name__ == "__main__"`.
+    When anything fails, or on Ctrl-C, all workers end at once; run again, their arms resume from their last
+    checkpoints. A script that calls this needs `if __name__ == "__main__"`.
 
     Args:
-        run: Trains an arm; called in the processes, so it must be a function of a module.
-        on_gpus: Whether each process shall see one GPU, and none of the others, as its only one.
+        run: Trains one arm; it is called in the workers, so it must be a function of a module.
+        on_gpus: Whether each worker sees one GPU only.
 
     Raises:
-        RuntimeError: if a process is killed.
+        RuntimeError: if a worker is killed.
     """
     context = multiprocessing.get_context("spawn")
     events: SimpleQueue[Any] = context.SimpleQueue()
@@ -65,7 +65,7 @@ def run_side_by_side(
         for worker in workers:
             worker.process.terminate()
         if isinstance(error, BrokenProcessPool):
-            message = "a process that trained an arm was killed, perhaps for want of memory; run the study again"
+            message = "a process that trained an arm was killed, perhaps for lack of memory; run the study again"
             raise RuntimeError(message) from error
         raise
     finally:
@@ -75,19 +75,19 @@ def run_side_by_side(
 
 
 class _Worker:
-    """The process of a pool of one."""
+    """A pool of one process, and that process."""
 
     def __init__(self, pool: ProcessPoolExecutor, gpu: int | None) -> None:
         self.pool = pool
         others = set(multiprocessing.active_children())
         with _seeing(gpu):
-            pool.submit(os.getpid)  # the first task starts the process, with the environment as it is now
+            pool.submit(os.getpid)  # the first task starts the process, with the present environment
         (self.process,) = set(multiprocessing.active_children()) - others
 
 
 @contextmanager
 def _seeing(gpu: int | None) -> Iterator[None]:
-    """What starts meanwhile sees, of the GPUs visible here, the one of that index; with None all."""
+    """Let processes that start in the block see one of the GPUs visible here, by its index; None changes nothing."""
     before = os.environ.get(_VISIBLE)
     if gpu is not None:
         os.environ[_VISIBLE] = before.split(",")[gpu] if before else str(gpu)
@@ -100,7 +100,7 @@ def _seeing(gpu: int | None) -> Iterator[None]:
 
 
 class _Sender:
-    """Watches in a worker; what it is told is done by the observer of the process that waits for the results."""
+    """The observer in a worker; it forwards everything to the observer in the main process."""
 
     def __init__(self, events: "SimpleQueue[Any]", name: str) -> None:
         self.events, self.name = events, name
@@ -119,15 +119,15 @@ _events: "SimpleQueue[Any]"
 
 
 def _enter(events: "SimpleQueue[Any]", num_threads: int) -> None:
-    global _events  # noqa: PLW0603  # where a pool's initialiser can leave what its tasks need
+    global _events  # noqa: PLW0603  # a pool's initialiser has no other place for what its tasks need
     _events = events
     torch.set_num_threads(num_threads)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the waiting one acts
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the main process acts
 
 
 def _end_with_parent() -> None:
-    """End this process once the waiting one is gone: a killed study must not go on in its workers, unlocked."""
+    """End this process with the main one: the workers of a killed study must not continue without its lock."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
