@@ -187,8 +187,9 @@ class GateSpec:
             ValueError: if a field is unknown.
         """
         known = [field.name for field in fields(cls)]
-        if unknown := next((name for name in values if name not in known), None):
-            raise ValueError(f"unknown gate field {unknown!r}; choose from {', '.join(known)}")
+        for name in values:
+            if name not in known:
+                raise ValueError(f"unknown gate field {name!r}; choose from {', '.join(known)}")
         return cls(**values)
 
 

@@ -106,16 +106,9 @@ def evaluate(
     run = _Run(plan, model, tokenizer, documents, BATCH_TOKENS[device.type], say)
     run.check(checkpoint.name)
     found = Evaluation(
-        plan=plan,
-        label=checkpoint.label,
-        family=model.config.model_type,
-        num_parameters=model.num_parameters(),
-        dtype=name_dtype(model),
-        device=device_name(device),
-        context=run.context,
-        ropes=(),
-        quantization=None,
-    )
+        plan, checkpoint.label, family=model.config.model_type, num_parameters=model.num_parameters(),
+        dtype=name_dtype(model), device=device_name(device), context=run.context, ropes=(), quantization=None,
+    )  # fmt: skip
     for rope in plan.ropes():
         done = found.ropes
         with overridden(model, rope, run.positions or run.context):

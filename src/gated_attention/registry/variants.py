@@ -76,12 +76,8 @@ def _gated(name: str, *gates: GateSpec, cites: tuple[str, ...] = ()) -> Variant:
     return Variant(name, BlockSpec(gates), cites)
 
 
-def _wide(name: str, cite: str, **widen: Fraction) -> Variant:
-    return Variant(name, cites=(cite,), widen=tuple(widen.items()), match_parameters=False)
-
-
-def _switch(name: str, switch: SwitchSpec, cite: str) -> Variant:
-    return Variant(name, BlockSpec(switch=switch), (cite,))
+def _wide(name: str, cite: str, field: str, factor: Fraction) -> Variant:
+    return Variant(name, cites=(cite,), widen=((field, factor),), match_parameters=False)
 
 
 _ELEMENTWISE, _HEADWISE = GateSpec(), GateSpec(granularity="headwise")
@@ -92,9 +88,9 @@ VARIANTS: dict[str, Variant] = {
     variant.name: variant
     for variant in (
         Variant("baseline", cites=("T1.1", "T2.1", "T2.5", "T3.1", "T4.1")),
-        _wide("kv-heads-x2", "T1.2", num_key_value_heads=Fraction(2)),
-        _wide("query-heads-x1.5", "T1.3", num_attention_heads=Fraction(3, 2)),
-        _wide("experts-x1.03", "T1.4", num_experts=Fraction(132, 128)),
+        _wide("kv-heads-x2", "T1.2", "num_key_value_heads", Fraction(2)),
+        _wide("query-heads-x1.5", "T1.3", "num_attention_heads", Fraction(3, 2)),
+        _wide("experts-x1.03", "T1.4", "num_experts", Fraction(132, 128)),
         _gated("sdpa-elementwise", _ELEMENTWISE, cites=("T1.5", "T2.2", "T2.8", "T3.2", "T4.2")),
         _gated("value-elementwise", GateSpec("value"), cites=("T1.6", "T3.3", "T4.5")),
         _gated("key-elementwise", GateSpec("key"), cites=("T1.7",)),
@@ -118,10 +114,10 @@ VARIANTS: dict[str, Variant] = {
         _gated("sdpa-additive-identity", GateSpec(combine="add", activation="identity"), cites=("T3.7",)),
         _gated("sdpa-parameter", GateSpec(input="parameter", init="zeros"), cites=("T4.6",)),
         _gated("sdpa-ns-sigmoid", GateSpec(activation="ns_sigmoid"), cites=("T4.7",)),
-        _switch("switch-kv-8-top-8", SwitchSpec("key_value", 8, 8), "T6.1"),
-        _switch("switch-kv-4-top-4", SwitchSpec("key_value", 4, 4), "T6.2"),
-        _switch("switch-v-4-top-4", SwitchSpec("value", 4, 4), "T6.3"),
-        _switch("switch-v-8-top-2", SwitchSpec("value", 8, 2), "T6.4"),
+        Variant("switch-kv-8-top-8", BlockSpec(switch=SwitchSpec("key_value", 8, 8)), ("T6.1",)),
+        Variant("switch-kv-4-top-4", BlockSpec(switch=SwitchSpec("key_value", 4, 4)), ("T6.2",)),
+        Variant("switch-v-4-top-4", BlockSpec(switch=SwitchSpec("value", 4, 4)), ("T6.3",)),
+        Variant("switch-v-8-top-2", BlockSpec(switch=SwitchSpec("value", 8, 2)), ("T6.4",)),
         Variant("clip-300-lr-8", BlockSpec(output_clip=300.0), ("A.6",), learning_rate=_LR_8),
         Variant("clip-100-lr-8", BlockSpec(output_clip=100.0), ("A.6",), learning_rate=_LR_8),
         _gated("sdpa-value-elementwise", _ELEMENTWISE, GateSpec("value")),

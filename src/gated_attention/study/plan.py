@@ -76,19 +76,10 @@ def make_plan(
     if start is not None:
         default_name = f"{start.resolve().name}-{data_config.block_size}"
     return StudyPlan(
-        name=name or default_name,
-        variants=tuple(chosen),
-        table=table,
-        left_out=tuple(left_out),
-        size=shape,
-        seeds=seeds,
-        data=data_config,
-        train=TrainConfig(**{**every, **train_values}),
-        output=output,
-        tensorboard=tensorboard,
-        start=start,
-        rope_theta=rope_theta,
-    )
+        name=name or default_name, variants=tuple(chosen), table=table, left_out=tuple(left_out), size=shape,
+        seeds=seeds, data=data_config, train=TrainConfig(**{**every, **train_values}), output=output,
+        tensorboard=tensorboard, start=start, rope_theta=rope_theta,
+    )  # fmt: skip
 
 
 def _choose(variants: Sequence[str] | None, table: int | None, size: ModelSize) -> tuple[list[Variant], list[str]]:

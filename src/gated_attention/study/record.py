@@ -10,10 +10,10 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import numpy as np
-from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic import ConfigDict, Field, TypeAdapter, with_config
 
 from gated_attention.files import replacing, write_text
 from gated_attention.study.record_types import Stored, find_fault
@@ -27,7 +27,10 @@ ARRAYS_NAME = "arrays.npz"
 METRICS_NAME = "metrics.jsonl"
 CONFIG_NAME = "config.json"
 
+_CLOSED = ConfigDict(extra="forbid")
 
+
+@with_config(_CLOSED)
 @dataclass(frozen=True, slots=True)
 class Measure:
     """One measured number.
@@ -39,8 +42,6 @@ class Measure:
         per_layer: The same measure per layer, first layer first; empty if it has no layers.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
-
     value: float
     unit: str
     n: Annotated[int, Field(ge=0)]
@@ -48,6 +49,7 @@ class Measure:
     per_layer: tuple[float, ...] = ()
 
 
+@with_config(_CLOSED)
 @dataclass(frozen=True, slots=True)
 class Result:
     """The result of one arm: a variant trained with one seed.
@@ -56,8 +58,6 @@ class Result:
         config: The resolved configuration: `variant`, `model`, `parameters`, `data`, `train`.
         tokens_seen: Training tokens, including repetitions.
     """
-
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     study: str
     variant: str

@@ -96,20 +96,14 @@ def run_arm(arm: Arm, data: PackedData, device: torch.device, observer: ArmObser
     model = build_model(model_config, arm.seed)
     if arm.start:
         _load_start(model, arm.start)
-    metrics = MetricsCallback(arm.folder / METRICS_NAME, lambda progress: observer.progress(arm, progress))
+    callbacks = [MetricsCallback(arm.folder / METRICS_NAME, lambda progress: observer.progress(arm, progress))]
+    if plan.tensorboard:
+        callbacks.append(tensorboard_callback(arm.folder / "tensorboard"))
     num_tokens = train(
-        model,
-        settings,
-        train_data=data.train,
-        validation_data=data.validation_sample,
-        collate=collate,
-        tokenizer=data.tokenizer,
-        output=arm.folder,
-        seed=arm.seed,
-        device=device,
-        callbacks=[metrics, *([tensorboard_callback(arm.folder / "tensorboard")] if plan.tensorboard else [])],
+        model, settings, train_data=data.train, validation_data=data.validation_sample, collate=collate,
+        tokenizer=data.tokenizer, output=arm.folder, seed=arm.seed, device=device, callbacks=callbacks,
         say=observer.say,
-    )
+    )  # fmt: skip
     observer.say("measuring")
     measures, arrays = measure_arm(model, data, settings, arm.folder / METRICS_NAME)
     write_arrays(arm.folder / ARRAYS_NAME, arrays)
