@@ -313,7 +313,7 @@ def test_documents_kept_apart_are_trained_and_measured_and_reported(plan, tmp_pa
     write_report(apart.runs, tmp_path / "report")
     text = (tmp_path / "report" / "report.md").read_text()
     assert "the documents in a sequence kept apart" in text
-    assert "a token sees its own document only" in text
+    assert "a token sees only its own document" in text
     assert "--packing documents" in text
 
 
