@@ -102,7 +102,7 @@ def test_mixture_of_experts_is_trained_resumed_and_recorded(tmp_path):
     page = (tmp_path / "report" / "report.md").read_text()
     assert "16 experts, 4 per token" in page
     assert "**Expert load**: the busiest expert" in page
-    assert "**Gates that are open**" in page
+    assert "**Open gates**, the others exactly 0" in page
     assert "do not share one setting" not in page
 
 

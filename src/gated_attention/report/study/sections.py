@@ -26,7 +26,7 @@ def outcome(results: Sequence[Result], comparison: Comparison, differences: Mapp
     compared = [row for row in comparison.rows if row.difference]
     if not compared:
         losses = {row.variant: spread_text(row.measures.get(LOSS), fixed(4)) for row in comparison.rows}
-        items = [f"`{name}`: validation loss {loss} (nats/token)." for name, loss in losses.items()]
+        items = [f"`{name}`, validation loss in nats/token: {loss}." for name, loss in losses.items()]
     elif len(compared) <= MANY:
         items = [_loss_sentence(row, comparison.reference) for row in compared]
     else:
