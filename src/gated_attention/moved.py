@@ -14,6 +14,7 @@ _PREFIXES = {
     ("analysis.", "analysis.measures."): "rank",
     ("analysis.", "report."): "heatmaps plots",
     ("analysis.", "report.analysis."): "overview",
+    ("models.", "models.saved."): "card loading self_contained",
     ("ops.hopper_", "ops.hopper."): "backward backward_launch compat forward forward_launch pipeline",
     ("ops.triton_", "ops.triton."): "backward forward gate prepare tiles",
     ("studies.", ""): "device",
@@ -31,9 +32,12 @@ _PREFIXES = {
 
 MOVED = {f"{old}{name}": f"{new}{name}" for (old, new), names in _PREFIXES.items() for name in names.split()} | {
     "analysis.attention_panel": "report.panels",
+    "models.causal": "models.decoder",
     "models.configuration": "models.configuration_gated_qwen3",
+    "models.layer": "models.decoder",
     "models.modelling": "models.modeling_gated_qwen3",
     "models.modelling_moe": "models.modeling_gated_qwen3_moe",
+    "nn.evaluating": "nn.eval_mode",
     "studies.analysis_display": "report.analysis.terminal",
     "studies.analysis_report": "report.analysis.write",
     "studies.beside": "report.study.beside_the_paper",

@@ -7,7 +7,10 @@ from transformers import BertConfig, BertLMHeadModel, BloomConfig, BloomForCausa
 
 from gated_attention.analysis import inspect_model
 from gated_attention.analysis.capture import Watcher, watch
-from gated_attention.analysis.families import find_attention
+from gated_attention.analysis.families import Attention, find_attention, unmeasured_gates
+from gated_attention.analysis.gates import gates_of
+from gated_attention.nn import AttentionGate
+from gated_attention.spec import GateSpec
 
 FAMILIES = ("llama", "mistral", "gemma2", "gpt_neox", "gpt2", "gpt_oss", "olmo2", "qwen3_next", "afmoe")
 
@@ -59,3 +62,16 @@ def test_a_gate_of_unknown_layout_is_named():
     found = inspect_model(model, [torch.zeros(1, 8, dtype=torch.long)])
     assert found.unmeasured_gates == {"g_proj": "the layout of LlamaAttention is not known"}
     assert found.unknown_gates == ("g_proj",)
+
+
+def test_an_attention_gate_shows_its_logits_and_is_not_called_unknown():
+    torch.manual_seed(0)
+    gate, x = AttentionGate(GateSpec(granularity="headwise"), 32, 2), torch.randn(1, 8, 32)
+    attention = nn.Module()
+    attention.head_dim, attention.o_proj, attention.g_proj = 16, nn.Linear(32, 32), gate
+    [found] = gates_of(attention)
+    seen = []
+    found.module.register_forward_hook(lambda _module, _inputs, output: seen.append(found.logits(output)))
+    gate(torch.randn(1, 8, 2, 16), x)
+    torch.testing.assert_close(seen, [(x @ gate.weight.mT)[..., None]])
+    assert unmeasured_gates([Attention(0, attention, attention.o_proj, (found,))], [0]) == {}

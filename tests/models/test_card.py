@@ -11,8 +11,8 @@ from huggingface_hub.errors import EntryNotFoundError
 
 from gated_attention.models import GatedQwen3Config, GatedQwen3ForCausalLM, GatedQwen3MoeConfig
 from gated_attention.models.build import build_model
-from gated_attention.models.card import Table, model_card
-from gated_attention.models.self_contained import write_self_contained
+from gated_attention.models.saved.card import Table, model_card
+from gated_attention.models.saved.self_contained import write_self_contained
 from gated_attention.spec import GateSpec
 
 WIDTHS = {

@@ -18,7 +18,7 @@ from gated_attention.jobs.named_model import find_checkpoint, load_checkpoint
 from gated_attention.models import GatedQwen3Config, GatedQwen3MoeConfig
 from gated_attention.models.build import build_model
 from gated_attention.models.convert import convert
-from gated_attention.models.loading import load_model
+from gated_attention.models.saved.loading import load_model
 from gated_attention.spec import GateSpec
 from gated_attention.train.text.tokenizer import load_tokenizer
 from gated_attention.train.trainer import load_weights

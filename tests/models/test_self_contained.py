@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from gated_attention.models import GatedQwen3Config, GatedQwen3ForCausalLM, GatedQwen3MoeConfig
 from gated_attention.models.build import build_model
-from gated_attention.models.self_contained import generate_code, write_self_contained
+from gated_attention.models.saved.self_contained import generate_code, write_self_contained
 from gated_attention.spec import BlockSpec, GateSpec, SwitchSpec
 
 WIDTHS = {

@@ -8,7 +8,7 @@ from transformers import Qwen3Config
 
 from gated_attention.models import GatedQwen3Config
 from gated_attention.models.build import build_model
-from gated_attention.models.self_contained import write_self_contained
+from gated_attention.models.saved.self_contained import write_self_contained
 from gated_attention.spec import GateSpec
 from gated_attention.study.model_card import write_model_card
 

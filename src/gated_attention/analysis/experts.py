@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from gated_attention.models.experts import count_experts, routers
-from gated_attention.nn.evaluating import evaluating
+from gated_attention.nn.eval_mode import evaluating
 
 
 @dataclass(frozen=True, slots=True)

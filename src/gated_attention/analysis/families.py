@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from gated_attention.analysis.gates import Gate, gated_projection, gates_of, head_width
-from gated_attention.nn import GatedBlock
+from gated_attention.nn import AttentionGate, GatedBlock
 
 _LAYER_LISTS = ("layers", "h", "blocks")
 _ATTENTION = ("self_attn", "attn", "attention")
@@ -108,8 +108,9 @@ def unmeasured_gates(attention: Sequence[Attention], measured: Container[int]) -
         softmax = one.layer in measured
         for path, child in one.module.named_modules():
             name = path.rpartition(".")[2]
-            if _LOOKS_LIKE_A_GATE.fullmatch(name) and child not in known:
-                reasons[name] = f"the layout of {kind} is not known" if softmax else f"{kind} is not softmax attention"
+            if not _LOOKS_LIKE_A_GATE.fullmatch(name) or child in known or isinstance(child, AttentionGate):
+                continue
+            reasons[name] = f"the layout of {kind} is not known" if softmax else f"{kind} is not softmax attention"
     return dict(sorted(reasons.items()))
 
 

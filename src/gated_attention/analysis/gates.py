@@ -110,7 +110,9 @@ def gates_of(attention: nn.Module) -> tuple[Gate, ...]:
         width, pairs = head_width(attention), attention.gate_modules()
         return tuple(Gate(spec, module, partial(by_head, spec=spec, head_dim=width)) for spec, module in pairs)
     if own := [module for module in attention.children() if isinstance(module, AttentionGate)]:
-        return tuple(Gate(one.spec, one, partial(by_head, spec=one.spec, head_dim=one.logit_shape[1])) for one in own)
+        return tuple(
+            Gate(one.spec, one.logits, partial(by_head, spec=one.spec, head_dim=one.logit_shape[1])) for one in own
+        )
     row = _row(attention)
     module = None if row is None else _at(attention, row.module)
     if row is None or module is None:  # a configuration may leave the gate out

@@ -31,7 +31,7 @@ from gated_attention.analysis.reduction import (
     mean_of_numbers,
     model_measures,
 )
-from gated_attention.nn.evaluating import evaluating
+from gated_attention.nn.eval_mode import evaluating
 from gated_attention.ranges import require_choice
 from gated_attention.spec import GateSpec, Site
 

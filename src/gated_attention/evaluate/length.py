@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from gated_attention.evaluate.loss import next_token_losses
-from gated_attention.nn.evaluating import evaluating
+from gated_attention.nn.eval_mode import evaluating
 
 BUCKETS = 4
 """Position buckets per trained length."""

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gated_attention.nn.evaluating import evaluating
+from gated_attention.nn.eval_mode import evaluating
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from gated_attention.evaluate.loss import next_token_losses, perplexity
-from gated_attention.nn.evaluating import evaluating
+from gated_attention.nn.eval_mode import evaluating
 
 Mode = Literal["start", "sliding"]
 """What is scored of a document: its first `context` tokens, or all of it in overlapping windows."""

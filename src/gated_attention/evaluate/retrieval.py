@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from gated_attention.evaluate.loss import token_losses
-from gated_attention.nn.evaluating import evaluating
+from gated_attention.nn.eval_mode import evaluating
 from gated_attention.ranges import require_choice, require_within
 
 Kind = Literal["passkey", "key-value"]

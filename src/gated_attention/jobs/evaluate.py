@@ -29,7 +29,7 @@ from gated_attention.jobs.evaluation_plan import EvaluationPlan
 from gated_attention.jobs.named_model import check_tokenizer, find_checkpoint, load_checkpoint, name_dtype
 from gated_attention.jobs.passages import cut_passages
 from gated_attention.jobs.retrieval_data import all_samples
-from gated_attention.nn.evaluating import evaluating
+from gated_attention.nn.eval_mode import evaluating
 from gated_attention.train.text.corpus import load_documents
 
 DEFAULT_CONTEXT = 4096

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 import gated_attention.models  # noqa: F401  registers the gated models
 from gated_attention.models.convert.storage import has_weights
-from gated_attention.models.loading import check_folder, load_model
+from gated_attention.models.saved.loading import check_folder, load_model
 from gated_attention.train.checkpoints import last_checkpoint
 from gated_attention.train.text.corpus import quiet, require_hub
 from gated_attention.train.text.tokenizer import has_tokenizer, load_tokenizer

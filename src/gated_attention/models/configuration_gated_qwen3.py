@@ -23,7 +23,7 @@ from gated_attention.spec import (
 _PLAIN = BlockSpec()
 
 
-class GatedConfig:
+class GatedConfigMixin:
     """What gated configurations share: the fields of `BlockSpec`, normalised and checked whenever they are assigned."""
 
     gates: tuple[GateSpec, ...]
@@ -117,7 +117,7 @@ def _give_peft_defaults(model_type: str) -> None:
             table.setdefault(model_type, table["qwen3"])
 
 
-class GatedQwen3Config(GatedConfig, Qwen3Config):  # type: ignore[misc]  # transformers is untyped
+class GatedQwen3Config(GatedConfigMixin, Qwen3Config):  # type: ignore[misc]  # transformers is untyped
     """`Qwen3Config` plus the fields of `BlockSpec`; gates are none, one, or at most one per site.
 
     Raises:
@@ -133,7 +133,7 @@ class GatedQwen3Config(GatedConfig, Qwen3Config):  # type: ignore[misc]  # trans
     output_clip: float | None = None
 
 
-class GatedQwen3MoeConfig(GatedConfig, Qwen3MoeConfig):  # type: ignore[misc]
+class GatedQwen3MoeConfig(GatedConfigMixin, Qwen3MoeConfig):  # type: ignore[misc]
     """`Qwen3MoeConfig`, whose defaults are the paper's 15A2B model (Table 7), plus the fields of `BlockSpec`.
 
     Raises:

@@ -13,32 +13,26 @@ from transformers.models.qwen3.modeling_qwen3 import (
     Qwen3ForCausalLM,
     Qwen3Model,
     Qwen3PreTrainedModel,
-    Qwen3RMSNorm,
 )
 
-from gated_attention.models.attention import GatedSelfAttention, GateInitialisation
-from gated_attention.models.card import CardedModel
-from gated_attention.models.causal import forward_of
+from gated_attention.models.attention import GatedSelfAttentionMixin, GateInitialisationMixin
 from gated_attention.models.configuration_gated_qwen3 import GatedQwen3Config
-from gated_attention.models.layer import GatedLayer
+from gated_attention.models.decoder import GatedDecoderLayerMixin, forward_of
 from gated_attention.models.parent import init_with
+from gated_attention.models.saved.card import ModelCardMixin
 
 
-class GatedQwen3Attention(GatedSelfAttention, Qwen3Attention):  # type: ignore[misc]  # transformers is untyped
+class GatedQwen3Attention(GatedSelfAttentionMixin, Qwen3Attention):  # type: ignore[misc]  # transformers is untyped
     """Qwen3's attention with gates."""
 
 
-class GatedQwen3DecoderLayer(GatedLayer, Qwen3DecoderLayer):  # type: ignore[misc]
+class GatedQwen3DecoderLayer(GatedDecoderLayerMixin, Qwen3DecoderLayer):  # type: ignore[misc]
     """Qwen3's decoder layer around gated attention."""
 
-    _init_parent = init_with(Qwen3DecoderLayer, Qwen3Attention=GatedQwen3Attention)
-
-    def __init__(self, config: GatedQwen3Config, layer_idx: int) -> None:
-        self._init_parent(config, layer_idx)
-        self.add_residual_control(config, Qwen3RMSNorm)
+    init_parent = init_with(Qwen3DecoderLayer, Qwen3Attention=GatedQwen3Attention)
 
 
-class GatedQwen3PreTrainedModel(CardedModel, GateInitialisation, Qwen3PreTrainedModel):  # type: ignore[misc]
+class GatedQwen3PreTrainedModel(ModelCardMixin, GateInitialisationMixin, Qwen3PreTrainedModel):  # type: ignore[misc]
     """Initialisation, recording and the model card, shared by the gated models."""
 
     config: GatedQwen3Config

@@ -18,37 +18,31 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import (
     Qwen3MoeForCausalLM,
     Qwen3MoeModel,
     Qwen3MoePreTrainedModel,
-    Qwen3MoeRMSNorm,
 )
 
-from gated_attention.models.attention import GatedSelfAttention, GateInitialisation
-from gated_attention.models.card import CardedModel
-from gated_attention.models.causal import forward_of
+from gated_attention.models.attention import GatedSelfAttentionMixin, GateInitialisationMixin
 from gated_attention.models.configuration_gated_qwen3 import GatedQwen3MoeConfig
+from gated_attention.models.decoder import GatedDecoderLayerMixin, forward_of
 from gated_attention.models.experts import GatedQwen3MoeSparseMoeBlock
-from gated_attention.models.layer import GatedLayer
 from gated_attention.models.parent import init_with
+from gated_attention.models.saved.card import ModelCardMixin
 
 
-class GatedQwen3MoeAttention(GatedSelfAttention, Qwen3MoeAttention):  # type: ignore[misc]  # transformers is untyped
+class GatedQwen3MoeAttention(GatedSelfAttentionMixin, Qwen3MoeAttention):  # type: ignore[misc]  # transformers is untyped
     """Qwen3-MoE's attention with gates."""
 
 
-class GatedQwen3MoeDecoderLayer(GatedLayer, Qwen3MoeDecoderLayer):  # type: ignore[misc]
+class GatedQwen3MoeDecoderLayer(GatedDecoderLayerMixin, Qwen3MoeDecoderLayer):  # type: ignore[misc]
     """Qwen3-MoE's decoder layer around gated attention."""
 
-    _init_parent = init_with(
+    init_parent = init_with(
         Qwen3MoeDecoderLayer,
         Qwen3MoeAttention=GatedQwen3MoeAttention,
         Qwen3MoeSparseMoeBlock=GatedQwen3MoeSparseMoeBlock,
     )
 
-    def __init__(self, config: GatedQwen3MoeConfig, layer_idx: int) -> None:
-        self._init_parent(config, layer_idx)
-        self.add_residual_control(config, Qwen3MoeRMSNorm)
 
-
-class GatedQwen3MoePreTrainedModel(CardedModel, GateInitialisation, Qwen3MoePreTrainedModel):  # type: ignore[misc]
+class GatedQwen3MoePreTrainedModel(ModelCardMixin, GateInitialisationMixin, Qwen3MoePreTrainedModel):  # type: ignore[misc]
     """Initialisation, recording and the model card, shared by the gated mixture-of-experts models."""
 
     config: GatedQwen3MoeConfig

@@ -22,14 +22,14 @@ class GatedAttention(GatedBlock):
         num_kv_heads: Key/value heads; None is one per query head.
         head_dim: Channels per head; None is `hidden_size // num_heads`.
         gates: None, one `GateSpec`, or several, at most one per site.
-        switch: Value, or key and value maps as experts; see `SwitchSpec`.
-        sdpa_transform: What heads pass after attention and before a gate there; see `BlockSpec`.
+        switch: Value maps, or key and value maps, as experts; see `SwitchSpec`.
+        sdpa_transform: Applied to heads after attention and before a gate there; see `BlockSpec`.
         causal: Whether a token sees only itself and earlier ones.
         rope_theta: Base of the rotary position embedding; None for no position embedding.
         qk_norm: Whether queries and keys pass an RMS norm over each head before RoPE.
         bias: Whether the q, k, v and o projections have biases.
         backend: Attention backend, see `gated_attention.ops.attention`; with a plain sigmoid gate on the
-            output of attention also one of `gated_attention.ops.gated_attention`, which form both together.
+            output of attention also one of `gated_attention.ops.gated_attention`, which compute both in one kernel.
 
     Raises:
         ValueError: if the widths, the gates or the backend do not fit together.
@@ -79,29 +79,22 @@ class GatedAttention(GatedBlock):
     def forward(
         self, hidden_states: Float[Tensor, "b t c"], mask: Bool[Tensor, "#b #h #t t"] | None = None
     ) -> Float[Tensor, "b t c"]:
-        """Attention within `hidden_states`, taken after the block's pre-norm; `mask` is True where a query may look."""
+        """Attention within `hidden_states`, the pre-norm's output; `mask` is True where a query may look."""
         x = hidden_states
-        q = torch.unflatten(self.q_proj(x), -1, (-1, self.head_dim))  # (B, T, H, D)
-        q = self.gate("query", q, x)  # G4
-        k, v, logits = self.keys_and_values(x, self.head_dim)  # (B, T, K, D), (B, T, H, 1) or None
-        k = self.gate("key", k, x)  # G3
-        v = self.gate("value", v, x)  # G2
-        q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v, logits = self.project_heads(x)  # (B, T, H or K, D); (B, T, H, 1) or None
         if self.rope_theta is not None:
             q, k = apply_rope(q, self.rope_theta), apply_rope(k, self.rope_theta)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, T, D)
         if self.fused_gate is not None and self.backend in get_args(GatedBackend):
             if logits is None:
-                logits = self.gate_logits(self.fused_gate, x, self.head_dim)  # (B, T, H, D or 1)
+                logits = self.gate_logits(self.fused_gate, x)  # (B, T, H, D or 1)
             backend = cast(GatedBackend, self.backend)
             y = ops.gated_attention(q, k, v, logits, causal=self.causal, mask=mask, backend=backend)  # G1
         else:
             plain = cast(AttentionBackend, self.backend)
             y, lse = ops.attention(q, k, v, causal=self.causal, mask=mask, backend=plain)
-            y = self.transform_heads(y.transpose(1, 2))  # (B, T, H, D)
-            y = self.gate("sdpa", y, x, lse, logits)  # G1
-        y = self.o_proj(y.flatten(-2))
-        return self.gate("output", y, x)  # G5
+            y = self.gate_heads(y.transpose(1, 2), x, lse, logits)  # (B, T, H, D)
+        return self.project_output(y, x)
 
 
 def apply_rope(x: Float[Tensor, "b t h d"], theta: float) -> Float[Tensor, "b t h d"]:

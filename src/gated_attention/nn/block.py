@@ -1,4 +1,7 @@
-"""What a variant adds to an attention block, for every block to inherit: gates, switch heads, a transform of heads."""
+"""The part that all gated attention shares: projections, gates, switch heads, and a transform of heads.
+
+A block's forward pass is `project_heads`, its own rotation, cache and attention, `gate_heads`, `project_output`.
+"""
 
 from collections.abc import Iterator
 from typing import cast
@@ -14,7 +17,6 @@ from gated_attention.nn.gate import (
     AttentionGate,
     apply_gate,
     apply_lse_gate,
-    can_join,
     gate_logits,
     gate_projection,
     joint_projection,
@@ -37,7 +39,7 @@ class HeadNorm(nn.RMSNorm):
 class GroupRMSNorm(HeadNorm):
     """RMS norm of each head with a weight of its own for every channel of every head (T3.5).
 
-    transformers starts norms at one by their class names, which must hold "RMSNorm".
+    transformers initialises norms to one by their class names, which must contain "RMSNorm".
     """
 
     def __init__(self, num_heads: int, head_dim: int, eps: float) -> None:
@@ -51,21 +53,27 @@ class GroupRMSNorm(HeadNorm):
 
 
 class GatedBlock(nn.Module):
-    """An attention block with what a `BlockSpec` adds to it; blocks inherit and call `gate` at each site."""
+    """An attention block with the parts that a `BlockSpec` adds; subclasses own the projections and the norms."""
 
     gates: tuple[GateSpec, ...]
     switch: SwitchSpec | None
     sdpa_transform: SdpaTransform | None
     fused_gate: GateSpec | None
     head_dim: int
+    q_proj: nn.Module
+    k_proj: nn.Module
+    v_proj: nn.Module
+    o_proj: nn.Module
+    q_norm: nn.Module
+    k_norm: nn.Module
 
     def add_block(self, block: BlockSpec, geometry: AttentionGeometry, eps: float) -> None:
-        """Give the block its parts; each gate becomes the submodule that `GATE_MODULES` names.
+        """Add the parts; each gate becomes the submodule that `GATE_MODULES` names.
 
-        With switch heads `v_proj`, or `k_proj` and `v_proj`, are replaced, so they must be there already.
+        Switch heads replace `v_proj`, or `k_proj` and `v_proj`, so these must exist already.
 
         Args:
-            eps: Of the RMS norm of heads.
+            eps: For the RMS norm of heads.
         """
         self.gates, self.switch, self.sdpa_transform = block.gates, block.switch, block.sdpa_transform
         self.fused_gate = block.fused_gate
@@ -85,62 +93,68 @@ class GatedBlock(nn.Module):
         return any(spec.input == "lse" for spec in self.gates)
 
     def gate_modules(self) -> tuple[tuple[GateSpec, nn.Module], ...]:
-        """Each gate with the module that forms its flat logits, which an adapter or a quantiser may have replaced."""
+        """Each gate with the module that computes its flat logits, perhaps one of an adapter or a quantiser."""
         return tuple((spec, self.get_submodule(GATE_MODULES[spec.site])) for spec in self.gates)
 
-    def gate_logits(self, spec: GateSpec, hidden_states: Tensor, head_dim: int) -> Tensor:
+    def gate_logits(self, spec: GateSpec, hidden_states: Tensor) -> Tensor:
         """Logits of one of the block's gates, (B, T, H, D or 1)."""
-        return gate_logits(self.get_submodule(GATE_MODULES[spec.site]), spec, hidden_states, head_dim)
+        return gate_logits(self.get_submodule(GATE_MODULES[spec.site]), spec, hidden_states, self.head_dim)
 
-    def keys_and_values(
-        self, x: Float[Tensor, "b t c"], head_dim: int
-    ) -> tuple[Float[Tensor, "b t k d"], Float[Tensor, "b t k d"], Float[Tensor, "b t h 1"] | None]:
-        """Projected keys and values by head, from one map each or mixed from several; and logits that came along.
+    def project_heads(self, x: Float[Tensor, "b t c"]) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Queries, keys and values, (B, T, H or K, D), gated and normalised; and logits, (B, T, H, 1), or None.
 
-        They do in training, of one gate per head on the output of attention, unless its projection or the values' is
-        more than a linear layer of one map.
+        In training the product of the values also computes the logits of a gate per head on the output of attention,
+        see `joint_projection`.
         """
         scores = None if self.switch is None else switch_scores(self.switch_router(x), self.switch)
-        k = self._project("k_proj", x, scores, head_dim)
-        spec = self.fused_gate
-        if self.training and scores is None and spec is not None and spec.granularity == "headwise":
-            values, gate = (self.get_submodule(name) for name in ("v_proj", GATE_MODULES["sdpa"]))
-            if can_join(values, gate):
-                v, logits = joint_projection(cast(nn.Linear, values), cast(nn.Linear, gate), x)
-                return k, torch.unflatten(v, -1, (-1, head_dim)), logits[..., None]
-        return k, self._project("v_proj", x, scores, head_dim), None
+        q = self.gate("query", torch.unflatten(self.q_proj(x), -1, (-1, self.head_dim)), x)  # G4
+        k = self.gate("key", self._by_head("k_proj", self.k_proj(x), scores), x)  # G3
+        gate = self.fused_gate
+        if self.training and scores is None and gate is not None and gate.granularity == "headwise":
+            v, logits = joint_projection(self.v_proj, self.get_submodule(GATE_MODULES["sdpa"]), x)
+        else:
+            v, logits = self.v_proj(x), None
+        v = self.gate("value", self._by_head("v_proj", v, scores), x)  # G2
+        return self.q_norm(q), self.k_norm(k), v, None if logits is None else logits[..., None]
 
-    def _project(self, name: str, x: Tensor, scores: Tensor | None, head_dim: int) -> Tensor:
-        y = self.get_submodule(name)(x)
+    def _by_head(self, name: str, y: Tensor, scores: Tensor | None) -> Tensor:
         if scores is not None and self.switch is not None and name in _SWITCHED[self.switch.maps]:
-            return mix_maps(y, scores, head_dim)
-        return torch.unflatten(y, -1, (-1, head_dim))
+            return mix_maps(y, scores, self.head_dim)
+        return torch.unflatten(y, -1, (-1, self.head_dim))
+
+    def gate_heads(
+        self, y: Float[Tensor, "b t h d"], x: Float[Tensor, "b t c"], lse: Tensor | None, logits: Tensor | None
+    ) -> Float[Tensor, "b t h d"]:
+        """The output of attention, transformed and gated (G1), unless the attention gated it already.
+
+        Args:
+            lse: (B, H, T), for a gate that reads it.
+            logits: (B, T, H, 1), if `project_heads` computed them.
+        """
+        y = self.transform_heads(y)
+        if logits is not None:
+            return ops.gate(y, logits, cast(GateSpec, self.fused_gate))
+        return self.gate("sdpa", y, x, lse)
+
+    def project_output(self, y: Float[Tensor, "b t h d"], x: Float[Tensor, "b t c"]) -> Float[Tensor, "b t c"]:
+        """Gated heads through the output projection, and the gate behind it (G5)."""
+        return self.gate("output", self.o_proj(torch.flatten(y, -2)), x)
 
     def transform_heads(self, y: Float[Tensor, "b t h d"]) -> Float[Tensor, "b t h d"]:
-        """The output of attention as the block's `sdpa_transform` changes it, before a gate there."""
+        """The output of attention after the block's `sdpa_transform`, before a gate there."""
         if self.sdpa_transform == "silu":
             return F.silu(y)
         return y if self.sdpa_transform is None else self.sdpa_norm(y)
 
-    def gate(
-        self,
-        site: Site,
-        y: Tensor,
-        hidden_states: Tensor,
-        lse: Tensor | None = None,
-        logits: Tensor | None = None,
-    ) -> Tensor:
-        """The tensor at this site, gated if the block has a gate there.
+    def gate(self, site: Site, y: Tensor, hidden_states: Tensor, lse: Tensor | None = None) -> Tensor:
+        """`y`, gated if the block has a gate at this site.
 
         Args:
             y: (B, T, H, D), or (B, T, C) at the output site.
             lse: (B, H, T), for a gate that reads it.
-            logits: (B, T, H, D or 1), of the gate at this site, if they are there already.
         """
         for spec in self.gates:
             if spec.site == site:
-                if logits is not None:
-                    return ops.gate(y, logits, spec)
                 projection = self.get_submodule(GATE_MODULES[site])
                 if spec.input == "lse":
                     return apply_lse_gate(projection, spec, y, cast(Tensor, lse).transpose(1, 2))
@@ -151,7 +165,7 @@ class GatedBlock(nn.Module):
 
 
 def find_gates(model: nn.Module) -> Iterator[tuple[GateSpec, nn.Module, int]]:
-    """Every gate that projects or owns logits: its spec, what forms them, flat, and the channels of a head."""
+    """Every gate that projects or owns logits: its spec, the module that outputs them flat, and a head's channels."""
     seen: set[int] = set()
     for block in model.modules():
         if isinstance(block, GatedBlock):
@@ -161,4 +175,4 @@ def find_gates(model: nn.Module) -> Iterator[tuple[GateSpec, nn.Module, int]]:
                     yield spec, module, block.head_dim
     for module in model.modules():
         if isinstance(module, AttentionGate) and id(module) not in seen:
-            yield module.spec, module, module.logit_shape[1]
+            yield module.spec, module.logits, module.logit_shape[1]

@@ -10,8 +10,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import gated_attention.models  # noqa: F401  registers the gated models
 from gated_attention.analysis.definitions import MEASURES
 from gated_attention.files import write_text
-from gated_attention.models.card import CARD_NAME, Table, model_card
-from gated_attention.models.configuration_gated_qwen3 import GatedConfig
+from gated_attention.models.configuration_gated_qwen3 import GatedConfigMixin
+from gated_attention.models.saved.card import CARD_NAME, Table, model_card
 from gated_attention.study.record import Result, read_result
 
 _TITLES = {
@@ -41,7 +41,7 @@ def write_model_card(
         name: The name that the card's code loads; None is the folder's own name.
         result: The result of the arm that trained it, or the path of its `result.json`.
         analysis: An `analysis.json` of `gated-attention analyze` that covers the folder.
-        base_model, license: As `models.card.model_card`.
+        base_model, license: As `models.saved.card.model_card`.
 
     Raises:
         ValueError: if the folder holds no gated model, or a record is of another one.
@@ -119,11 +119,11 @@ def _analysis_table(path: Path, folder: Path) -> Table:
     return Table("Inside", words, rows)
 
 
-def _read_config(folder: Path) -> GatedConfig:
+def _read_config(folder: Path) -> GatedConfigMixin:
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder} holds no model that can be read; give the folder of a saved model") from error
-    if not isinstance(config, GatedConfig):
+    if not isinstance(config, GatedConfigMixin):
         raise ValueError(f"{folder} holds a {config.model_type} model; cards are for gated models")
     return config

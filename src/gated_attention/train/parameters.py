@@ -12,7 +12,7 @@ from gated_attention.nn.gate import GATE_MODULES
 if TYPE_CHECKING:
     from gated_attention.train.trainer import TrainConfig
 
-_MAPS = (nn.Linear, nn.Embedding, Qwen3MoeExperts, Qwen3MoeTopKRouter)
+_MAPS = (AttentionGate, nn.Linear, nn.Embedding, Qwen3MoeExperts, Qwen3MoeTopKRouter)
 _SITES = {name: site for site, name in GATE_MODULES.items()}
 
 
@@ -59,8 +59,8 @@ def _gate_names(model: nn.Module) -> Iterator[str]:
 
 def _reads_nothing(model: nn.Module, path: str, module: nn.Module) -> bool:
     """Whether it is a gate whose weight is its logits."""
-    if isinstance(module, AttentionGate):
-        return module.spec.input == "parameter"
+    if (spec := getattr(module, "spec" if isinstance(module, AttentionGate) else "gate_spec", None)) is not None:
+        return bool(spec.input == "parameter")
     site = _SITES.get(path.rsplit(".", maxsplit=1)[-1])
     specs = getattr(getattr(model, "config", None), "gates", ())
     return any(spec.site == site and spec.input == "parameter" for spec in specs)

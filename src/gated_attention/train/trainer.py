@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 from transformers import TrainingArguments as Arguments
 from transformers.utils import logging
 
-from gated_attention.models.loading import load_model
+from gated_attention.models.saved.loading import load_model
 from gated_attention.ranges import require_within
 from gated_attention.train.auxiliary import AuxiliaryLosses, AuxiliaryWeights
 from gated_attention.train.checkpoints import checkpoint_step, find_sound_checkpoint, last_checkpoint, seal, tokens_seen

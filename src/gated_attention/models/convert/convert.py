@@ -18,14 +18,14 @@ from huggingface_hub import ModelCard
 from safetensors import SafetensorError
 
 from gated_attention.files import write_text
-from gated_attention.models.card import CARD_NAME, measured_sections, model_card
 from gated_attention.models.convert.canonical import Config, one_line
 from gated_attention.models.convert.read import model_dtype, read_model
 from gated_attention.models.convert.retrofit import WARNING, retrofit
 from gated_attention.models.convert.source import check_adapter, check_links, find_source
 from gated_attention.models.convert.storage import Stored, is_weight_file, read_json, write_checkpoint
 from gated_attention.models.convert.write import export, top_level
-from gated_attention.models.self_contained import write_self_contained
+from gated_attention.models.saved.card import CARD_NAME, measured_sections, model_card
+from gated_attention.models.saved.self_contained import write_self_contained
 from gated_attention.spec import Gates, GateSpec, Init, as_gates
 
 Target = Literal["gated", "qwen3_next", "qwen3_5", "llama_cpp"]

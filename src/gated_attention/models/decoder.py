@@ -1,4 +1,4 @@
-"""What a decoder makes of the caller's words about who sees whom, before transformers builds its masks."""
+"""What gated decoders share, dense or mixture-of-experts: the residual stream of layers, and masks."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -6,8 +6,9 @@ from inspect import signature
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from gated_attention.models.configuration_gated_qwen3 import GatedConfigMixin
 from gated_attention.models.parent import CACHE_NAME
 
 # Arguments that leave the mask as it would be without them.
@@ -22,19 +23,57 @@ _LEAVE_THE_MASK = {
     "use_cache",
 }
 _MASKED = ("eager", "sdpa", "flex_attention", "gated_attention")
-"""Attention implementations that know of packed documents by the mask alone."""
+"""Attention implementations that learn of packed documents from the mask alone."""
+
+
+class GatedDecoderLayerMixin(nn.Module):
+    """The forward pass of Qwen3's decoder layer that normalises or clips what it adds to the residual stream.
+
+    Sandwich norms (T2.7) follow the attention and the FFN; clipping (A.6) bounds their outputs, after the norm.
+    """
+
+    init_parent: Callable[..., None]
+    """The constructor of the transformers layer, made by `parent.init_with`."""
+
+    self_attn: nn.Module
+    mlp: nn.Module
+    input_layernorm: nn.Module
+    post_attention_layernorm: nn.Module  # before the FFN: Qwen3's name
+
+    def __init__(self, config: GatedConfigMixin, layer_idx: int) -> None:
+        self.init_parent(config, layer_idx)
+        self.output_clip = config.output_clip
+        self.sandwich_norm = config.sandwich_norm
+        if config.sandwich_norm:
+            norm = type(self.input_layernorm)
+            self.attention_output_layernorm = norm(config.hidden_size, eps=config.rms_norm_eps)
+            self.feedforward_output_layernorm = norm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+        """As the decoder layers of Qwen3 and Qwen3-MoE."""
+        y, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **kwargs)
+        if self.sandwich_norm:
+            y = self.attention_output_layernorm(y)
+        hidden_states = hidden_states + self._clip(y)
+        y = self.mlp(self.post_attention_layernorm(hidden_states))
+        if self.sandwich_norm:
+            y = self.feedforward_output_layernorm(y)
+        return hidden_states + self._clip(y)
+
+    def _clip(self, y: Tensor) -> Tensor:
+        return y if self.output_clip is None else y.clamp(-self.output_clip, self.output_clip)
 
 
 def forward_of(parent: type) -> Callable[..., Any]:
-    """The forward pass of the decoder `parent`, under its signature, with two things added.
+    """The forward pass of the decoder `parent`, under its signature, with two additions.
 
-    Layers are told `only_causal` where the caller asks for no more: while it compiles, transformers cannot see that
+    It tells layers `only_causal` where the caller asks for no more: while it compiles, transformers cannot see that
     positions it counted itself hold no packed documents, and builds a mask. PyTorch's attention would then score what
     the mask hides, on keys and values repeated for every head.
 
-    Packed documents are kept apart or refused: transformers reads them from `position_ids`, but not beside a padding
-    mask, nor when it makes a cache, as it does unasked. A static cache under FlexAttention, where its mask is wrong, is
-    refused as well.
+    It keeps packed documents apart or refuses them: transformers reads them from `position_ids`, but not beside a
+    padding mask, nor when it makes a cache, as it does by default. It also refuses a static cache under FlexAttention,
+    whose mask is wrong there.
     """
     decode = parent.forward  # type: ignore[attr-defined]
     names = list(signature(decode).parameters)[1:]
@@ -60,7 +99,7 @@ def forward_of(parent: type) -> Callable[..., Any]:
 
 
 def _keep_documents_apart(implementation: str, given: dict[str, Any], *, has_cache: bool) -> None:
-    """Have no cache made beside packed documents, and refuse what would let them see each other.
+    """Turn off the cache beside packed documents, and refuse what would let them see each other.
 
     Args:
         given: Of the decoder's arguments; may gain `use_cache`.

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import cast
 
 from gated_attention.files import write_text
-from gated_attention.models.card import CARD_NAME, say_that_code_is_carried
+from gated_attention.models.saved.card import CARD_NAME, say_that_code_is_carried
 
 _PACKAGE = "gated_attention"
-_SOURCES = Path(__file__).parents[1]
+_SOURCES = Path(__file__).parents[2]
 _ENTRIES = ("configuration_gated_qwen3", "modeling_gated_qwen3", "modeling_gated_qwen3_moe")
 """Modules of `models` whose files keep their names, which `auto_map` names."""
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from huggingface_hub import ModelCardData
 
-from gated_attention.models.configuration_gated_qwen3 import GatedConfig
+from gated_attention.models.configuration_gated_qwen3 import GatedConfigMixin
 
 CARD_NAME = "README.md"
 
@@ -42,7 +42,7 @@ class Table(NamedTuple):
 
 
 def model_card(
-    config: GatedConfig,
+    config: GatedConfigMixin,
     name: str,
     num_parameters: int,
     *,
@@ -111,7 +111,7 @@ def say_that_code_is_carried(card: str) -> str:
     return re.sub(lines, r"\1, trust_remote_code=True)", card.replace(_REGISTER, ""))
 
 
-def _model_rows(config: GatedConfig, num_parameters: int, base_model: str | None) -> dict[str, str]:
+def _model_rows(config: GatedConfigMixin, num_parameters: int, base_model: str | None) -> dict[str, str]:
     added = config.num_hidden_layers * config.block.num_parameters(config.geometry)
     rows = {f"Gate at {gate.site} ({gate.label})": _gate_text(config, gate) for gate in config.block.gates}
     return {
@@ -125,7 +125,7 @@ def _model_rows(config: GatedConfig, num_parameters: int, base_model: str | None
     }
 
 
-def _gate_text(config: GatedConfig, gate: Any) -> str:
+def _gate_text(config: GatedConfigMixin, gate: Any) -> str:
     heads, channels = gate.score_shape(config.geometry)
     return f"{gate.describe()}; {heads} x {channels} scores a token"
 
@@ -140,13 +140,13 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
-class CardedModel:
+class ModelCardMixin:
     """Writes the card where transformers saves or pushes the model; put before the transformers class.
 
     A `README.md` that is there already is left alone.
     """
 
-    config: GatedConfig
+    config: GatedConfigMixin
     name_or_path: str
     _auto_class: str | None
 

@@ -1,0 +1,1 @@
+"""Saved models: their cards, the code that they carry, and loading them whole."""
