@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import shutil
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -44,6 +45,32 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         with suppress(OSError):
             part.unlink()
         raise
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder that takes the place of `path`, absent or empty, when the block ends without an error.
+
+    Otherwise it is removed. So are parts that killed processes left beside it.
+    """
+    target = path.resolve()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in target.parent.glob(f"{PART}*"):
+        _remove_if_abandoned(leftover)
+    part = target.parent / f"{PART}{uuid4().hex[:16]}"
+    part.mkdir()
+    handle = os.open(part, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks: nobody takes the part for abandoned there
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        part.mkdir(exist_ok=True)  # another process may have removed it before it was locked
+        yield part
+        part.replace(target)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    finally:
+        os.close(handle)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -116,17 +143,6 @@ def remove_parts(folder: Path) -> None:
         _remove_if_abandoned(part)
 
 
-def is_held(path: Path) -> bool:
-    """Whether some process holds the lock `path`; if none does, the file is removed."""
-    lock = FileLock(path)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        return True
-    _release(lock)
-    return False
-
-
 @contextmanager
 def _holding(path: Path, on_wait: Callable[[str], object]) -> Iterator[None]:
     """Hold the lock `path`; `on_wait` learns who holds it now, and may raise to give up."""
@@ -175,7 +191,11 @@ def _open_part(folder: Path) -> BinaryIO:
 
 
 def _remove_if_abandoned(part: Path) -> None:
-    """Remove a part that no process has locked; its writer holds the lock until it is renamed."""
-    with suppress(OSError), part.open("rb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        part.unlink()
+    """Remove a file or folder that no process has locked; its writer holds the lock until it is renamed."""
+    with suppress(OSError):
+        handle = os.open(part, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(part) if part.is_dir() else part.unlink()
+        finally:
+            os.close(handle)

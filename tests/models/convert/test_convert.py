@@ -161,7 +161,7 @@ def test_sources_that_are_not_there(source, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     assert command(source, "out") == 2
     error = capfd.readouterr().err
-    assert f"{source} is no folder" in error
+    assert f"{source} is not a folder" in error
     assert error.count("\n") == 1
 
 

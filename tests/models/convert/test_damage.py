@@ -65,7 +65,7 @@ DAMAGE = {
         lambda at: rewrite(at, lambda state: state.update({K_PROJ: torch.zeros(3, dtype=torch.int8)})),
         (K_PROJ, "int8"),
     ),
-    "not tensors": (lambda at: rewrite(at, lambda state: state.update(step=3)), ("no mapping of names to tensors",)),
+    "not tensors": (lambda at: rewrite(at, lambda state: state.update(step=3)), ("not a mapping of names to tensors",)),
     "truncated": (lambda at: cut(at / PICKLE, 5000), ("is damaged (cut short)",)),
     "truncated at the end": (lambda at: cut(at / PICKLE, -1), ("is damaged (cut short)",)),
     "a pointer": (lambda at: (at / PICKLE).write_text("version https://git-lfs.github.com/spec/v1"), ("git lfs pull",)),
@@ -262,7 +262,7 @@ def test_a_stop_half_way_leaves_nothing_that_looks_whole(name, tmp_path):
         assert left == []
     else:
         assert stopped.returncode == -signal.SIGKILL
-        assert [path.startswith(".out.partial-") for path in left] == [True]
+        assert [path.startswith(".part-") for path in left] == [True]
         with pytest.raises(OSError, match="no file named"):
             AutoModelForCausalLM.from_pretrained(target.parent / left[0])
     done = convert(source, target)

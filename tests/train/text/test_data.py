@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import threading
 import time
 from itertools import pairwise
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -285,8 +287,8 @@ def test_an_interrupted_build_leaves_nothing(source, cache, monkeypatch):
 
 def test_what_a_kill_leaves_is_never_taken_for_whole_and_removed_by_the_next_run(source, cache, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(data.shutil, "rmtree", lambda *args, **kwargs: None)
-        patch.setattr(data.Path, "rename", interrupted)
+        patch.setattr(shutil, "rmtree", lambda *args, **kwargs: None)
+        patch.setattr(Path, "replace", interrupted)
         with pytest.raises(KeyboardInterrupt):
             load_data(config(source), cache)  # everything written, and stopped before the rename
     [left] = (cache / "packed").iterdir()

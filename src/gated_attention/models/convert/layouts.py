@@ -1,13 +1,13 @@
-"""How checkpoints lay out the gate of the attention output, and exact ways between the layouts.
+"""The layouts that checkpoints use for the gate of the attention output, and exact conversions between them.
 
-Three are in use. With H query heads in K groups of G, D channels per head and d gate rows per head (1 headwise, D
-elementwise), and everything seen as rows of a weight whose last dimension is the hidden size:
+Three layouts are in use. H query heads form K groups of G; a head has D channels and d gate rows (headwise 1,
+elementwise D). Everything is rows of a weight whose last dimension is the hidden size:
 
     A  per query head       q_proj = [q_0 | g_0 | q_1 | g_1 | ...]              Qwen3-Next, Qwen3.5 (d = D)
     B  per key/value group  q_proj = [q_0 .. q_G-1 | g_0 .. g_G-1 | q_G .. ]    the paper's release
     C  separate             q_proj = [q_0 | q_1 | ...], g_proj = [g_0 | g_1 | ...]   this package, OLMo-core, AFMoE
 
-C is what this package stores.
+This package stores C.
 """
 
 import torch
@@ -24,10 +24,10 @@ def split_per_head(packed: Tensor, geometry: AttentionGeometry) -> tuple[Tensor,
 
 def join_per_head(q: Tensor, g: Tensor, geometry: AttentionGeometry) -> Tensor:
     """Layout C to A; a headwise g, (H, C), is repeated over the channels of its head."""
+    if len(g) == geometry.num_heads:
+        g = g.repeat_interleave(geometry.head_dim, dim=0)
     heads = (geometry.num_heads, geometry.head_dim)
-    return torch.stack(
-        (torch.unflatten(q, 0, heads), torch.unflatten(repeat_rows(g, geometry), 0, heads)), dim=1
-    ).flatten(0, 2)
+    return torch.stack([torch.unflatten(x, 0, heads) for x in (q, g)], dim=1).flatten(0, 2)
 
 
 def split_per_group(packed: Tensor, geometry: AttentionGeometry, gate_rows: int) -> tuple[Tensor, Tensor]:
@@ -38,13 +38,8 @@ def split_per_group(packed: Tensor, geometry: AttentionGeometry, gate_rows: int)
     return q.flatten(0, 1), g.flatten(0, 1)
 
 
-def repeat_rows(g: Tensor, geometry: AttentionGeometry) -> Tensor:
-    """A gate with one row per channel: the same function as the headwise gate it repeats; others are left alone."""
-    return g.repeat_interleave(geometry.head_dim, dim=0) if len(g) == geometry.num_heads else g
-
-
 def merge_rows(g: Tensor, geometry: AttentionGeometry) -> Tensor:
-    """The inverse of `repeat_rows`.
+    """The headwise gate (H, C) that an elementwise one, (H * D, C), repeats over the channels of each head.
 
     Raises:
         ValueError: if the rows of a head differ.
@@ -56,9 +51,9 @@ def merge_rows(g: Tensor, geometry: AttentionGeometry) -> Tensor:
 
 
 def shift_exactly(weight: Tensor, by: float, dtype: torch.dtype) -> Tensor:
-    """`weight + by`: in `dtype` if that holds it exactly, else in the narrower of float32 and float64 that leads back.
+    """`weight + by` in `dtype` if it is exact there, else in float32 or float64, whichever first recovers `weight`.
 
-    Zero-centred norms store `weight - 1`, which bfloat16 cannot hold for every weight.
+    Zero-centred norms store `weight - 1`, which bfloat16 cannot represent for every weight.
     """
     exact = weight.double() + by
     if torch.equal(exact.to(dtype).double(), exact):

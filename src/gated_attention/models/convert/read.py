@@ -1,4 +1,4 @@
-"""Checkpoints in: recognise a model folder by its configuration and tensors, and see it in this package's layout."""
+"""Read checkpoints: recognise a model folder by its configuration and tensors, and map it to this package's layout."""
 
 from collections.abc import Callable
 from functools import lru_cache, partial
@@ -11,89 +11,99 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from gated_attention.models.configuration_gated_qwen3 import GatedQwen3Config, GatedQwen3MoeConfig
-from gated_attention.models.convert.canonical import Checkpoint, Config, check_complete, one_line, split_experts
+from gated_attention.models.convert.canonical import (
+    EMBEDDING,
+    Checkpoint,
+    Config,
+    check_complete,
+    one_line,
+    split_experts,
+)
 from gated_attention.models.convert.layouts import merge_rows, shift_exactly, split_per_group, split_per_head
 from gated_attention.models.convert.stand_ins import drop_idle_layer, drop_zero_shared_experts, from_one_expert, is_tied
-from gated_attention.models.convert.storage import Stored, check_floating, find_weights, open_checkpoint, read_json
+from gated_attention.models.convert.storage import (
+    Stored,
+    Tensors,
+    check_floating,
+    find_weights,
+    open_checkpoint,
+    read_json,
+)
 from gated_attention.spec import GateSpec, Granularity, ScoreDtype
 
-Tensors = dict[str, Stored]
+Split = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 HINT = "gated_attention"
-"""Key of an exported configuration that says what the gate was: a headwise one, repeated, looks elementwise."""
+"""Key of an exported configuration that describes the gate: a headwise one, repeated, looks elementwise."""
 
 HINTS = ("granularity", "dtype", "init")
-"""Its fields: what of a gate the stock architecture does not say."""
+"""Fields of the hint: properties of a gate that the stock architecture cannot state."""
 
-_NAMES_OF_A_GATE: dict[str, ScoreDtype] = {"g_proj": "model", "gate_proj": "model", "w_g": "float32"}
-"""Step; AFMoE; OLMo-core, which forms scores in float32."""
+_GATE_NAMES: dict[str, ScoreDtype] = {"g_proj": "model", "gate_proj": "model", "w_g": "float32"}
+"""Separate gates of Step; AFMoE; OLMo-core, which computes scores in float32."""
 _RELEASE_FLAGS: dict[str, Granularity] = {
     "headwise_attn_output_gate": "headwise",
     "elementwise_attn_output_gate": "elementwise",
 }
-_RELEASE_HEAD_DIM = 128  # of its configuration class, where config.json names none
+_RELEASE_HEAD_DIM = 128  # the default of its configuration class
 _LEGACY_KEYS = {"rope_theta", "rope_scaling", "dtype", "torch_dtype", "num_experts", "num_local_experts"}
 _NOT_CARRIED = {"architectures", "auto_map", "model_type", "transformers_version", "gates"}
 
 
 def read_model(folder: Path) -> Checkpoint:
-    """A model folder in this package's layout; no weight is read yet, except to check what is tied or must be zero.
+    """A model folder in this package's layout; weights are read only to check what must be tied or zero.
 
     Raises:
-        ValueError: if the architecture is not one of those above, or the folder is damaged; names tensor and file.
+        ValueError: if the architecture is not one of `_READERS`, or the folder is damaged; names tensor and file.
     """
     path = folder / "config.json"
     content = read_json(path)
     if content.get("vision_config") is not None:
-        raise ValueError(f"{folder} holds a vision model, which has no place here; give a text-only checkpoint")
+        raise ValueError(f"{folder} holds a vision model, which cannot be converted; give a text-only checkpoint")
     if content.get("quantization_config") is not None:
         raise ValueError(f"{path} has a quantization_config; give the checkpoint that was quantised")
-    nested = content.get("text_config")
-    if isinstance(nested, dict):
+    if isinstance(nested := content.get("text_config"), dict):
         content = {**{key: content[key] for key in ("tie_word_embeddings", "dtype", HINT) if key in content}, **nested}
     model_type = str(content.get("model_type"))
     if model_type not in _READERS:
         raise ValueError(f"model_type {model_type!r} of {folder} is not readable; choose from {', '.join(_READERS)}")
-    tensors = {
-        name.replace("model.language_model.", "model.", 1): tensor for name, tensor in open_checkpoint(folder).items()
-    }
-    for name, tensor in tensors.items():
+    tensors: Tensors = {}
+    left_out = []
+    for stored_name, tensor in open_checkpoint(folder).items():
+        name = stored_name.replace("model.language_model.", "model.", 1)
         if name.startswith(("model.visual.", "visual.")):
             raise ValueError(f"tensor {name} of {tensor.origin} is of a vision model; give a text-only checkpoint")
-    left_out = tuple(name for name in tensors if name.startswith("mtp.") or name.endswith("rotary_emb.inv_freq"))
-    kept = {name: tensor for name, tensor in tensors.items() if name not in left_out}
-    for name, tensor in kept.items():
-        check_floating(name, tensor)
+        if name.startswith("mtp.") or name.endswith("rotary_emb.inv_freq"):
+            left_out.append(name)
+        else:
+            check_floating(name, tensor)
+            tensors[name] = tensor
     try:
-        config, kept, origin = _READERS[model_type](content, _split_fused_experts(kept))
-        return check_complete(Checkpoint(config, kept, origin, left_out), find_weights(folder))
+        config, tensors, origin = _READERS[model_type](content, _split_fused_experts(tensors))
+        return check_complete(Checkpoint(config, tensors, origin, tuple(left_out)), find_weights(folder))
     except (KeyError, TypeError, ZeroDivisionError, StrictDataclassError) as error:
         raise ValueError(f"{path} is no configuration of a {model_type} ({one_line(error)}); fetch it again") from error
     except ValueError as error:
-        if str(folder) in str(error):  # of a tensor, whose file it names
+        if str(folder) in str(error):  # about a tensor: it names the file already
             raise
         raise ValueError(f"{path}: {error}") from error
 
 
 def _read_own(content: dict[str, Any], tensors: Tensors) -> tuple[Config, Tensors, str]:
-    config = _own_config(content, _is_moe(content), content.get("gates", ()))
-    return config, tensors, "gated_attention"
+    return _own_config(content, _is_moe(content), content.get("gates", ())), tensors, "gated_attention"
 
 
 def _read_qwen3(content: dict[str, Any], tensors: Tensors) -> tuple[Config, Tensors, str]:
     config = _own_config(content, _is_moe(content), ())
-    found = [
-        name for name in _NAMES_OF_A_GATE if f"model.layers.0.self_attn.{name}.weight" in tensors
-    ]  # the rest of the block is checked later, tensor by tensor
     origin = "Qwen3-MoE" if _is_moe(content) else "Qwen3"
-    if not found:
-        return config, tensors, origin
-    named = found[0]
-    rows = tensors[f"model.layers.0.self_attn.{named}.weight"].shape[0]
-    granularity: Granularity = "headwise" if rows == config.num_attention_heads else "elementwise"
-    config.gates = (GateSpec(granularity=granularity, dtype=_NAMES_OF_A_GATE[named]),)
-    renamed = {name.replace(f".self_attn.{named}.", ".self_attn.g_proj."): tensor for name, tensor in tensors.items()}
-    return config, renamed, f"{origin} with a separate gate, {named}"
+    for name, dtype in _GATE_NAMES.items():
+        # The first layer tells; `check_complete` compares the others tensor by tensor.
+        if gate := tensors.get(f"model.layers.0.self_attn.{name}.weight"):
+            is_headwise = gate.shape[0] == config.num_attention_heads
+            config.gates = (GateSpec(granularity="headwise" if is_headwise else "elementwise", dtype=dtype),)
+            renamed = {key.replace(f".self_attn.{name}.", ".self_attn.g_proj."): tensors[key] for key in tensors}
+            return config, renamed, f"{origin} with a separate gate, {name}"
+    return config, tensors, origin
 
 
 def _read_release(content: dict[str, Any], tensors: Tensors) -> tuple[Config, Tensors, str]:
@@ -104,25 +114,25 @@ def _read_release(content: dict[str, Any], tensors: Tensors) -> tuple[Config, Te
         raise ValueError("use_qk_norm must be true and qkv_bias false; Qwen3 has QK-norm and no such bias")
     granularities = [granularity for flag, granularity in _RELEASE_FLAGS.items() if content[flag]]
     if len(granularities) > 1:
-        raise ValueError(f"{' and '.join(_RELEASE_FLAGS)} are both true; one at the most")
-    head_dim = content.get("head_dim", _RELEASE_HEAD_DIM)
-    gates = tuple(_stock_gate(granularity) for granularity in granularities)
-    config = _own_config({**content, "head_dim": head_dim, "attention_bias": False}, False, gates)
+        raise ValueError(f"{' and '.join(_RELEASE_FLAGS)} are both true; set at most one")
+    gates = tuple(GateSpec(granularity=granularity, dtype="model") for granularity in granularities)
+    values = {"head_dim": _RELEASE_HEAD_DIM, **content, "attention_bias": False}
+    config = _own_config(values, False, gates)
     if not gates:
         return config, tensors, "the paper's release, baseline"
-    gate_rows = 1 if granularities[0] == "headwise" else head_dim
-    split = _unpack(tensors, config, gate_rows, lambda packed: split_per_group(packed, config.geometry, gate_rows))
-    return config, split, f"the paper's release, {granularities[0]}"
+    _, gate_rows = gates[0].score_shape(config.geometry)
+    split = partial(split_per_group, geometry=config.geometry, gate_rows=gate_rows)
+    return config, _unpack(tensors, config, split, gate_rows), f"the paper's release, {granularities[0]}"
 
 
-def _read_next(content: dict[str, Any], tensors: Tensors) -> tuple[Config, Tensors, str]:
+def _read_stock(content: dict[str, Any], tensors: Tensors) -> tuple[Config, Tensors, str]:
     stock = AutoConfig.for_model(**content)
     if stock.layer_types[-1:] == ["linear_attention"] and "full_attention" in stock.layer_types:
         stock.num_hidden_layers, stock.layer_types = stock.num_hidden_layers - 1, stock.layer_types[:-1]
         tensors = drop_idle_layer(tensors, stock.num_hidden_layers)
     if any(kind != "full_attention" for kind in stock.layer_types):
         raise ValueError(
-            f"layer_types of {stock.model_type} has linear attention; only full attention has a place here"
+            f"layer_types of {stock.model_type} has linear attention; only full attention can be converted"
         )
     if stock.attention_bias:
         raise ValueError("attention_bias is true, which packs a gate bias; only checkpoints without it are read")
@@ -152,8 +162,7 @@ def _read_next(content: dict[str, Any], tensors: Tensors) -> tuple[Config, Tenso
         q, g = split_per_head(packed, config.geometry)
         return q, merge_rows(g, config.geometry) if gate.granularity == "headwise" else g
 
-    _, gate_rows = gate.score_shape(config.geometry)
-    unpacked = _unpack(tensors, config, config.head_dim, split, gate_rows)
+    unpacked = _unpack(tensors, config, split, config.head_dim)
     return config, unpacked, f"{stock.model_type} ({gate.granularity} gate)"
 
 
@@ -163,14 +172,10 @@ _READERS: dict[str, Callable[[dict[str, Any], Tensors], tuple[Config, Tensors, s
     "qwen2": _read_release,
     "qwen3": _read_qwen3,
     "qwen3_moe": _read_qwen3,
-    "qwen3_next": _read_next,
-    "qwen3_5_text": _read_next,
-    "qwen3_5_moe_text": _read_next,
+    "qwen3_next": _read_stock,
+    "qwen3_5_text": _read_stock,
+    "qwen3_5_moe_text": _read_stock,
 }
-
-
-def _stock_gate(granularity: Granularity) -> GateSpec:
-    return GateSpec(granularity=granularity, dtype="model")
 
 
 def _is_moe(content: dict[str, Any]) -> bool:
@@ -180,33 +185,25 @@ def _is_moe(content: dict[str, Any]) -> bool:
 def _has_experts(stock: Any) -> bool:
     if stock.model_type == "qwen3_5_moe_text":
         return True
-    if not getattr(stock, "num_experts", 0):
-        return False
-    sparse = (
+    return bool(getattr(stock, "num_experts", 0)) and any(
         index not in stock.mlp_only_layers and (index + 1) % stock.decoder_sparse_step == 0
         for index in range(stock.num_hidden_layers)
     )
-    return any(sparse)
 
 
 def _own_config(content: dict[str, Any], moe: bool, gates: Any) -> Config:
     own = GatedQwen3MoeConfig if moe else GatedQwen3Config
     known = (set(own().to_dict()) | _LEGACY_KEYS) - _NOT_CARRIED
-    values = {key: value for key, value in content.items() if key in known}
     if not moe:
-        values = {key: value for key, value in values.items() if key not in ("num_experts", "num_local_experts")}
-    config: Config = own(gates=gates, **values)
+        known -= {"num_experts", "num_local_experts"}
+    config: Config = own(gates=gates, **{key: value for key, value in content.items() if key in known})
     return config
 
 
-def _unpack(
-    tensors: Tensors,
-    config: Config,
-    packed_rows: int,
-    split: Callable[[Tensor], tuple[Tensor, Tensor]],
-    gate_rows: int | None = None,
-) -> Tensors:
-    heads, width = config.num_attention_heads, config.hidden_size
+def _unpack(tensors: Tensors, config: Config, split: Split, packed_rows: int) -> Tensors:
+    """Every `q_proj` split into queries and gate; `packed_rows` is the number of gate rows per head before that."""
+    (gate,), heads, width = config.gates, config.num_attention_heads, config.hidden_size
+    _, gate_rows = gate.score_shape(config.geometry)
     shape = (heads * (config.head_dim + packed_rows), width)
     unpacked: Tensors = {}
     for name, tensor in tensors.items():
@@ -218,49 +215,43 @@ def _unpack(
                 f"tensor {name} of {tensor.origin} has shape {list(tensor.shape)}; "
                 f"config.json asks for {list(shape)}, queries and gate"
             )
-        for part, (new, rows) in enumerate(
-            ((name, config.head_dim), (name.replace(".q_proj.", ".g_proj."), gate_rows or packed_rows))
-        ):
-            load = _part(tensor, split, part)
-            unpacked[new] = Stored((heads * rows, width), tensor.dtype, load, tensor.origin)
+        rows = {name: config.head_dim, name.replace(".q_proj.", ".g_proj."): gate_rows}
+        for part, new in enumerate(rows):
+            load = partial(_load_part, tensor, split, part)
+            unpacked[new] = Stored((heads * rows[new], width), tensor.dtype, load, tensor.origin)
     return unpacked
 
 
-def _part(tensor: Stored, split: Callable[[Tensor], tuple[Tensor, Tensor]], part: int) -> Callable[[], Tensor]:
-    def load() -> Tensor:
-        try:
-            return split(tensor.load())[part]
-        except ValueError as error:
-            raise ValueError(f"a packed gate of {tensor.origin} is not what config.json says: {error}") from error
-
-    return load
+def _load_part(tensor: Stored, split: Split, part: int) -> Tensor:
+    try:
+        return split(tensor.load())[part]
+    except ValueError as error:
+        raise ValueError(f"a packed gate of {tensor.origin} does not agree with config.json: {error}") from error
 
 
 def shifted(tensor: Stored, by: float, dtype: torch.dtype) -> Stored:
-    """A norm between Qwen3's convention and the zero-centred one, exactly; read at once, since norms are small."""
+    """A norm between Qwen3's convention and the zero-centred one, exact; it is read at once, since norms are small."""
     weight = shift_exactly(tensor.load(), by, dtype)
     return Stored(tensor.shape, weight.dtype, lambda: weight, tensor.origin)
 
 
 def model_dtype(tensors: Tensors) -> torch.dtype:
     """The dtype of the embedding, which stands for the model's."""
-    embedding = tensors.get("model.embed_tokens.weight")
-    return torch.float32 if embedding is None else embedding.dtype
+    return tensors[EMBEDDING].dtype if EMBEDDING in tensors else torch.float32
 
 
 def _split_fused_experts(tensors: Tensors) -> Tensors:
     split: Tensors = {}
     for name, tensor in tensors.items():
-        fused = name.endswith((".experts.gate_up_proj", ".experts.down_proj"))
-        if not fused or len(tensor.shape) != 3:
+        if not name.endswith((".experts.gate_up_proj", ".experts.down_proj")) or len(tensor.shape) != 3:
             split[name] = tensor
             continue
-        for part, shape in split_experts(name, tensor.shape):
+        for part, shape in split_experts(name, tensor.shape).items():
             split[part] = Stored(shape, tensor.dtype, partial(_load_expert, tensor, part, shape[0]), tensor.origin)
     return split
 
 
-@lru_cache(maxsize=1)  # the experts of one fused tensor are asked for one after the other
+@lru_cache(maxsize=1)  # the experts of one fused tensor are loaded one after the other
 def _load_whole(tensor: Stored) -> Tensor:
     return tensor.load()
 

@@ -1,4 +1,4 @@
-"""A gate for a model that was trained without one."""
+"""Add gates to a model that was trained without one."""
 
 from dataclasses import replace
 from functools import partial
@@ -8,18 +8,18 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
-from gated_attention.models.convert.canonical import Checkpoint, expected_shapes
+from gated_attention.models.convert.canonical import Checkpoint, Shape, expected_shapes
 from gated_attention.models.convert.read import model_dtype
 from gated_attention.models.convert.storage import Stored
 from gated_attention.nn.gate import GATE_MODULES
 from gated_attention.spec import GateSpec, Init
 
 WARNING = (
-    "a gate added in continued training neither removes the sinks a model has nor changes its quality: users report "
+    "a gate added in continued training neither removes the sinks of a model nor changes its quality: users report "
     "that 2*sigmoid from zero barely moves and that a random start spikes the loss; what worked later was "
     "distillation with a penalty on outliers"
 )
-"""What a caller should know before training on."""
+"""What a caller should know before continuing the training."""
 
 _AT_ZERO = {"sigmoid": 0.5, "ns_sigmoid": 0.75, "hard_sigmoid": 0.5, "silu": 0.0, "identity": 0.0, "softplus": log(2.0)}
 
@@ -28,38 +28,38 @@ def retrofit(checkpoint: Checkpoint, gates: tuple[GateSpec, ...], init: Init) ->
     """The model with gates added; `init="zeros"` scales them so that the first forward pass is unchanged.
 
     Raises:
-        ValueError: if the model has gates, or zero weights cannot leave it unchanged.
+        ValueError: if the model has gates already, or zero weights cannot leave it unchanged.
     """
     config = checkpoint.config
     if config.gates:
         raise ValueError(
-            f"the model has a gate already ({config.gates[0].describe()}); --add-gate is for models without"
+            f"the model has a gate already ({config.gates[0].describe()}); --add-gate is for models without one"
         )
     config.gates = tuple(neutral(gate) if init == "zeros" else replace(gate, init="normal") for gate in gates)
     dtype = model_dtype(checkpoint.tensors)
+    std = 0.0 if init == "zeros" else config.initializer_range
     tensors = dict(checkpoint.tensors)
     modules = {GATE_MODULES[gate.site] for gate in config.gates}
     for name, shape in expected_shapes(config).items():
         if name not in tensors and name.split(".")[-2] in modules:
-            std = 0.0 if init == "zeros" else config.initializer_range
-            tensors[name] = Stored(shape, dtype, partial(_start, name, shape, dtype, std), "new")
-    return Checkpoint(config, tensors, checkpoint.origin, checkpoint.left_out)
+            tensors[name] = Stored(shape, dtype, partial(_normal, name, shape, dtype, std), "new")
+    return replace(checkpoint, tensors=tensors)
 
 
 def neutral(gate: GateSpec) -> GateSpec:
     """The gate with zero weights and the scale at which it then changes nothing: 2 for a sigmoid.
 
     Raises:
-        ValueError: if no scale does that.
+        ValueError: if there is no such scale.
     """
-    start = _AT_ZERO[gate.activation]
-    if gate.bias is not None or gate.input == "lse" or (start != 0.0 if gate.combine == "add" else start == 0.0):
+    start, is_added = _AT_ZERO[gate.activation], gate.combine == "add"
+    if gate.bias is not None or gate.input == "lse" or is_added != (start == 0.0):
         raise ValueError(f"{gate.describe()} with zero weights changes the model; use --init normal or another gate")
-    return replace(gate, init="zeros", scale=gate.scale if gate.combine == "add" else 1.0 / start)
+    return replace(gate, init="zeros", scale=gate.scale if is_added else 1.0 / start)
 
 
-def _start(name: str, shape: tuple[int, ...], dtype: torch.dtype, std: float) -> Tensor:
+def _normal(name: str, shape: Shape, dtype: torch.dtype, std: float) -> Tensor:
     if std == 0.0:
-        return torch.zeros(shape, dtype=dtype)
+        return torch.zeros(shape, dtype=dtype)  # a product with 0 would have negative zeros
     generator = torch.Generator().manual_seed(crc32(name.encode()))
     return (torch.randn(shape, generator=generator) * std).to(dtype)

@@ -1,4 +1,4 @@
-"""Where a checkpoint lies: a local folder, or one fetched from the hub."""
+"""Find a checkpoint, in a local folder or on the hub, and check what else its folder holds."""
 
 from pathlib import Path
 
@@ -7,7 +7,6 @@ import huggingface_hub
 from gated_attention.models.convert.storage import find_weights, read_json
 
 _WANTED = ("*.json", "*.safetensors", "*.bin", "*.txt", "*.model", "*.jinja", "*.md", "LICENSE*", "NOTICE*")
-_PARTS_OF_A_NAME = 2
 
 
 def find_source(source: str | Path) -> Path:
@@ -21,10 +20,10 @@ def find_source(source: str | Path) -> Path:
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder
-    parts = str(source).split("/")
-    if isinstance(source, Path) or len(parts) < _PARTS_OF_A_NAME or not all(parts) or parts[0] in (".", "..", "~"):
-        raise ValueError(f"{source} is no folder; give one, or a hub name, owner/repository")
-    name, inside = "/".join(parts[:_PARTS_OF_A_NAME]), "/".join(parts[_PARTS_OF_A_NAME:])
+    owner, *parts = str(source).split("/")
+    if isinstance(source, Path) or not parts or not all([owner, *parts]) or owner in (".", "..", "~"):
+        raise ValueError(f"{source} is not a folder; give one, or a hub name, owner/repository")
+    name, inside = f"{owner}/{parts[0]}", "/".join(parts[1:])
     prefix = f"{inside}/" if inside else ""
     try:
         root = huggingface_hub.snapshot_download(
@@ -32,7 +31,7 @@ def find_source(source: str | Path) -> Path:
         )
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"{source} is no folder, and the hub does not give it ({reason}); check the name") from error
+        raise ValueError(f"{source} is not a folder, nor can the hub give it ({reason}); check the name") from error
     folder = Path(root) / inside
     if not folder.is_dir():
         raise ValueError(f"{name} on the hub has no folder {inside}; check the name")
@@ -50,7 +49,7 @@ def check_adapter(folder: Path) -> None:
 
 
 def adapter_error(name: str) -> ValueError:
-    """What to say of a PEFT adapter where a whole model is needed."""
+    """The error to raise for a PEFT adapter where a whole model is needed."""
     return ValueError(
         f"{name} holds a PEFT adapter (adapter_config.json), not a whole model; "
         "load it with peft, merge_and_unload(), and save the result"
@@ -58,7 +57,7 @@ def adapter_error(name: str) -> ValueError:
 
 
 def check_links(folder: Path) -> None:
-    """Refuse links that lead out of a model's folder: an export would give away what they point to.
+    """Refuse links that lead out of a model's folder: an export would publish their targets.
 
     The hub's cache links the files of a snapshot to `blobs` beside `snapshots`; those links are followed.
 

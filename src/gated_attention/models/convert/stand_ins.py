@@ -1,31 +1,25 @@
-"""Parts that stock architectures demand and that compute nothing, and how they are recognised on the way back."""
+"""Parts that stock architectures require but that compute nothing: how they are added, recognised and removed."""
 
-from collections.abc import Iterable
 from functools import partial
 
 import torch
-from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers import PreTrainedConfig
 
-from gated_attention.models.convert.canonical import split_experts
-from gated_attention.models.convert.storage import Stored
+from gated_attention.models.convert.canonical import EMBEDDING, HEAD, Shape, expected_shapes
+from gated_attention.models.convert.storage import Stored, Tensors
 
-Tensors = dict[str, Stored]
-
-IDLE_LAYER = {
+_SMALLEST_LINEAR_ATTENTION = {
     "linear_num_key_heads": 1, "linear_num_value_heads": 1, "linear_key_head_dim": 128, "linear_value_head_dim": 128,
 }  # fmt: skip
-"""The smallest linear attention that llama.cpp computes."""
+"""The smallest that llama.cpp computes."""
 
 _EXPERT = ".mlp.experts.0."
 _ROUTER = ".mlp.gate.weight"
 _SHARED = ".mlp.shared_expert"
 
 
-def zeros(name: str, shape: Iterable[int], dtype: torch.dtype) -> Tensors:
-    """A tensor of zeros by its name."""
-    shape = tuple(shape)
-    return {name: Stored(shape, dtype, partial(torch.zeros, shape, dtype=dtype), "new")}
+def _zeros(shape: Shape, dtype: torch.dtype) -> Stored:
+    return Stored(shape, dtype, partial(torch.zeros, shape, dtype=dtype), "new")
 
 
 def zero_shared_expert(mlp: str, like: Stored) -> Tensors:
@@ -33,14 +27,16 @@ def zero_shared_expert(mlp: str, like: Stored) -> Tensors:
 
     Args:
         mlp: Name of the block's feed-forward part, such as `model.layers.0.mlp`.
-        like: A weight of the model's dtype and, last, its hidden size.
+        like: A weight with the model's dtype, whose last dimension is the hidden size.
     """
-    width, dtype = like.shape[-1], like.dtype
-    expert: Tensors = {}
-    for projection in ("gate_proj", "up_proj"):
-        expert |= zeros(f"{mlp}.shared_expert.{projection}.weight", (1, width), dtype)
-    expert |= zeros(f"{mlp}.shared_expert.down_proj.weight", (width, 1), dtype)
-    return expert | zeros(f"{mlp}.shared_expert_gate.weight", (1, width), dtype)
+    width = like.shape[-1]
+    shapes = {
+        "shared_expert.gate_proj": (1, width),
+        "shared_expert.up_proj": (1, width),
+        "shared_expert.down_proj": (width, 1),
+        "shared_expert_gate": (1, width),
+    }
+    return {f"{mlp}.{name}.weight": _zeros(shape, like.dtype) for name, shape in shapes.items()}
 
 
 def drop_zero_shared_experts(tensors: Tensors) -> Tensors:
@@ -56,35 +52,35 @@ def drop_zero_shared_experts(tensors: Tensors) -> Tensors:
 
 
 def as_one_expert(tensors: Tensors) -> Tensors:
-    """A dense model as a mixture of one expert, whose weight in the mixture is 1 whatever the router says."""
+    """A dense model as a mixture of one expert, whose weight in the mixture is 1 for any router logit."""
     mixed: Tensors = {}
     for name, tensor in tensors.items():
         layer, found, projection = name.partition(".mlp.")
-        if not found:
-            mixed[name] = tensor
-            continue
-        mixed[f"{layer}{_EXPERT}{projection}"] = tensor
-        if projection == "up_proj.weight":
-            mixed |= zeros(f"{layer}{_ROUTER}", (1, tensor.shape[-1]), tensor.dtype)
+        mixed[f"{layer}{_EXPERT}{projection}" if found else name] = tensor
+        if found and projection == "up_proj.weight":
+            mixed[layer + _ROUTER] = _zeros((1, tensor.shape[-1]), tensor.dtype)
             mixed |= zero_shared_expert(f"{layer}.mlp", tensor)
     return mixed
 
 
 def from_one_expert(tensors: Tensors) -> Tensors:
-    """The inverse of `as_one_expert`, after its shared experts are dropped."""
+    """The inverse of `as_one_expert`, once its shared experts are dropped."""
     return {name.replace(_EXPERT, ".mlp.", 1): tensor for name, tensor in tensors.items() if not name.endswith(_ROUTER)}
 
 
-def idle_layer(stock: PreTrainedConfig, dtype: torch.dtype) -> Tensors:
-    """Every weight of a configuration's last layer, zero: a block that adds nothing to the residual stream."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(stock)
+def append_idle_layer(stock: PreTrainedConfig, dtype: torch.dtype) -> Tensors:
+    """Append a layer of linear attention to the configuration; returns its weights, all zero.
+
+    The layer adds nothing to the residual stream. llama.cpp keeps these models in a hybrid memory, which must have a
+    recurrent part.
+    """
+    stock.num_hidden_layers += 1
+    stock.layer_types = [*stock.layer_types, "linear_attention"]
+    del stock.full_attention_interval  # no interval describes such a model
+    for name, value in _SMALLEST_LINEAR_ATTENTION.items():
+        setattr(stock, name, value)
     prefix = f"model.layers.{stock.num_hidden_layers - 1}."
-    layer: Tensors = {}
-    for name, weight in model.state_dict().items():
-        for part, shape in split_experts(name, tuple(weight.shape)) if name.startswith(prefix) else ():
-            layer |= zeros(part, shape, dtype)
-    return layer
+    return {name: _zeros(shape, dtype) for name, shape in expected_shapes(stock).items() if name.startswith(prefix)}
 
 
 def drop_idle_layer(tensors: Tensors, layer: int) -> Tensors:
@@ -94,25 +90,16 @@ def drop_idle_layer(tensors: Tensors, layer: int) -> Tensors:
         ValueError: if that layer adds something.
     """
     prefix = f"model.layers.{layer}."
-    writes = (".linear_attn.out_proj.weight", ".down_proj.weight")
+    outputs = (".linear_attn.out_proj.weight", ".down_proj.weight")
     for name, tensor in tensors.items():
-        if name.startswith(prefix) and name.endswith(writes) and tensor.load().any():
+        if name.startswith(prefix) and name.endswith(outputs) and tensor.load().any():
             raise ValueError(
                 f"tensor {name} of {tensor.origin} is not zero in a layer of linear attention; "
-                "only full attention has a place here"
+                "only full attention can be converted"
             )
     return {name: tensor for name, tensor in tensors.items() if not name.startswith(prefix)}
 
 
-def head_of_its_own(tensors: Tensors) -> Tensors:
-    """The tensors with the embedding repeated as the head, for readers that never tie them."""
-    return tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"]}
-
-
 def is_tied(tensors: Tensors) -> bool:
     """Whether the head repeats the embedding."""
-    head, embedding = tensors.get("lm_head.weight"), tensors.get("model.embed_tokens.weight")
-    if head is None or embedding is None or head.shape != embedding.shape:
-        return False
-    one: Tensor = head.load()
-    return torch.equal(one, embedding.load())
+    return {HEAD, EMBEDDING} <= tensors.keys() and tensors[HEAD].equals(tensors[EMBEDDING])

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -15,7 +14,7 @@ import tokenizers
 import transformers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from gated_attention.files import PART, is_held, waiting_for, writing_to
+from gated_attention.files import new_folder, waiting_for, writing_to
 from gated_attention.ranges import require_choice, require_within
 from gated_attention.train.text.blocks import Blocks, Ids, Packing, collate, evenly_spaced
 from gated_attention.train.text.corpus import STDLIB, source_files
@@ -106,10 +105,11 @@ def load_data(config: DataConfig, cache: Path, say: Callable[[str], None] = lamb
     """
     folder = cache / "packed" / _key(config)
     if not folder.exists():
-        with writing_to(f"the cache {cache}", "free space or set XDG_CACHE_HOME"), waiting_for(_lock(folder), say):
-            _remove_abandoned(folder.parent, but=folder.name)
-            if not folder.exists():  # else whom this one waited for has packed it
-                _pack_into(config, folder, say)
+        lock = folder.with_name(f".{folder.name}.lock")
+        with writing_to(f"the cache {cache}", "free space or set XDG_CACHE_HOME"), waiting_for(lock, say):
+            if not folder.exists():  # otherwise another process packed it during the wait
+                with new_folder(folder) as part:
+                    _pack(config, part, say)
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
     opener = None
     if config.packing == "documents":
@@ -133,29 +133,6 @@ def _key(config: DataConfig) -> str:
         "versions": [tokenizers.__version__, transformers.__version__],
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
-
-
-def _pack_into(config: DataConfig, folder: Path, say: Callable[[str], None]) -> None:
-    part = folder.with_name(f"{PART}{folder.name}")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        part.mkdir()
-        _pack(config, part, say)
-        part.rename(folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
-def _lock(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.lock")
-
-
-def _remove_abandoned(packed: Path, but: str) -> None:
-    """Remove what killed processes left half-packed, by the lock that its packing held."""
-    for part in packed.glob(f"{PART}*"):
-        name = part.name.removeprefix(PART)
-        if name != but and not is_held(_lock(packed / name)):
-            shutil.rmtree(part, ignore_errors=True)
 
 
 def _pack(config: DataConfig, folder: Path, say: Callable[[str], None]) -> None:
