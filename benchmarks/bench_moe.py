@@ -30,7 +30,8 @@ from gated_attention.registry.variants import get_variant
 from gated_attention.sizes import ModelSize, get_size
 from gated_attention.study.record import library_versions
 from gated_attention.train.auxiliary import AuxiliaryLosses
-from gated_attention.train.trainer import TrainConfig, parameter_groups, quiet
+from gated_attention.train.quiet import quiet
+from gated_attention.train.trainer import TrainConfig, parameter_groups
 
 IMPLEMENTATIONS = {"grouped_mm": "grouped_mm", "loop": "eager"}
 """Name of a contender to what transformers calls it."""

@@ -48,7 +48,7 @@ def ends_as_uninterrupted(output, whole):
     assert find_sound_checkpoint(output, said.append).name == "checkpoint-3"
     assert len(said) == 1
     assert str(output / "checkpoint-6") in said[0]
-    assert "goes on from step 3" in said[0]
+    assert "continues from step 3" in said[0]
     resumed, _ = run(output)
     assert lines(output) == lines(whole)
     assert all(torch.equal(a, b) for a, b in zip(expected.parameters(), resumed.parameters(), strict=True))
@@ -91,7 +91,7 @@ def test_with_every_checkpoint_damaged_training_begins_again(tmp_path):
     (tmp_path / "checkpoint-old").mkdir()
     said = []
     assert find_sound_checkpoint(tmp_path, said.append) is None
-    assert [("checkpoint-6" in line, "begins again from step 0" in line) for line in said] == [
+    assert [("checkpoint-6" in line, "restarts from step 0" in line) for line in said] == [
         (True, True),
         (False, True),
     ]
@@ -113,7 +113,7 @@ def test_a_full_disk_is_one_line_and_the_next_start_goes_on(tmp_path, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", full)
         with pytest.raises(
-            ValueError, match=r"cannot write .*checkpoint-6 \(.*No space left.*goes on from step 3"
+            ValueError, match=r"cannot write .*checkpoint-6 \(.*No space left.*continues from step 3"
         ) as caught:
             run(tmp_path / "full")
     assert "\n" not in str(caught.value)

@@ -12,9 +12,9 @@ import gated_attention.models  # noqa: F401  registers the gated models
 from gated_attention.models.convert.storage import has_weights
 from gated_attention.models.saved.loading import check_folder, load_model
 from gated_attention.train.checkpoints import last_checkpoint
-from gated_attention.train.text.corpus import quiet, require_hub
+from gated_attention.train.quiet import quiet
+from gated_attention.train.text.corpus import require_hub
 from gated_attention.train.text.tokenizer import has_tokenizer, load_tokenizer
-from gated_attention.train.trainer import no_progress_bars
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -81,7 +81,7 @@ def load_checkpoint(
         raise ValueError(f"no tokenizer beside the model in {folder}; give one with --tokenizer")
     loaded_tokenizer = load_tokenizer(checkpoint.path if tokenizer is None else tokenizer)
     dtype = torch.float32 if device.type == "cpu" else "auto"
-    with quiet(), no_progress_bars():
+    with quiet():
         model = load_model(AutoModelForCausalLM, checkpoint.path, checkpoint.name, dtype=dtype)
     for tensor, weight in model.named_parameters():
         if weight.dtype.itemsize > 1 and not torch.isfinite(weight).all():  # isfinite does not take 8 bits

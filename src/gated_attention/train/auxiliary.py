@@ -1,12 +1,12 @@
 """Losses beside the cross-entropy: load balance and z-loss of routers, the penalty on open gates.
 
-Hooks reduce what routers and gates put out to a few sums per layer while the model runs, inside whatever
-compiles it; the losses are formed from those sums outside. All arithmetic is float32 or wider.
+While the model runs, compiled or not, hooks reduce the outputs of routers and gates to a few sums per layer. The losses
+are computed from these sums outside of the model. All arithmetic is in float32 or wider.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,16 +19,17 @@ from gated_attention.models.experts import count_experts, routers
 from gated_attention.nn.block import find_gates
 from gated_attention.nn.gate import by_head
 from gated_attention.ops.sdpa import widen
+from gated_attention.ranges import require_within
 from gated_attention.registry.penalty import TARGET_BAND, GatePenalty
 from gated_attention.spec import GateSpec
 
 
 @dataclass(frozen=True, slots=True)
 class AuxiliaryWeights:
-    """Factors on the auxiliary losses; a model without routers, or without hard-sigmoid gates, has none of theirs.
+    """Factors on the auxiliary losses; they have no effect without routers, or without hard-sigmoid gates.
 
-    The paper does not state its own. The defaults are OLMoE's (arXiv 2409.02060): 0.01 on a load-balancing
-    loss in the same normalisation, and ST-MoE's 0.001 on the z-loss (arXiv 2202.08906).
+    The paper does not state its factors. The defaults are OLMoE's (arXiv 2409.02060): 0.01 on a load-balancing
+    loss with the same normalisation, and ST-MoE's 0.001 on the z-loss (arXiv 2202.08906).
 
     Raises:
         ValueError: if a factor is negative.
@@ -39,16 +40,15 @@ class AuxiliaryWeights:
     gate_penalty: GatePenalty | None = None
 
     def __post_init__(self) -> None:
-        for name in ("load_balance", "router_z"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
+        require_within("load_balance", self.load_balance, least=0)
+        require_within("router_z", self.router_z, least=0)
 
 
 class RouterSums(NamedTuple):
     """One router's pass over N tokens.
 
     Attributes:
-        counts: (E,) tokens sent to each expert, int64; they add up to N * k.
+        counts: (E,) tokens sent to each expert, int64; their sum is N * k.
         probabilities: (E,) mean router probability.
         squared_lse: () mean squared log-sum-exp of the router logits.
     """
@@ -59,7 +59,7 @@ class RouterSums(NamedTuple):
 
 
 class GateSums(NamedTuple):
-    """One gate's pass: () mean score, () number of scores above 0, int64, and how many scores there are."""
+    """One gate's pass: () mean score, () number of scores above 0, int64, and number of all scores."""
 
     mean: Tensor
     num_open: Tensor
@@ -69,41 +69,40 @@ class GateSums(NamedTuple):
 def load_balance_loss(counts: Tensor, probabilities: Tensor) -> Tensor:
     """`E * sum_i f_i p_i` (Switch Transformer, arXiv 2101.03961, eq. 4), averaged over layers.
 
-    `f_i` is the share of (token, choice) pairs that went to expert i, so shares add up to 1 whatever top-k
-    is, and a balanced router has a loss of 1. transformers' own function has k there.
+    `f_i` is the share of (token, choice) pairs sent to expert i. The shares sum to 1 for any k, and the loss of a
+    balanced router is 1; transformers' function gives k.
 
     Args:
         counts: (L, E) pairs of the whole batch.
-        probabilities: (L, E) mean router probability, of any part of the batch: the loss is linear in it.
+        probabilities: (L, E) mean router probability of any part of the batch, as the loss is linear in it.
     """
     shares = counts.to(probabilities.dtype) / counts.sum(-1, keepdim=True)
     return (counts.shape[-1] * (shares * probabilities).sum(-1)).mean()
 
 
 def penalty_pressure(penalty: GatePenalty, open_share: Tensor) -> Tensor:
-    """The factor on the mean gate score at this open share (see `GatePenalty`)."""
+    """The factor on the mean gate score at this open share; see `GatePenalty`."""
     if penalty.target is None:
         return torch.full_like(open_share, penalty.weight)
     return penalty.weight * ((open_share - penalty.target) / TARGET_BAND).clamp(0, 1)
 
 
 class AuxiliaryLosses:
-    """The auxiliary losses of one model, gathered by hooks while it runs.
+    """The auxiliary losses of one model, whose hooks gather sums while it runs.
 
         with losses.gather():
             loss = model(**batch).loss
         loss = loss + losses.loss()
 
-    The load-balancing loss is that of the global batch: expert counts are summed over the ranks of the
-    default process group, and over the passes of a step where `count` went through them before. Ranks and
-    passes must hold equally many tokens, as packed blocks do; padding would be counted.
+    The load-balancing loss is that of the global batch: expert counts are summed over the ranks of the default
+    process group, and over the passes of a step if `count` ran over them first. All ranks and passes must have the same
+    number of tokens, as packed blocks do; padding would be counted.
 
     Args:
-        model: Any model; without routers and without hard-sigmoid gates there is nothing to gather.
-        weights: What each loss is multiplied by.
+        model: Any model; without routers and hard-sigmoid gates there is nothing to gather.
 
     Raises:
-        ValueError: if a gate penalty has no hard-sigmoid gate to press, or the model adds transformers' own
+        ValueError: if a gate penalty has no hard-sigmoid gate to act on, or the model adds transformers' own
             load-balancing loss.
     """
 
@@ -119,7 +118,8 @@ class AuxiliaryLosses:
         self._gathering = False
         self._router_sums: list[RouterSums] = []
         self._gate_sums: list[GateSums] = []
-        self._log = _Log()
+        self._logged: dict[str, Tensor] = {}  # sums over passes, kept on the device: only `read` waits for it
+        self._num_logged = 0
         self._hooks = [module.register_forward_hook(self._see_router) for module in routing]
         self._hooks += [gate.register_forward_hook(partial(self._see_gate, spec, width)) for spec, gate, width in gates]
 
@@ -133,7 +133,7 @@ class AuxiliaryLosses:
 
     @contextmanager
     def gather(self) -> Iterator[None]:
-        """Remember the sums of the pass inside, in place of the last one's."""
+        """Keep the sums of the pass in this block, in place of the previous ones."""
         self._router_sums, self._gate_sums = [], []
         self._gathering = True
         try:
@@ -143,14 +143,14 @@ class AuxiliaryLosses:
 
     @torch.no_grad()
     def count(self, model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> Tensor:
-        """(L, E) pairs sent to each expert in all of a step's batches and on all ranks.
+        """(L, E) pairs sent to each expert in all batches of a step and on all ranks.
 
-        The counts of a whole step are needed before its first backward pass, so this runs every batch forward
-        once more, without gradients and without the language model head: about a third of a step's time.
+        The counts of a whole step are needed before its first backward pass. So this adds a forward pass of every
+        batch, without gradients and without the language model head: about a third of the time of a step.
 
         Args:
             model: The model as it is trained, wrapped or compiled.
-            batches: Keyword arguments of its forward pass; `labels` are left out.
+            batches: Keyword arguments of its forward pass; `labels` are ignored.
         """
         counts = []
         for batch in batches:
@@ -161,11 +161,11 @@ class AuxiliaryLosses:
         return _sum_over_ranks(torch.stack(counts).sum(0))
 
     def loss(self, counts: Tensor | None = None, num_passes: int = 1) -> Tensor:
-        """The weighted sum of the losses of the pass gathered last, to be added to its share of the cross-entropy.
+        """The weighted sum of the losses of the last gathered pass, to be added to its share of the cross-entropy.
 
         Args:
-            counts: As `count` returns them for a step of several passes; None for a step of one.
-            num_passes: Passes whose losses are added up to one optimizer step.
+            counts: The result of `count` for a step of several passes; None for a step of one.
+            num_passes: Passes per optimizer step.
         """
         total = torch.zeros(())
         values: dict[str, Tensor] = {}
@@ -173,6 +173,7 @@ class AuxiliaryLosses:
             router = [torch.stack(sums) for sums in zip(*self._router_sums, strict=True)]
             if counts is None:
                 counts = _sum_over_ranks(router[0])
+            values["expert_load"] = counts.double()
             values["load_balance_loss"] = load_balance_loss(counts, router[1])
             values["router_z_loss"] = router[2].mean()
             total = self.weights.load_balance * values["load_balance_loss"]
@@ -183,27 +184,39 @@ class AuxiliaryLosses:
             if self.weights.gate_penalty:
                 values["gate_penalty"] = penalty_pressure(self.weights.gate_penalty, open_share) * mean
                 total = total + values["gate_penalty"]
-        self._log.add(values, counts, num_passes)
+        for name, value in values.items():
+            self._logged[name] = self._logged.get(name, 0) + value.detach()
+        self._num_logged += 1
         return total / num_passes
 
     def read(self) -> dict[str, Any]:
-        """What the steps since the last call averaged to, over ranks too.
+        """Means over the passes since the last call, and over ranks.
 
-        `load_balance_loss` is 1 when balanced, `router_z_loss` and it are unweighted, `gate_penalty` is
-        weighted. `expert_load` holds, layer by layer, each expert's tokens over those of a balanced router;
-        `expert_load_max` and `expert_load_min` are its extremes.
+        `load_balance_loss`, 1 when balanced, and `router_z_loss` are unweighted; `gate_penalty` is weighted.
+        `expert_load` holds, per layer, the tokens of each expert relative to a balanced router; `expert_load_max` and
+        `expert_load_min` are its extremes.
         """
-        log, self._log = self._log, _Log()
-        return log.means()
+        sums, num_passes = self._logged, self._num_logged
+        self._logged, self._num_logged = {}, 0
+        if not sums:
+            return {}
+        counts = sums.pop("expert_load", None)
+        means = _sum_over_ranks(torch.stack(list(sums.values()))) / (_num_ranks() * num_passes)
+        found: dict[str, Any] = dict(zip(sums, means.tolist(), strict=True))
+        if counts is not None:
+            load = counts / counts.mean(-1, keepdim=True)
+            found["expert_load_max"], found["expert_load_min"] = load.max().item(), load.min().item()
+            found["expert_load"] = [[round(value, 4) for value in layer] for layer in load.tolist()]
+        return found
 
     def _mean_gate(self) -> tuple[Tensor, Tensor]:
-        """Mean score of this rank, which has a gradient, and the open share over all ranks, which has none."""
+        """The mean score of this rank, which has a gradient, and the open share of all ranks, which has none."""
         num_scores = sum(sums.num_scores for sums in self._gate_sums)
         mean = torch.stack([sums.mean * (sums.num_scores / num_scores) for sums in self._gate_sums]).sum()
         num_open = _sum_over_ranks(torch.stack([sums.num_open for sums in self._gate_sums]).sum())
         return mean, num_open.to(mean.dtype) / (num_scores * _num_ranks())
 
-    # Both run while activations are computed again for a backward pass, too: what was saved must be saved again.
+    # Both also run when activations are recomputed for a backward pass: what was saved must be saved again.
 
     def _see_router(self, router: nn.Module, inputs: Any, output: tuple[Tensor, Tensor, Tensor]) -> None:
         if not (self._gathering or torch.is_grad_enabled()):
@@ -222,35 +235,6 @@ class AuxiliaryLosses:
         sums = GateSums(scores.mean(), (scores > 0).sum(), scores.numel())
         if self._gathering:
             self._gate_sums.append(sums)
-
-
-@dataclass(slots=True)
-class _Log:
-    """Values and expert counts of some steps, kept on the device: only `means` waits for it."""
-
-    values: dict[str, Tensor] = field(default_factory=dict)
-    counts: Tensor | None = None
-    num_steps: float = 0.0
-
-    def add(self, values: Mapping[str, Tensor], counts: Tensor | None, num_passes: int) -> None:
-        self.num_steps += 1 / num_passes
-        for name, value in values.items():
-            part = value.detach() / num_passes
-            self.values[name] = self.values[name] + part if name in self.values else part
-        if counts is not None:
-            part = counts.double() / num_passes  # a step's counts come with each of its passes
-            self.counts = part if self.counts is None else self.counts + part
-
-    def means(self) -> dict[str, Any]:
-        if not self.values:
-            return {}
-        sums = _sum_over_ranks(torch.stack(list(self.values.values())))
-        found: dict[str, Any] = dict(zip(self.values, (sums / (_num_ranks() * self.num_steps)).tolist(), strict=True))
-        if self.counts is not None:
-            load = self.counts / self.counts.mean(-1, keepdim=True)
-            found["expert_load_max"], found["expert_load_min"] = load.max().item(), load.min().item()
-            found["expert_load"] = [[round(value, 4) for value in layer] for layer in load.tolist()]
-        return found
 
 
 def _num_ranks() -> int:

@@ -1,30 +1,30 @@
-"""What a training run tells while it runs: a metrics file, TensorBoard, and live progress."""
+"""What a training run reports while it runs: a metrics file, TensorBoard, and live progress."""
 
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 
 from gated_attention.train.metrics import keep_metrics_until
 
 AUXILIARY = (
-    *("load_balance_loss", "router_z_loss", "expert_load_max", "expert_load_min", "expert_load"),
-    *("gate_penalty", "gate_score_mean", "gate_open_share"),
-)
-"""Keys of a training line that only models with routers or hard-sigmoid gates have; see `AuxiliaryLosses.read`."""
+    "load_balance_loss", "router_z_loss", "expert_load_max", "expert_load_min", "expert_load",
+    "gate_penalty", "gate_score_mean", "gate_open_share",
+)  # fmt: skip
+"""Keys of a training line for models with routers or hard-sigmoid gates only; see `AuxiliaryLosses.read`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a run stands.
+    """The progress of a run.
 
     Attributes:
         loss_nats: Mean training loss since the last report; None before the first.
-        tokens_per_s: Training throughput since the last report, evaluation and checkpoints left out.
+        tokens_per_s: Training throughput since the last report, without evaluation and checkpoints.
     """
 
     step: int
@@ -34,38 +34,39 @@ class Progress:
 
 
 class MetricsCallback(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
-    """Appends a line to `metrics.jsonl` for every log and every evaluation, on the first rank alone.
+    """Appends a line to `metrics.jsonl` for every log and every evaluation, on the first rank only.
 
-    On a resumed run the lines after the checkpoint are dropped first, since those steps run again.
+    A resumed run first drops the lines after its checkpoint, since those steps run again.
 
     Args:
         path: The metrics file.
-        report: Called with the progress after every step that was logged.
+        report: Called with the progress after every logged step.
     """
 
     def __init__(self, path: Path, report: Callable[[Progress], None] | None = None) -> None:
         self.path, self.report = path, report
-        self._clock: _Clock | None = None
+        self._start: tuple[float, int] | None = None  # of the throughput: time in s, and tokens seen by then
         self._compiling = True
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Drop what the run writes again."""
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
+        """Drop the lines that the run will write again."""
         if state.is_world_process_zero:
             keep_metrics_until(self.path, state.global_step)  # of the checkpoint; 0 in a new run
 
-    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Start the clock once the first step, which compiles and allocates, is over."""
-        if self._clock is None and not self._compiling:
-            self._clock = _Clock(state.num_input_tokens_seen)
+    def on_step_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
+        """Start the clock after the first step, which compiles and allocates."""
+        if self._start is None and not self._compiling:
+            self._start = time.perf_counter(), state.num_input_tokens_seen
         self._compiling = False
 
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any
-    ) -> None:
-        """Write a training line; the Trainer's own summary and evaluation lines are passed over."""
+    def on_log(self, args: Any, state: TrainerState, control: Any, logs: dict[str, float], **_: Any) -> None:
+        """Write a training line; the Trainer's own summary and evaluation lines are ignored."""
         if "loss" not in logs or not state.is_world_process_zero:
             return
-        tokens_per_s = self._clock.read(state.num_input_tokens_seen) if self._clock else None
+        tokens_per_s = None
+        if self._start is not None and state.num_input_tokens_seen > self._start[1]:
+            start, tokens = self._start
+            tokens_per_s = (state.num_input_tokens_seen - tokens) / (time.perf_counter() - start)
         line = {
             "step": state.global_step,
             "loss_nats": logs["loss"],
@@ -78,36 +79,21 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]  # transformers is
         self._append(line)
         if self.report:
             self.report(Progress(state.global_step, state.max_steps, logs["loss"], tokens_per_s))
-        self._clock = None
+        self._start = None
 
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: dict[str, float], **_: Any
-    ) -> None:
+    def on_evaluate(self, args: Any, state: TrainerState, control: Any, metrics: dict[str, float], **_: Any) -> None:
         """Write a validation line."""
         if state.is_world_process_zero:
             self._append({"step": state.global_step, "val_loss_nats": metrics["eval_loss"]})
-        self._clock = None
+        self._start = None
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Leave the time that a checkpoint takes out of the throughput."""
-        self._clock = None
+    def on_save(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
+        """Exclude the time that a checkpoint takes from the throughput."""
+        self._start = None
 
     def _append(self, line: dict[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-
-
-@dataclass(slots=True)
-class _Clock:
-    """Throughput from one count of tokens to a later one."""
-
-    start_tokens: int
-    start: float = field(default_factory=time.perf_counter)
-
-    def read(self, tokens: int) -> float | None:
-        if tokens == self.start_tokens:
-            return None
-        return (tokens - self.start_tokens) / (time.perf_counter() - self.start)
 
 
 def tensorboard_callback(folder: Path) -> TrainerCallback:

@@ -1,4 +1,4 @@
-"""A run's checkpoints: which is the last, and whether it still is what was written."""
+"""The checkpoints of a run: which is the last, and whether it is undamaged."""
 
 import hashlib
 import json
@@ -14,22 +14,23 @@ from safetensors import SafetensorError, safe_open
 from gated_attention.files import write_text
 
 SEAL_NAME = ".whole.json"
-"""Written last into a checkpoint: SHA-256 of its files by name."""
+"""The last file of a checkpoint to be written: SHA-256 of the others by name."""
 
-_STATE_NAME = "trainer_state.json"
+_STATE_NAME = "trainer_state.json"  # the last file that the Trainer writes
 _NAME = re.compile(r"checkpoint-(\d+)")
 _NEEDED = ("config.json", "optimizer.pt", "scheduler.pt", "rng_state.pth")
-_UNSEALED = {SEAL_NAME, "README.md"}  # the card is written again when an arm has been measured
+_UNSEALED = {SEAL_NAME, "README.md"}  # the card is rewritten when an arm has been measured
 _SEAL = TypeAdapter(dict[str, str])
 
 
 def last_checkpoint(output: Path) -> Path | None:
-    """The newest checkpoint below `output` that was written to its end."""
-    return next((checkpoint for checkpoint in _newest_first(output) if _has_state(checkpoint)), None)
+    """The newest complete checkpoint below `output`."""
+    checkpoints = _newest_first(output)
+    return next((checkpoint for checkpoint in checkpoints if _is_filled(checkpoint / _STATE_NAME)), None)
 
 
 def checkpoint_step(checkpoint: Path) -> int:
-    """The optimizer step that a checkpoint was written after."""
+    """The optimizer step after which a checkpoint was written."""
     return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
@@ -37,7 +38,7 @@ def tokens_seen(checkpoint: Path) -> int:
     """Tokens that a run had trained on when it wrote a checkpoint.
 
     Raises:
-        ValueError: if the checkpoint does not say, as those of earlier versions do not.
+        ValueError: if the checkpoint has no count, as those of earlier versions.
     """
     count = json.loads((checkpoint / _STATE_NAME).read_text(encoding="utf-8")).get("num_input_tokens_seen", 0)
     if not count:
@@ -46,44 +47,43 @@ def tokens_seen(checkpoint: Path) -> int:
 
 
 def seal(checkpoint: Path) -> None:
-    """Note what the files of a checkpoint hold, which says that it is whole; their modes become the umask's."""
+    """Record digests of a checkpoint's files, which marks it as complete; file modes then follow the umask."""
     files = sorted(path for path in checkpoint.iterdir() if path.is_file() and path.name not in _UNSEALED)
-    mode = (checkpoint / _STATE_NAME).stat().st_mode  # safetensors leaves its own files to their owner alone
+    mode = (checkpoint / _STATE_NAME).stat().st_mode  # safetensors lets only the owner read its files
     for path in files:
         path.chmod(mode)
     write_text(checkpoint / SEAL_NAME, json.dumps({path.name: _digest(path) for path in files}, indent=1) + "\n")
 
 
 def find_sound_checkpoint(output: Path, say: Callable[[str], None] = lambda message: None) -> Path | None:
-    """The newest checkpoint below `output` that training can go on from; `say` names those that it cannot.
+    """The newest checkpoint below `output` from which training can continue.
 
-    Newer ones that are damaged are removed, so that what is written in their place mixes with nothing.
+    `say` names newer ones that are damaged. They are removed, so that their files do not mix with those written later.
     """
-    damaged = []
-    found = None
+    damaged, sound = {}, None
     for checkpoint in _newest_first(output):
         reason = find_damage(checkpoint)
         if reason is None:
-            found = checkpoint
+            sound = checkpoint
             break
-        damaged.append((checkpoint, reason))
-    goes_on = f"goes on from step {checkpoint_step(found)}" if found else "begins again from step 0"
-    for checkpoint, reason in damaged:
-        say(f"{checkpoint} is damaged ({reason}); training {goes_on}")
-        shutil.rmtree(checkpoint, ignore_errors=True)  # a process of the same run may be faster
-    return found
+        damaged[checkpoint] = reason
+    continues = f"continues from step {checkpoint_step(sound)}" if sound else "restarts from step 0"
+    for checkpoint, reason in damaged.items():
+        say(f"{checkpoint} is damaged ({reason}); training {continues}")
+        shutil.rmtree(checkpoint, ignore_errors=True)  # another process of the same run may have removed it
+    return sound
 
 
 def keep_newest(output: Path) -> None:
-    """Remove all checkpoints but the last: a finished run needs none to fall back to."""
+    """Remove all checkpoints but the last: a finished run needs no other."""
     for checkpoint in _newest_first(output)[1:]:
         shutil.rmtree(checkpoint)
 
 
 def find_damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint; None if nothing is.
+    """The damage of a checkpoint in words, or None.
 
-    One without a seal, of an older version or of transformers alone, is searched for what it must have.
+    One without a seal, from an older version or from transformers alone, is checked for the files that it needs.
     """
     try:
         if (checkpoint / SEAL_NAME).exists():
@@ -98,9 +98,8 @@ def _newest_first(output: Path) -> list[Path]:
     return sorted(found, key=checkpoint_step, reverse=True)
 
 
-def _has_state(checkpoint: Path) -> bool:
-    state = checkpoint / _STATE_NAME  # the Trainer writes it last
-    return state.is_file() and state.stat().st_size > 0
+def _is_filled(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size > 0
 
 
 def _against_seal(checkpoint: Path) -> str | None:
@@ -117,12 +116,12 @@ def _against_seal(checkpoint: Path) -> str | None:
 
 
 def _without_seal(checkpoint: Path) -> str | None:
-    if not _has_state(checkpoint):
+    if not _is_filled(checkpoint / _STATE_NAME):
         return f"{_STATE_NAME} is missing or empty"
     if (checkpoint / "rng_state_0.pth").exists():
-        return None  # of several processes, which name and spread their files by themselves
+        return None  # several processes name and distribute their files in their own way
     for name in _NEEDED:
-        if not (checkpoint / name).is_file() or not (checkpoint / name).stat().st_size:
+        if not _is_filled(checkpoint / name):
             return f"{name} is missing or empty"
     for name in ("config.json", _STATE_NAME):
         content: Any = json.loads((checkpoint / name).read_bytes())
@@ -134,7 +133,7 @@ def _without_seal(checkpoint: Path) -> str | None:
     if not weights:
         return "model.safetensors is missing"
     for path in weights:
-        with safe_open(path, "pt"):  # compares the header with the file's size
+        with safe_open(path, "pt"):  # compares its header with the size of the file
             pass
     return None
 

@@ -1,4 +1,4 @@
-"""The lines of `metrics.jsonl`: their types, and how they are read and cut."""
+"""The lines of `metrics.jsonl`: their types, how they are read, and how a resumed run cuts them."""
 
 from pathlib import Path
 from typing import Annotated, Any, Required, cast
@@ -13,7 +13,7 @@ _CURE = "repair it, or move the arm's folder away and train it again"
 
 
 class MetricsLine(TypedDict, total=False):
-    """A line of training or, with `val_loss_nats`, of validation; losses of a run that diverged are NaN."""
+    """A line of training or, with `val_loss_nats`, of validation; the losses of a diverged run are NaN."""
 
     __pydantic_config__ = ConfigDict(extra="allow", strict=True)  # type: ignore[misc]  # a TypedDict of pydantic
 
@@ -30,7 +30,7 @@ _LINE = TypeAdapter(MetricsLine)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`; none without a file. A torn last line, left by a kill, is passed over.
+    """The lines of a `metrics.jsonl`, none if it does not exist. An incomplete last line, left by a kill, is skipped.
 
     Raises:
         ValueError: if the file or another line cannot be read.
@@ -39,10 +39,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def keep_metrics_until(path: Path, step: int) -> None:
-    """Drop the lines after `step`, and a last line that a kill tore, from a metrics file.
+    """Drop the lines after `step`, and an incomplete last line, from a metrics file.
 
     Raises:
-        ValueError: as `read_metrics`.
+        ValueError: as in `read_metrics`.
     """
     kept = [text + "\n" for text, record in _lines(path) if record["step"] <= step]
     path.parent.mkdir(parents=True, exist_ok=True)

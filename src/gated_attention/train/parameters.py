@@ -1,4 +1,4 @@
-"""Which parameters AdamW decays, and at which rate each is trained."""
+"""Which parameters AdamW decays, and the learning rate of each."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -17,11 +17,10 @@ _SITES = {name: site for site, name in GATE_MODULES.items()}
 
 
 def decayed_names(model: nn.Module) -> set[str]:
-    """Names of the parameters that weight decay acts on: weights that map what a module reads.
+    """Names of the parameters that weight decay acts on: weights that map the input of a module.
 
     These are the weights of linear layers, embeddings, experts and routers. Norms, biases, sinks and gates without an
-    input are not decayed, whatever their shape: none of their scores comes from a product, and decay would pull a
-    norm's scale to 0.
+    input are not decayed, whatever their shape: they multiply no input, and decay would pull the scale of a norm to 0.
     """
     names = set()
     for path, module in model.named_modules():
@@ -32,7 +31,7 @@ def decayed_names(model: nn.Module) -> set[str]:
 
 
 def parameter_groups(model: nn.Module, config: "TrainConfig") -> list[dict[str, Any]]:
-    """AdamW's groups: decayed weights, all other parameters, and the two of gates with their own rate and decay."""
+    """AdamW's groups: decayed weights, all other parameters, and both again for gates, with their own settings."""
     decayed, gates = decayed_names(model), set(_gate_names(model))
     gate_decay = config.weight_decay if config.gate_weight_decay is None else config.gate_weight_decay
     settings = {

@@ -1,4 +1,4 @@
-"""When what is read: the learning rate of every step, and the order of sequences through a whole run."""
+"""The learning rate of every step, and the order of sequences through a whole run."""
 
 from collections.abc import Iterator, Sized
 from math import cos, pi
@@ -8,10 +8,10 @@ from torch.utils.data import Sampler
 
 
 def rate_factor(step: int, *, steps: int, warmup_steps: int, minimum: float) -> float:
-    """Share of the peak learning rate in a step, counted from 0.
+    """The learning rate in a step, counted from 0, as a share of the peak.
 
-    It rises linearly, to 1 in step `warmup_steps - 1`, and falls as a cosine, to `minimum` in step `steps - 1`: no step
-    has a rate of 0 but the last one where `minimum` is 0.
+    It rises linearly to 1 in step `warmup_steps - 1` and falls as a cosine to `minimum` in step `steps - 1`. No step
+    has a rate of 0, except the last one if `minimum` is 0.
     """
     done = step + 1
     if done <= warmup_steps:
@@ -21,10 +21,10 @@ def rate_factor(step: int, *, steps: int, warmup_steps: int, minimum: float) -> 
 
 
 class Passes(Sampler[int]):
-    """Indices of a whole run: every sequence once, in a new order each time, until `num_samples` are drawn.
+    """Indices of a whole run: passes over all sequences, each in a new order, until `num_samples` are drawn.
 
-    One run is one pass of the loader over it, so no step is cut short where the text begins again. The seed alone
-    decides the order.
+    The loader iterates over this once per run, so no step is cut short where the text restarts. The order depends on
+    the seed alone.
     """
 
     def __init__(self, data: Sized, num_samples: int, seed: int) -> None:

@@ -1,10 +1,12 @@
-"""Training on transformers' Trainer: settings, counted tokens, resuming from the last sound checkpoint."""
+"""Training with transformers' Trainer: settings, counted tokens, resuming from the last sound checkpoint."""
 
+import logging
 import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -16,13 +18,13 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback
 from transformers import TrainingArguments as Arguments
-from transformers.utils import logging
 
 from gated_attention.models.saved.loading import load_model
 from gated_attention.ranges import require_within
 from gated_attention.train.auxiliary import AuxiliaryLosses, AuxiliaryWeights
 from gated_attention.train.checkpoints import checkpoint_step, find_sound_checkpoint, last_checkpoint, seal, tokens_seen
 from gated_attention.train.parameters import parameter_groups
+from gated_attention.train.quiet import quiet
 from gated_attention.train.schedule import Passes, rate_factor
 
 Precision = Literal["float32", "bfloat16"]
@@ -30,16 +32,16 @@ Precision = Literal["float32", "bfloat16"]
 
 @dataclass(frozen=True, slots=True)
 class TrainConfig:
-    """How a model is trained: AdamW, linear warm-up, cosine decay.
+    """How to train a model: AdamW, linear warm-up, cosine decay.
 
     Attributes:
         batch_size: Sequences per forward and backward pass.
         accumulation: Passes per optimizer step.
         min_learning_rate: Rate of the last step as a share of `learning_rate`; the paper's is 3e-5 / 2e-3.
-        warmup: Share of the steps in which the learning rate rises, the last of them at its peak.
-        weight_decay: On the weights that `parameters.decayed_names` names.
+        warmup: Share of the steps in which the learning rate rises; the last of them is at the peak.
+        weight_decay: Applies to the weights in `parameters.decayed_names`.
         gate_learning_rate: Factor on the learning rate of gate parameters.
-        gate_weight_decay: Weight decay of gates' projections; None is `weight_decay`.
+        gate_weight_decay: Weight decay of gate projections; None means `weight_decay`.
         auxiliary: Losses of routers and gates beside the cross-entropy.
         precision: `bfloat16` computes under autocast and keeps float32 weights.
         log_every, evaluate_every, checkpoint_every: In optimizer steps.
@@ -76,8 +78,8 @@ class TrainConfig:
             require_within(name, getattr(self, name), least=0, most=1)
         if self.weight_decay * self.learning_rate >= 1:
             raise ValueError(
-                f"weight_decay is {self.weight_decay}; at this learning rate every step turns the "
-                f"weights' signs; it must be below {1 / self.learning_rate:g}"
+                f"weight_decay is {self.weight_decay}; at this learning rate every step flips the "
+                f"signs of weights; it must be below {1 / self.learning_rate:g}"
             )
 
     @property
@@ -87,15 +89,15 @@ class TrainConfig:
 
     @property
     def sequences_per_step(self) -> int:
-        """Sequences that one optimizer step sees on one device."""
+        """Sequences per optimizer step on one device."""
         return self.batch_size * self.accumulation
 
 
 class AuxiliaryTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
     """`transformers.Trainer` with this package's parameter groups, schedule, data order and auxiliary losses.
 
-    The losses that it logs and evaluates stay the cross-entropy alone; the auxiliary ones are logged beside it.
-    `state.num_input_tokens_seen` counts the tokens of every batch trained on, over all ranks and resumptions.
+    The logged and evaluated loss is the cross-entropy alone; auxiliary losses are logged beside it.
+    `state.num_input_tokens_seen` counts the tokens of every training batch, over all ranks and resumptions.
     """
 
     optimizer: torch.optim.Optimizer | None
@@ -119,11 +121,8 @@ class AuxiliaryTrainer(Trainer):  # type: ignore[misc]  # transformers is untype
         """`rate_factor` of every step."""
         if self.lr_scheduler is None:
             config = self.config
-
-            def factor(step: int) -> float:
-                minimum = config.min_learning_rate
-                return rate_factor(step, steps=config.steps, warmup_steps=config.warmup_steps, minimum=minimum)
-
+            minimum = config.min_learning_rate
+            factor = partial(rate_factor, steps=config.steps, warmup_steps=config.warmup_steps, minimum=minimum)
             self.lr_scheduler = LambdaLR(cast(torch.optim.Optimizer, optimizer or self.optimizer), factor)
             self._created_lr_scheduler = True
         return self.lr_scheduler
@@ -133,7 +132,7 @@ class AuxiliaryTrainer(Trainer):  # type: ignore[misc]  # transformers is untype
         return Passes(self.train_dataset if train_dataset is None else train_dataset, sequences, self.args.data_seed)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[dict[str, Any]], torch.Tensor | int | None]:
-        """A step's batches; where it has several, experts are counted over all of them before the first is trained."""
+        """The batches of a step; if there are several, experts are first counted over all of them."""
         batches, num_items = super().get_batch_samples(*args, **kwargs)
         self.expert_counts = None
         if len(batches) > 1 and self.auxiliary.has_routers and self.config.auxiliary.load_balance:
@@ -142,7 +141,7 @@ class AuxiliaryTrainer(Trainer):  # type: ignore[misc]  # transformers is untype
         return batches, num_items
 
     def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
-        """The cross-entropy, and in training the auxiliary losses with it."""
+        """The cross-entropy, plus the auxiliary losses in training."""
         if not (self.auxiliary and model.training):
             return super().compute_loss(model, inputs, return_outputs, **kwargs)
         with self.auxiliary.gather():
@@ -153,20 +152,20 @@ class AuxiliaryTrainer(Trainer):  # type: ignore[misc]  # transformers is untype
         return (loss, found[1]) if return_outputs else loss
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Forward and backward; what is returned, summed and logged is the cross-entropy."""
-        self.state.num_input_tokens_seen += inputs["input_ids"].numel() * self.args.world_size  # ranks' are equal
+        """Forward and backward; returns the cross-entropy, which the Trainer sums and logs."""
+        self.state.num_input_tokens_seen += inputs["input_ids"].numel() * self.args.world_size  # equal on all ranks
         loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
         return loss if self.cross_entropy is None else self.cross_entropy
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        # The Trainer's own loads by name, and silently leaves experts, which are saved under other names, at random.
-        if self.is_fsdp_enabled:  # with sharded checkpoints of its own, under the model's names
+        # The Trainer loads by name, and silently leaves experts, which are saved under other names, at random.
+        if self.is_fsdp_enabled:  # its sharded checkpoints use the model's names
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
             load_weights(self.model, Path(resume_from_checkpoint))
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        """As the Trainer writes it, then sealed; what a full disk leaves is removed."""
+        """Write a checkpoint as the Trainer does, then seal it; what a full disk leaves is removed."""
         place = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
         try:
             super()._save_checkpoint(*args, **kwargs)
@@ -178,7 +177,7 @@ class AuxiliaryTrainer(Trainer):  # type: ignore[misc]  # transformers is untype
             goes_on = f"step {checkpoint_step(before)}" if before else "the beginning"
             reason = " ".join(str(error).split())[:200]
             raise ValueError(
-                f"cannot write {place} ({reason}); free space and run again, which goes on from {goes_on}"
+                f"cannot write {place} ({reason}); free space and run again, which continues from {goes_on}"
             ) from error
 
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
@@ -202,21 +201,21 @@ def train(
 ) -> int:
     """Train in place, from the last sound checkpoint below `output` if there is one.
 
-    Checkpoints are `output/checkpoint-<step>`, readable by `from_pretrained`; the last two are kept, so that a damaged
-    one costs the steps since the one before. `find_sound_checkpoint` removes damaged ones, and `say` names them.
-    The data order depends on the seed only, so runs of one seed pair, and a resumed run sees what an
+    Checkpoints are `output/checkpoint-<step>`, readable by `from_pretrained`. The last two are kept, so that a damaged
+    one costs only the steps since the one before. `find_sound_checkpoint` removes damaged ones, and `say` names them.
+    The data order depends on the seed alone, so runs with equal seeds are paired, and a resumed run sees what an
     uninterrupted one would.
 
     Returns:
-        Tokens of all batches trained on, counted as they were read, on all ranks and before resumptions too.
+        Tokens of all training batches, counted as they were read, over all ranks and resumptions.
 
     Raises:
-        ValueError: as `AuxiliaryLosses` and `check_batch`, or if a checkpoint cannot be written.
+        ValueError: as in `AuxiliaryLosses` and `check_batch`, or if a checkpoint cannot be written.
     """
     check_batch(train_data, config)  # type: ignore[arg-type]  # every map has a length
     checkpoint = find_sound_checkpoint(output, say)
     tokens_before = tokens_seen(checkpoint) if checkpoint else 0
-    if checkpoint and checkpoint_step(checkpoint) >= config.steps:  # the Trainer would take one step more
+    if checkpoint and checkpoint_step(checkpoint) >= config.steps:  # the Trainer would take one more step
         load_weights(model, checkpoint)
         model.to(device)
         return tokens_before
@@ -239,7 +238,7 @@ def train(
         data_seed=seed,
         logging_strategy="steps",
         logging_steps=config.log_every,
-        logging_nan_inf_filter=False,  # it waits for the device at every step, and hides divergence
+        logging_nan_inf_filter=False,  # it synchronises with the device at every step, and hides divergence
         eval_strategy="steps",
         eval_steps=config.evaluate_every,
         prediction_loss_only=True,
@@ -251,7 +250,7 @@ def train(
         disable_tqdm=True,
         report_to="none",
     )
-    # Where one process sees several GPUs the Trainer would give each a batch of this size, by way of DataParallel.
+    # Where one process sees several GPUs, the Trainer would use DataParallel with a batch of this size on each.
     arguments._n_gpu = min(1, arguments.n_gpu)
     auxiliary = AuxiliaryLosses(model, config.auxiliary)
     trainer = AuxiliaryTrainer(
@@ -266,11 +265,13 @@ def train(
         callbacks=list(callbacks),
     )
     trainer.remove_callback(PrinterCallback)
-    # Inductor's compile workers fall asleep after an idle minute and may never wake again (pytorch#183884); a
-    # process that trains several models would then wait for ever.
+    # Inductor's compile workers sleep after an idle minute and may never wake again (pytorch#183884); a process that
+    # trains several models would then wait forever.
     torch._inductor.config.quiesce_async_compile_pool = False
     try:
-        with quiet(), reproducible(device):
+        with quiet(logging.ERROR), warnings.catch_warnings(), reproducible(device):
+            # A version check of transformers, which the compiler may evaluate once.
+            warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         auxiliary.remove()
@@ -278,11 +279,7 @@ def train(
 
 
 def check_batch(data: Sized, config: TrainConfig) -> None:
-    """Refuse text that does not fill one pass.
-
-    Raises:
-        ValueError: if there are fewer sequences than a pass takes.
-    """
+    """Refuse text with fewer sequences than one pass takes."""
     if len(data) < config.batch_size:
         raise ValueError(
             f"batch size {config.batch_size} exceeds the training text, which fills {len(data)} sequences; "
@@ -291,55 +288,27 @@ def check_batch(data: Sized, config: TrainConfig) -> None:
 
 
 def load_weights(model: PreTrainedModel, checkpoint: Path) -> None:
-    """Read a checkpoint's weights into a model, by way of `from_pretrained`, which knows how experts are stored.
+    """Load a checkpoint's weights into a model through `from_pretrained`, which knows how experts are stored.
 
     Raises:
-        ValueError: if the checkpoint is not whole.
+        ValueError: if the checkpoint is incomplete.
     """
-    with quiet():
+    with quiet(logging.ERROR):
         saved = load_model(type(model), checkpoint, dtype="auto")
     model.load_state_dict(saved.state_dict())
 
 
 @contextmanager
 def reproducible(device: torch.device) -> Iterator[None]:
-    """On a CPU, bitwise: several threads add up the gradients of experts' inputs in any order unless told not to.
+    """Make a CPU run deterministic to the bit: otherwise threads sum the gradients of experts' inputs in any order.
 
-    On a GPU this would cost speed, and attention's backward pass would still not be.
+    On a GPU this would cost speed, and the backward pass of attention would still not be deterministic.
     """
-    before, only_warn = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
+    before = torch.are_deterministic_algorithms_enabled()
+    only_warn = torch.is_deterministic_algorithms_warn_only_enabled()
     if device.type == "cpu":
         torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before, warn_only=only_warn)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence transformers' warnings, e.g. of the tied head that a checkpoint does not repeat; errors are raised."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        with no_progress_bars(), warnings.catch_warnings():
-            # Its version checks, which the compiler may well evaluate once.
-            warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")
-            yield
-    finally:
-        logging.set_verbosity(verbosity)
-
-
-@contextmanager
-def no_progress_bars() -> Iterator[None]:
-    """Hide the bars that transformers draws while it loads weights."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()

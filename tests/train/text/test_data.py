@@ -163,14 +163,14 @@ def test_long_documents_are_read_in_pieces_with_no_token_lost(tmp_path, monkeypa
     settings = config(write(tmp_path / "a.jsonl", documents), block_size=4)
     whole = load_data(settings, tmp_path / "whole")
     monkeypatch.setattr(data, "_PIECE_CHARACTERS", 64)
-    monkeypatch.setattr(data, "_BATCH_BYTES", 100)
+    monkeypatch.setattr(data, "_BATCH_CHARACTERS", 100)
     pieces = load_data(settings, tmp_path / "pieces")
     assert stream(pieces.train) == stream(whole.train)
     assert stream(pieces.validation) == stream(whole.validation)
 
 
 def test_a_piece_ends_where_a_line_does():
-    text = data.Text(datasets.Dataset.from_dict({"text": ["one\ntwo\nthree", "x"]}), np.array([13, 1]))
+    text = data.Text(datasets.Dataset.from_dict({"text": ["one\ntwo\nthree", "x"]}), 14)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data, "_PIECE_CHARACTERS", 9)
         assert list(data._pieces(text)) == [("one\ntwo\n", False), ("three", True), ("x", True)]
@@ -356,7 +356,7 @@ def test_a_small_corpus_is_refused_with_its_numbers(tmp_path, cache):
         f"{source} is too small: validation has 7 tokens"
     )
     message = refusal(config(source, validation=write(tmp_path / "v.jsonl", texts(20, "other"))), cache)
-    assert message.startswith(f"{source} is too small: train has 7 tokens, a block takes 16")
+    assert message.startswith(f"{source} is too small: train has 7 tokens and a block takes 16")
     assert "--context" in message
     assert list((cache / "packed").iterdir()) == []
 

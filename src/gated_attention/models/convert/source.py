@@ -39,11 +39,7 @@ def find_source(source: str | Path) -> Path:
 
 
 def check_adapter(folder: Path) -> None:
-    """Refuse a folder with a PEFT adapter, which changes what its model computes.
-
-    Raises:
-        ValueError: if there is one.
-    """
+    """Refuse a folder with a PEFT adapter, which changes what its model computes."""
     if (folder / "adapter_config.json").is_file():
         raise adapter_error(str(folder))
 
@@ -60,9 +56,6 @@ def check_links(folder: Path) -> None:
     """Refuse links that lead out of a model's folder: an export would publish their targets.
 
     The hub's cache links the files of a snapshot to `blobs` beside `snapshots`; those links are followed.
-
-    Raises:
-        ValueError: if a file that is read or copied is such a link.
     """
     homes = [folder.resolve()]
     snapshots = [place for place in homes[0].parents if place.name == "snapshots"]

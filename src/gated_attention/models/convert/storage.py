@@ -70,7 +70,7 @@ def parse_size(text: str) -> int:
     """
     found = re.fullmatch(r"(\d+)\s*(KB|MB|GB)", text.strip().upper())
     if found is None or int(found[1]) < 1:
-        raise ValueError(f"size {text!r} is not understood; write, e.g., 500MB or 2GB")
+        raise ValueError(f"size {text!r} is not understood; write e.g. 500MB or 2GB")
     return int(found[1]) * {"KB": 10**3, "MB": 10**6, "GB": 10**9}[found[2]]
 
 
@@ -187,11 +187,7 @@ def _open_safetensors(path: Path) -> Tensors:
 
 
 def check_floating(name: str, tensor: Stored) -> None:
-    """Refuse a weight that is not a plain floating-point number, such as a quantised one.
-
-    Raises:
-        ValueError: if it has another dtype.
-    """
+    """Refuse a weight that does not hold plain floating-point numbers, such as a quantised one."""
     if tensor.dtype not in _DTYPES.values():
         raise ValueError(f"tensor {name} of {tensor.origin} has dtype {tensor.dtype}; choose from {', '.join(_DTYPES)}")
 

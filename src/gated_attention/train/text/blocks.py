@@ -1,4 +1,4 @@
-"""Sequences of token ids as a model reads them: fixed blocks, which documents they hold, batches."""
+"""Sequences of token ids as a model reads them: fixed blocks, positions within documents, batches."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -12,18 +12,17 @@ from torch.utils.data import Dataset
 Ids = npt.NDArray[np.uint16] | npt.NDArray[np.int32]
 
 Packing = Literal["stream", "documents"]
-"""Whether a token sees all tokens before it in its block, or those of its own document only."""
+"""Whether a token sees all tokens before it in its block, or only those of its own document."""
 
 
 class Blocks(Dataset[dict[str, Tensor]]):
     """Sequences of token ids, (num_blocks, block_size), mapped from a file.
 
-    A flat array rather than an Arrow table: a batch of 64 x 1024 ids takes 0.3 ms to read and collate, not 8 ms.
+    This is a flat array, not an Arrow table: a batch of 64 x 1024 ids takes 0.3 ms to read and collate, not 8 ms.
 
     Args:
-        ids: The blocks.
-        opener: The token that every document begins with where documents are kept apart; positions then begin anew at
-            each, which is how transformers is told. None reads a block as one sequence.
+        opener: The first token of every document, if documents are kept apart: positions then restart at each, which is
+            how transformers learns of documents. None reads a block as one sequence.
     """
 
     def __init__(self, ids: Ids, opener: int | None = None) -> None:
@@ -44,12 +43,12 @@ class Blocks(Dataset[dict[str, Tensor]]):
         return int(self.ids.size)
 
     def sample(self, num_tokens: int) -> "Blocks":
-        """Evenly spaced blocks, about `num_tokens` in all and at least one block: neighbours share a document."""
+        """Evenly spaced blocks of about `num_tokens` in all, at least one; neighbours would share documents."""
         num_blocks = min(len(self), max(1, num_tokens // self.ids.shape[1]))
         return Blocks(self.ids[evenly_spaced(len(self), num_blocks)], self.opener)
 
     def undivided(self) -> "Blocks":
-        """The blocks as plain sequences; where documents are kept apart, only those that hold one document."""
+        """The blocks as plain sequences; if documents are kept apart, only blocks that hold a single document."""
         if self.opener is None:
             return self
         whole = ~(np.asarray(self.ids)[:, 1:] == self.opener).any(1)
@@ -66,12 +65,12 @@ class Blocks(Dataset[dict[str, Tensor]]):
 
 
 def evenly_spaced(num_blocks: int, num_chosen: int) -> npt.NDArray[np.int64]:
-    """The rows of `num_chosen` blocks spread over all, the first among them."""
+    """Indices of `num_chosen` blocks spread evenly over all, starting with the first."""
     return np.arange(num_chosen) * num_blocks // num_chosen
 
 
 def positions(input_ids: Tensor, opener: int) -> Tensor:
-    """Positions of tokens, (..., T), counted from the last token that opens a document."""
+    """Positions, (..., T), of tokens counted from the last `opener`."""
     index = torch.arange(input_ids.shape[-1]).expand(input_ids.shape)
     starts = torch.where(input_ids == opener, index, 0)
     return index - starts.cummax(-1).values
@@ -83,6 +82,6 @@ def stack(blocks: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def collate(blocks: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """A batch for a causal language model, which shifts the labels itself."""
+    """A batch for a causal language model; the model itself shifts the labels."""
     batch = stack(blocks)
     return {**batch, "labels": batch["input_ids"]}

@@ -9,9 +9,8 @@ import sysconfig
 import urllib.error
 import urllib.request
 import zlib
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,12 @@ import pyarrow.compute as pc  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 from datasets import Dataset
 from huggingface_hub import constants as hub
-from huggingface_hub.utils import logging as hub_logging
-from transformers.utils import logging as model_logging
 
-from gated_attention.train.text.files import KNOWN, PACKED_ERRORS, files_below, open_text, other_formats, text_format
+from gated_attention.train.quiet import quiet
+from gated_attention.train.text.files import KNOWN, files_below, open_text, text_format
 
 STDLIB = "stdlib"
-"""The embedded default corpus: the source text of Python's standard library, there on every machine."""
+"""The default corpus, present on every machine: the source text of Python's standard library."""
 
 _SKIPPED = {"__pycache__"}
 _STDLIB_SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3"}
@@ -35,48 +33,42 @@ _HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?::(?P<config>[^@]+))?(?:@(?P
 _HUB_TIMEOUT_S = 10
 
 _FEATURES = datasets.Features({"text": datasets.Value("string"), "domain": datasets.Value("string")})
-_ROWS = 2  # version of what `_documents` yields: datasets keeps its rows by its arguments, not by its code
-_DAMAGE = (
-    OSError,
-    EOFError,
-    UnicodeDecodeError,
-    lzma.LZMAError,
-    zlib.error,
-    pa.ArrowException,
-    *PACKED_ERRORS,
-)
+_ROWS = 2  # version of what `_documents` yields: datasets caches its rows by the arguments, not by the code
+_DAMAGE = (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError, zlib.error, pa.ArrowException)
 
 
 def load_documents(source: str, text_field: str = "text", domain_field: str = "domain") -> Dataset:
-    """One row per document that has text: `text`, and `domain` where the source names one, otherwise empty.
+    """One row per document that has text: `text`, and `domain`, which is empty where the source names none.
 
     Args:
         source: `stdlib`; a file of plain text (one document), JSON lines or an array (also .gz .xz .zst .bz2) or
-            Parquet, or a folder of such files; or a hub data set, `owner/name`, `owner/name:config`,
-            `owner/name@split` or both. A path that exists wins over a hub name.
-        text_field: The field that holds the text in JSON, Parquet and hub data sets; other fields are ignored.
-        domain_field: The field that names the domain there.
+            Parquet; a folder of such files; or a hub data set, `owner/name`, `owner/name:config`,
+            `owner/name@split` or both. A path that exists takes precedence over a hub name.
+        text_field: The field that holds the text in JSON, Parquet and hub data sets.
+        domain_field: The field that names the domain there; other fields are ignored.
 
     Raises:
         ValueError: if the source cannot be found or read, has no such field, or holds no text.
     """
     with quiet():
-        files = source_files(source)
-        load = partial(_load_files, files) if files else _load_hub
-        return load(source, text_field, domain_field)
+        if files := source_files(source):
+            return _load_files(files, source, text_field, domain_field)
+        return _load_hub(source, text_field, domain_field)
 
 
 def source_files(source: str) -> list[Path]:
     """The local files that a source is read from, sorted; empty for a hub name.
 
-    Hidden files and folders are passed over, and what `passed_over` names; so are the tests and the undecodable files
-    of the standard library. Links to folders are followed.
+    Hidden files and folders are skipped, and so are files of other formats and the tests of the standard library.
+    Links to folders are followed.
 
     Raises:
-        ValueError: if a file is of no known format, a folder has none that is, or something in it cannot be read.
+        ValueError: if a file has no known format, no file of a folder has one, or something in it cannot be read.
     """
     if source == STDLIB:
-        return _stdlib_files()
+        root = Path(sysconfig.get_path("stdlib"))
+        found = files_below(root, _SKIPPED | _STDLIB_SKIPPED, follow_links=False)
+        return [file for file in found if file.suffix == ".py"]
     path = Path(os.path.expanduser(source))
     if not source or not os.path.exists(path):
         return []
@@ -86,57 +78,39 @@ def source_files(source: str) -> list[Path]:
             raise ValueError(f"{path} has no files of a known format; use {KNOWN}")
         return files
     if not text_format(path):
-        raise ValueError(f"{path} is of no known format; use {KNOWN}")
+        raise ValueError(f"{path} has no known format; use {KNOWN}")
     if not path.is_file():
         raise ValueError(f"{path} is no regular file; copy its text to one")
     return [path]
 
 
 def passed_over(source: str) -> dict[str, int]:
-    """How many files of a folder are not read because their format is not known, by suffix."""
+    """How many files of a folder are skipped because their format is unknown, by suffix, most frequent first."""
     path = Path(os.path.expanduser(source))
-    return other_formats(path, _SKIPPED) if source not in (STDLIB, "") and path.is_dir() else {}
+    if source in (STDLIB, "") or not path.is_dir():
+        return {}
+    others = (file for file in files_below(path, _SKIPPED) if not text_format(file))
+    return dict(Counter(file.suffix.lower() or "without a suffix" for file in others).most_common())
 
 
 def require_hub(name: str) -> None:
-    """Refuse at once where the hub does not answer; its own client retries for half a minute first.
+    """Fail at once if the hub does not answer; its own client retries for half a minute first.
 
-    With `HF_HUB_OFFLINE=1` nothing is asked: the libraries then look in their download cache only.
-
-    Raises:
-        ValueError: if nothing answers at the hub's address.
+    With `HF_HUB_OFFLINE=1` the hub is not asked: the libraries then look only in their download cache.
     """
     if hub.HF_HUB_OFFLINE or urllib.request.getproxies():
         return
     try:
         urllib.request.urlopen(urllib.request.Request(hub.ENDPOINT, method="HEAD"), timeout=_HUB_TIMEOUT_S).close()
     except urllib.error.HTTPError as error:
-        error.close()  # an answer, if an unfriendly one
+        error.close()  # an error is an answer
     except OSError as error:
         if isinstance(getattr(error, "reason", None), ssl.SSLError):
-            return  # an answer too; which certificates to trust is for the hub's client to know
+            return  # an answer too; the hub's client knows which certificates to trust
         raise ValueError(
             f"no file or folder {name!r} here, and {hub.ENDPOINT} does not answer; "
-            "check the path or the network, or set HF_HUB_OFFLINE=1 to use what was downloaded before"
+            "check the path or the network, or set HF_HUB_OFFLINE=1 to use earlier downloads"
         ) from error
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence what `datasets`, the hub and transformers say; what fails is raised all the same."""
-    loggers = (datasets.logging, hub_logging, model_logging)
-    levels = [logger.get_verbosity() for logger in loggers]
-    had_bars = not datasets.are_progress_bars_disabled()
-    for logger in loggers:
-        logger.set_verbosity(datasets.logging.CRITICAL)
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.set_verbosity(level)
-        if had_bars:
-            datasets.enable_progress_bars()
 
 
 def one_line(error: BaseException) -> str:
@@ -144,18 +118,16 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300]
 
 
-def _stdlib_files() -> list[Path]:
-    root = Path(sysconfig.get_path("stdlib"))
-    found = files_below(root, _SKIPPED | _STDLIB_SKIPPED, follow_links=False)
-    return [file for file in found if file.suffix == ".py"]
-
-
 def _load_files(files: list[Path], source: str, text_field: str, domain_field: str) -> Dataset:
-    # One generator for all formats rather than datasets' loaders: those take the schema from the first 10 MB and
-    # refuse a field that comes or changes later, in a column that nobody reads.
-    states = tuple((str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
-    fields = {"text_field": text_field, "domain_field": domain_field}
-    arguments = {"files": states, "source": source, **fields, "version": _ROWS}
+    # One generator for all formats, not the loaders of datasets: those take the schema from the first 10 MB and
+    # refuse a field that appears or changes later, even in a column that is not read.
+    arguments = {
+        "files": tuple(map(file_state, files)),
+        "source": source,
+        "text_field": text_field,
+        "domain_field": domain_field,
+        "version": _ROWS,
+    }
     try:
         return Dataset.from_generator(_documents, features=_FEATURES, gen_kwargs=arguments)
     except datasets.exceptions.DatasetGenerationError as error:
@@ -167,10 +139,16 @@ def _load_files(files: list[Path], source: str, text_field: str, domain_field: s
         raise ValueError(f"datasets' cache cannot be written ({one_line(error)}); set HF_HOME") from error
 
 
+def file_state(file: Path) -> tuple[str, int, int]:
+    """Path, size and time of a file, which identify it in a cache."""
+    state = file.stat()
+    return str(file.resolve()), state.st_size, state.st_mtime_ns
+
+
 def _documents(
     files: tuple[tuple[str, int, int], ...], source: str, text_field: str, domain_field: str, version: int
 ) -> Iterator[dict[str, str]]:
-    # Size, time and version are there for the key that datasets makes of the arguments.
+    # Size, time and version only serve the key that datasets derives from the arguments.
     is_empty = True
     for name, _, _ in files:
         try:
@@ -187,7 +165,7 @@ def _documents(
 
 
 def _rows(file: Path, text_field: str, domain_field: str) -> Iterator[tuple[str, Any]]:
-    """Every row of a file with the place it stands at, for messages."""
+    """Every row of a file, and its place for messages."""
     match text_format(file):
         case "json":
             yield from _json_rows(file)
@@ -216,15 +194,14 @@ def _parse(text: str, place: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:  # ValueError: also an integer of too many digits
         reason = error.msg if isinstance(error, json.JSONDecodeError) else error
-        raise ValueError(f"{place} is not JSON ({reason}); give one object a line, or an array") from error
+        raise ValueError(f"{place} is not JSON ({reason}); give one object per line, or an array") from error
 
 
 def _parquet_rows(file: Path, text_field: str, domain_field: str) -> Iterator[tuple[str, Any]]:
     with pq.ParquetFile(file) as parquet:
         columns = parquet.schema_arrow.names
         _require_field(columns, str(file), text_field)
-        read = [text_field, *([domain_field] if domain_field in columns and text_field != domain_field else [])]
-        for batch in parquet.iter_batches(columns=read):
+        for batch in parquet.iter_batches(columns=[name for name in columns if name in (text_field, domain_field)]):
             for row in batch.to_pylist():
                 yield str(file), row
 
@@ -263,11 +240,7 @@ def _load_hub(source: str, text_field: str, domain_field: str) -> Dataset:
             "check the path, or the name as owner/name:config@split"
         ) from error
     _require_field(documents.column_names, source, text_field)
-    return _select_text(documents.with_format("arrow")[:], source, text_field, domain_field)
-
-
-def _select_text(table: pa.Table, source: str, text_field: str, domain_field: str = "domain") -> Dataset:
-    """The two columns of a hub table, not copied unless a document is empty."""
+    table = documents.with_format("arrow")[:]
     text = table[text_field]
     if not (pa.types.is_string(text.type) or pa.types.is_large_string(text.type)):
         raise ValueError(f"field {text_field!r} of {source} holds {text.type}, not text; choose another text_field")
@@ -278,7 +251,7 @@ def _select_text(table: pa.Table, source: str, text_field: str, domain_field: st
     has_text = pc.fill_null(pc.greater(pc.binary_length(text), 0), False)
     if not pc.any(has_text).as_py():
         raise ValueError(f"{source} holds no text; give another source")
-    documents = pa.table({"text": text, "domain": domain})
-    if not pc.all(has_text).as_py():
-        documents = documents.filter(has_text)
-    return Dataset(datasets.table.InMemoryTable(documents))
+    selected = pa.table({"text": text, "domain": domain})
+    if not pc.all(has_text).as_py():  # a filter copies
+        selected = selected.filter(has_text)
+    return Dataset(datasets.table.InMemoryTable(selected))

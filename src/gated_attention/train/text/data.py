@@ -1,11 +1,10 @@
-"""Text to fixed blocks of token ids: held-out split, packing, cache."""
+"""From text to fixed blocks of token ids: held-out split, packing, cache."""
 
 import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,22 +16,17 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from gated_attention.files import new_folder, waiting_for, writing_to
 from gated_attention.ranges import require_choice, require_within
 from gated_attention.train.text.blocks import Blocks, Ids, Packing, collate, evenly_spaced
-from gated_attention.train.text.corpus import STDLIB, source_files
+from gated_attention.train.text.corpus import STDLIB, file_state, source_files
 from gated_attention.train.text.split import Text, split_text
-from gated_attention.train.text.tokenizer import (
-    check_tokenizer_name,
-    load_tokenizer,
-    tokenizer_files,
-    vocabulary_size,
-)
+from gated_attention.train.text.tokenizer import check_tokenizer_name, load_tokenizer, tokenizer_files, vocabulary_size
 
 __all__ = ["Blocks", "DataConfig", "PackedData", "collate", "load_data"]
 
-_FORMAT = 3  # of the cached files; raised when the same settings would pack differently
-_BATCH_BYTES = 2_000_000  # text per call of the tokenizer, which spreads it over all cores at about 75 bytes per token
+_FORMAT = 3  # of the cached files; increases when the same settings would be packed differently
+_BATCH_CHARACTERS = 2_000_000  # text per call of the tokenizer, which spreads it over all cores
 _PIECE_CHARACTERS = 1_000_000  # longer documents are tokenised in pieces, cut at line ends
+_READ_DOCUMENTS = 100  # read from the data set at a time
 _CURVE_TOKENS = 32_768  # held-out text scored for each point of a validation curve
-
 _ABOUT_NAME = "about.json"
 
 
@@ -41,15 +35,15 @@ class DataConfig:
     """Which text a model reads, and how.
 
     Attributes:
-        source: As `corpus.load_documents`.
+        source: As in `corpus.load_documents`.
         validation: A source of held-out text; None holds out documents of `source`.
-        held_out: Share of the text that is held out when `validation` is None, as `split.split_text` cuts it.
-        tokenizer: As `tokenizer.load_tokenizer`.
+        held_out: Share of the text that is held out when `validation` is None; see `split.split_text`.
+        tokenizer: As in `tokenizer.load_tokenizer`.
         block_size: Tokens per sequence.
         bos: Whether every sequence begins with the BOS token.
-        packing: `stream` lets tokens see the documents before theirs in a block, `documents` keeps documents apart.
-        max_validation_tokens: About how many held-out tokens are kept, evenly spaced blocks of all; None keeps all.
-        seed: Of the document order and the choice of held-out documents.
+        packing: `stream` lets tokens see earlier documents in their block, `documents` keeps documents apart.
+        max_validation_tokens: About how many held-out tokens to keep, in evenly spaced blocks; None keeps all.
+        seed: Determines the order of documents and which are held out.
     """
 
     source: str = STDLIB
@@ -77,7 +71,7 @@ class PackedData:
     """A corpus ready for training.
 
     Attributes:
-        about: What the parts hold: documents and tokens of each, and how many of them `validation` keeps.
+        about: Documents and tokens of each part, and how many of them are kept.
     """
 
     train: Blocks
@@ -87,18 +81,18 @@ class PackedData:
 
     @property
     def validation_sample(self) -> Blocks:
-        """The part of the held-out text that the points of a validation curve are scored on."""
+        """The part of the held-out text that each point of a validation curve is scored on."""
         return self.validation.sample(_CURVE_TOKENS)
 
 
 def load_data(config: DataConfig, cache: Path, say: Callable[[str], None] = lambda message: None) -> PackedData:
     """The packed corpus, from the cache if it was packed before.
 
-    Documents are shuffled, each is followed by EOS, and the stream is cut into blocks; a last, partial block is
-    dropped. With `packing="documents"` that EOS opens the next document, which sees it and nothing before it; with
-    `bos`, BOS does, and where it is another token than EOS it is put before every document. A training document whose
-    text is also held out is left out. The cache is keyed by the settings and by path, size and time of every local
-    file; a hub data set is known by its name alone.
+    Documents are shuffled, each is followed by EOS, and the stream is cut into blocks; a partial last block is
+    dropped. With `packing="documents"`, that EOS opens the next document, which sees nothing before it. With `bos` too,
+    BOS opens documents; where it differs from EOS, it is inserted before each. Training documents whose text is also
+    held out are left out. The cache is keyed by the settings and by path, size and time of every local file; a hub data
+    set is identified by its name alone.
 
     Raises:
         ValueError: if the text cannot be read or is too small for one training and one validation block.
@@ -128,7 +122,7 @@ def _key(config: DataConfig) -> str:
     parts = {
         "format": _FORMAT,
         "config": asdict(config),
-        "files": [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths],
+        "files": [file_state(path) for path in paths],
         "python": sys.version if STDLIB in sources else None,
         "versions": [tokenizers.__version__, transformers.__version__],
     }
@@ -138,9 +132,8 @@ def _key(config: DataConfig) -> str:
 def _pack(config: DataConfig, folder: Path, say: Callable[[str], None]) -> None:
     say(f"reading {config.source}")
     train, validation = split_text(
-        config.source, config.validation, held_out=config.held_out, text_field=config.text_field, seed=config.seed,
-        say=say,
-    )  # fmt: skip
+        config.source, config.validation, config.held_out, config.text_field, config.seed, say
+    )
     if config.tokenizer.startswith("bpe-"):
         say(f"training {config.tokenizer}")
     tokenizer = load_tokenizer(config.tokenizer, train.documents)
@@ -149,7 +142,7 @@ def _pack(config: DataConfig, folder: Path, say: Callable[[str], None]) -> None:
     tokenizer.save_pretrained(folder / "tokenizer")
     about: dict[str, int] = {}
     for name, text, limit in (("validation", validation, config.max_validation_tokens), ("train", train, None)):
-        say(f"tokenising {text.num_bytes.sum() / 1e6:,.1f} MB for {name}")
+        say(f"tokenising {text.num_bytes / 1e6:,.1f} MB for {name}")
         max_blocks = None if limit is None else max(1, limit // config.block_size)
         found = _write_blocks(folder / f"{name}.npy", text, tokenizer, config, max_blocks)
         about |= {f"{name}_{key}": value for key, value in found.items()}
@@ -159,7 +152,7 @@ def _pack(config: DataConfig, folder: Path, say: Callable[[str], None]) -> None:
 def _write_blocks(
     path: Path, text: Text, tokenizer: PreTrainedTokenizerBase, config: DataConfig, max_blocks: int | None
 ) -> dict[str, int]:
-    """Write the blocks, evenly spaced ones if all are too many, and count what there was and what was kept."""
+    """Write at most `max_blocks` evenly spaced blocks; returns the numbers of documents and tokens, all and kept."""
     width = config.block_size - int(config.bos)
     dtype = np.dtype(np.uint16 if vocabulary_size(tokenizer) <= 2**16 else np.int32)
     num_ids = 0
@@ -172,35 +165,35 @@ def _write_blocks(
     if not num_whole:
         source = config.validation if config.validation is not None and path.stem == "validation" else config.source
         raise ValueError(
-            f"{source} is too small: {path.stem} has {num_ids} tokens, a block takes {width}; "
+            f"{source} is too small: {path.stem} has {num_ids} tokens and a block takes {width}; "
             "give more text or a smaller --context"
         )
     num_blocks = num_whole if max_blocks is None else min(max_blocks, num_whole)
     blocks = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(num_blocks, config.block_size))
     stream: Any = np.memmap(spool, dtype, mode="r", shape=(num_whole, width))
-    kept = slice(None) if num_blocks == num_whole else evenly_spaced(num_whole, num_blocks)
+    kept: Any = slice(None) if num_blocks == num_whole else evenly_spaced(num_whole, num_blocks)
     blocks[:, config.block_size - width :] = stream[kept]
     if config.bos:
         blocks[:, 0] = tokenizer.bos_token_id
     blocks.flush()
-    num_documents = len(text.documents)
-    counts = {"documents": num_documents, "tokens": num_ids, "kept_tokens": int(blocks.size)}
-    if num_blocks < num_whole:
-        num_documents = _count_documents(np.flatnonzero(stream == tokenizer.eos_token_id), kept, width)
+    num_documents = kept_documents = len(text.documents)
+    if num_blocks < num_whole:  # count the documents that have a token in a kept block
+        ends = np.flatnonzero(stream == tokenizer.eos_token_id)
+        first, last = np.searchsorted(ends, kept * width), np.searchsorted(ends, kept * width + width - 1)
+        kept_documents = int((last - first + 1).sum() - (first[1:] == last[:-1]).sum())
     spool.unlink()
-    return {**counts, "kept_documents": num_documents}
-
-
-def _count_documents(ends: Any, blocks: Any, width: int) -> int:
-    """How many documents have a token in these blocks, in order, of a stream in which they end at `ends`."""
-    first, last = np.searchsorted(ends, blocks * width), np.searchsorted(ends, blocks * width + width - 1)
-    return int((last - first + 1).sum() - (first[1:] == last[:-1]).sum())
+    return {
+        "documents": num_documents,
+        "tokens": num_ids,
+        "kept_tokens": int(blocks.size),
+        "kept_documents": kept_documents,
+    }
 
 
 def _tokenise(
     text: Text, tokenizer: PreTrainedTokenizerBase, dtype: np.dtype[np.generic], config: DataConfig
 ) -> Iterator[Ids]:
-    """Token ids of the documents, EOS after each, some documents at a time."""
+    """Token ids of the documents in batches, EOS after each document."""
     encode = _encoder(tokenizer)
     end = [tokenizer.eos_token_id]
     if config.packing == "documents" and config.bos and tokenizer.bos_token_id != tokenizer.eos_token_id:
@@ -213,7 +206,7 @@ def _tokenise(
 
 
 def _encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[str]], list[list[int]]]:
-    """Text to ids as it stands: nothing added, nothing cut, and no special token read out of a document."""
+    """Text to ids: nothing is added or cut, and a special token inside a document is only text."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return lambda texts: [
@@ -226,11 +219,9 @@ def _encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[str]], list[l
 
 
 def _pieces(text: Text) -> Iterator[tuple[str, bool]]:
-    """Every document in pieces of bounded length, with whether it ends there."""
-    batch = np.cumsum(text.num_bytes) // _BATCH_BYTES
-    bounds = [*np.flatnonzero(np.diff(batch, prepend=-1)).tolist(), len(batch)]
-    for start, stop in pairwise(bounds):
-        for document in text.documents[start:stop]["text"]:
+    """Every document in pieces of bounded length, each with whether the document ends there."""
+    for rows in text.documents.select_columns("text").iter(batch_size=_READ_DOCUMENTS):
+        for document in rows["text"]:
             at = 0
             while len(document) - at > _PIECE_CHARACTERS:
                 cut = document.rfind("\n", at, at + _PIECE_CHARACTERS) + 1 or at + _PIECE_CHARACTERS
@@ -244,7 +235,7 @@ def _batches(pieces: Iterator[tuple[str, bool]]) -> Iterator[list[tuple[str, boo
     for piece, is_end in pieces:
         batch.append((piece, is_end))
         size += len(piece)
-        if size >= _BATCH_BYTES:
+        if size >= _BATCH_CHARACTERS:
             yield batch
             batch, size = [], 0
     if batch:

@@ -1,57 +1,53 @@
-"""Files of text: which of a folder are read, of which format each is, and how packed ones are opened."""
+"""Files of text: which files of a folder are read, their formats, and how compressed ones are opened."""
 
 import bz2
 import gzip
 import io
 import lzma
 import os
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any, NoReturn, TextIO
 
-try:
-    import zstandard
-except ImportError:
-    zstandard = None  # type: ignore[assignment]
+import pyarrow as pa  # type: ignore[import-untyped]
 
-_JSON = (".jsonl", ".json")
-_PLAIN = (".txt", ".md", ".rst", ".py")
-_PARQUET = ".parquet"
-_OPEN: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
-_PACKED = (*_OPEN, ".zst")
-_CHUNK_BYTES = 1 << 17
+_FORMATS = {
+    **dict.fromkeys((".txt", ".md", ".rst", ".py"), "text"),
+    **dict.fromkeys((".jsonl", ".json"), "json"),
+    ".parquet": "parquet",
+}
+_OPEN: dict[str, Callable[..., Any]] = {
+    ".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open, ".zst": partial(pa.input_stream, compression="zstd"),
+}  # fmt: skip
 
-KNOWN = f"{', '.join((*_PLAIN, *_JSON, _PARQUET))}, JSON also packed as {', '.join(_PACKED)}"
+KNOWN = f"{', '.join(_FORMATS)}, JSON also compressed as {', '.join(_OPEN)}"
 """The formats that are read, in words."""
-
-PACKED_ERRORS: tuple[type[BaseException], ...] = (zstandard.ZstdError,) if zstandard else ()
-"""What optional unpackers raise of their own."""
 
 
 def text_format(path: Path) -> str | None:
-    """`json`, `parquet`, `text`, or None for any other."""
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    packed = bool(suffixes) and suffixes[-1] in _PACKED
-    last = suffixes[-2 if packed else -1] if len(suffixes) > packed else ""
-    if last in _JSON:
-        return "json"
-    if packed:
-        return None
-    return "parquet" if last == _PARQUET else "text" if last in _PLAIN else None
+    """`text`, `json`, `parquet`, or None for any other."""
+    *_, before, last = ["", "", *(suffix.lower() for suffix in path.suffixes)]
+    if last in _OPEN:
+        return "json" if _FORMATS.get(before) == "json" else None
+    return _FORMATS.get(last)
 
 
 def files_below(root: Path, skipped: set[str], *, follow_links: bool = True) -> list[Path]:
-    """All files below a folder but hidden ones, sorted; folders of the names in `skipped` are not entered.
+    """All files below a folder except hidden ones, sorted; folders named in `skipped` are not entered.
 
-    Links to folders are followed. A folder or a file that several paths lead to is there once.
+    Links to folders are followed. A folder or a file that several paths lead to is listed once.
 
     Raises:
-        ValueError: if a folder cannot be read, or a file that would be read is a link to nothing or no regular file.
+        ValueError: if a folder cannot be read, or a file of a known format is a broken link or not a regular file.
     """
+
+    def refuse(error: OSError) -> NoReturn:
+        raise ValueError(f"{error.filename} cannot be read ({error.strerror}); repair it or leave it out")
+
     found: dict[str, Path] = {}
     entered: set[tuple[int, int]] = set()
-    for folder, folders, names in os.walk(root, onerror=_refuse_folder, followlinks=follow_links):
+    for folder, folders, names in os.walk(root, onerror=refuse, followlinks=follow_links):
         state = os.stat(folder)
         if (state.st_dev, state.st_ino) in entered:
             folders[:] = []
@@ -63,71 +59,17 @@ def files_below(root: Path, skipped: set[str], *, follow_links: bool = True) -> 
                 found.setdefault(os.path.realpath(path), path)
             elif text_format(path):
                 what = "a link to nothing" if path.is_symlink() and not path.exists() else "no regular file"
-                raise ValueError(f"{path} is {what}; mend it or leave it out")
+                raise ValueError(f"{path} is {what}; repair it or leave it out")
     return sorted(found.values())
 
 
-def other_formats(root: Path, skipped: set[str]) -> dict[str, int]:
-    """How many files of no known format lie below a folder, by their suffixes, most first."""
-    others = (file for file in files_below(root, skipped) if not text_format(file))
-    return dict(Counter(file.suffix.lower() or "without a suffix" for file in others).most_common())
-
-
 def open_text(file: Path) -> TextIO:
-    """A file of text, unpacked as its name says.
+    """A file of text, decompressed as its name says.
 
     Raises:
-        ValueError: if its unpacker is not installed.
-        EOFError: here or while it is read, if a packed file ends before its text does.
+        EOFError: if a compressed file is empty; here or in reading, an error of its library if it is cut short.
     """
-    suffix = file.suffix.lower()
-    if suffix in _PACKED and not file.stat().st_size:
-        raise EOFError("an empty file, which no packer writes")
-    if suffix == ".zst":
-        if zstandard is None:
-            raise ValueError(f"reading {file} needs zstandard; pip install gated-attention[zstd]")
-        return io.TextIOWrapper(io.BufferedReader(_Zstandard(file), _CHUNK_BYTES), encoding="utf-8-sig")
-    return cast(TextIO, _OPEN.get(suffix, open)(file, "rt", encoding="utf-8-sig"))
-
-
-class _Zstandard(io.RawIOBase):
-    """All frames of a `.zst` file; zstandard's own reader takes a cut frame for a whole one."""
-
-    def __init__(self, path: Path) -> None:
-        self._chunks = _unpacked(path)
-        self._left = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._left:
-            chunk = next(self._chunks, None)
-            if chunk is None:
-                return 0
-            self._left = chunk
-        part, self._left = self._left[: len(buffer)], self._left[len(buffer) :]
-        buffer[: len(part)] = part
-        return len(part)
-
-    def close(self) -> None:
-        self._chunks.close()  # type: ignore[attr-defined]  # of a generator, which closes the file
-        super().close()
-
-
-def _unpacked(path: Path) -> Iterator[bytes]:
-    frame: Any = None
-    with path.open("rb") as file:
-        while data := file.read(_CHUNK_BYTES):
-            while data:
-                frame = frame or zstandard.ZstdDecompressor().decompressobj()
-                yield frame.decompress(data)
-                data = b""
-                if frame.eof:
-                    data, frame = frame.unused_data, None
-    if frame is not None:
-        raise EOFError("packed text ended before the end of its frame")
-
-
-def _refuse_folder(error: OSError) -> None:
-    raise ValueError(f"{error.filename} cannot be read ({error.strerror}); mend it or leave it out")
+    open_binary = _OPEN.get(file.suffix.lower())
+    if open_binary and not file.stat().st_size:
+        raise EOFError("an empty file, which no compressor writes")
+    return io.TextIOWrapper(open_binary(file) if open_binary else file.open("rb"), encoding="utf-8-sig")

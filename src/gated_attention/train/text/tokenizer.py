@@ -12,18 +12,19 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from gated_attention.train.checkpoints import last_checkpoint
-from gated_attention.train.text.corpus import one_line, quiet, require_hub
+from gated_attention.train.quiet import quiet
+from gated_attention.train.text.corpus import one_line, require_hub
 
 END_OF_TEXT = "<|endoftext|>"
-"""Follows every document; BOS and EOS of our own tokenizers.
+"""Follows every document: the BOS and EOS token of our own tokenizers.
 
-They have no padding token: an embedding never trains the row of its padding index.
+They have no padding token, because an embedding does not train the row of its padding index.
 """
 
 BYTES = "bytes"
 _BPE = re.compile(r"bpe-(\d+)")
 _SMALLEST_BPE = 258  # 256 bytes, the end of text, and one merge
-_TOKENIZER_FILES = ("tokenizer", "vocab", "spiece", "sentencepiece", "tekken")  # how their names begin
+_TOKENIZER_FILES = ("tokenizer*", "vocab*", "spiece*", "sentencepiece*", "tekken*")
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -34,51 +35,56 @@ def load_tokenizer(
 
     Args:
         name: `bytes` (257 tokens); `bpe-N`, byte-level BPE of N tokens trained on `documents`; a folder, also
-            of a run, or a hub name.
+            that of a run; or a hub name.
         documents: Training documents; only `bpe-N` reads them.
-        max_train_bytes: How much text BPE is trained on, whole documents drawn from all of them with a fixed seed.
+        max_train_bytes: How much text BPE is trained on: whole documents, drawn with a fixed seed.
 
     Raises:
         ValueError: if the name is unknown, N cannot be reached, or the tokenizer has no EOS token.
     """
-    if name == BYTES:
-        return _wrap(_byte_tokenizer())
     check_tokenizer_name(name)
-    if match := _BPE.fullmatch(name):
-        if documents is None:
-            raise ValueError(f"{name!r} is trained on text; pass documents, or name a tokenizer that exists")
-        return _wrap(_train_bpe(int(match[1]), documents, max_train_bytes))
-    return _load(name)
+    if name == BYTES:
+        tokenizer = _byte_tokenizer()
+    elif not (match := _BPE.fullmatch(name)):
+        return _load(name)
+    elif documents is None:
+        raise ValueError(f"{name!r} is trained on text; pass documents, or name a tokenizer that exists")
+    else:
+        tokenizer = _train_bpe(int(match[1]), documents, max_train_bytes)
+    tokenizer.decoder = decoders.ByteLevel()
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=END_OF_TEXT,
+        eos_token=END_OF_TEXT,
+        clean_up_tokenization_spaces=False,
+    )
+    return cast(PreTrainedTokenizerBase, wrapped)
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
-    """One more than the largest id: ids may have gaps, which `len` does not count."""
+    """One more than the largest id; `len` does not count gaps between ids."""
     return max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=0))
 
 
 def check_tokenizer_name(name: str) -> None:
-    """Refuse a BPE size that cannot be, before any text is read.
-
-    Raises:
-        ValueError: if N of `bpe-N` is too small.
-    """
+    """Refuse a `bpe-N` whose N is too small, before any text is read."""
     if (match := _BPE.fullmatch(name)) and int(match[1]) < _SMALLEST_BPE:
         raise ValueError(f"{name!r} is too small: bytes and the end of text take 257; use at least bpe-{_SMALLEST_BPE}")
 
 
 def tokenizer_files(name: str) -> list[Path]:
-    """The files of a tokenizer that is a local folder; none for any other."""
+    """The files of a tokenizer that is a local folder; none for any other tokenizer."""
     folder = None if name == BYTES or _BPE.fullmatch(name) else _folder(name)
     return sorted(path for path in folder.iterdir() if path.is_file()) if folder else []
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether a tokenizer lies there; for some families transformers makes up an empty one where there is none."""
-    return any(any(folder.glob(f"{start}*")) for start in _TOKENIZER_FILES)
+    """Whether the folder holds a tokenizer; if not, transformers invents an empty one for some families."""
+    return any(any(folder.glob(pattern)) for pattern in _TOKENIZER_FILES)
 
 
 def _folder(name: str) -> Path | None:
-    """The local folder of that name; of a run, such as `runs/NAME/VARIANT/seed0`, that of its last checkpoint."""
+    """The local folder of that name; for a run, such as `runs/NAME/VARIANT/seed0`, that of its last checkpoint."""
     path = os.path.expanduser(name)
     if not os.path.isdir(path):
         return None
@@ -97,7 +103,7 @@ def _load(name: str) -> PreTrainedTokenizerBase:
     try:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(folder or name, trust_remote_code=False)
-    except Exception as error:  # the Rust core raises nothing narrower for a broken tokenizer.json
+    except Exception as error:  # the Rust core raises no narrower class for a broken tokenizer.json
         raise ValueError(f"no tokenizer {name!r} ({one_line(error)}); {choices}") from error
     if tokenizer.eos_token_id is None:
         raise ValueError(f"tokenizer {name!r} has no EOS token, which must follow every document; choose another")
@@ -108,48 +114,33 @@ def _byte_tokenizer() -> Tokenizer:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
 
 
 def _train_bpe(vocab_size: int, documents: Dataset, max_train_bytes: int) -> Tokenizer:
+    def sample() -> Iterator[str]:
+        order = list(range(len(documents)))
+        Random(0).shuffle(order)
+        seen = 0
+        for index in order:
+            text = documents[index]["text"]
+            yield text
+            seen += len(text.encode())
+            if seen >= max_train_bytes:
+                return
+
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
-    tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - 1,  # the end of text comes last, as with bytes
+        vocab_size=vocab_size - 1,  # the end of text comes last, as in the byte tokenizer
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_sample(documents, max_train_bytes), trainer)
+    tokenizer.train_from_iterator(sample(), trainer)
     reached = tokenizer.get_vocab_size() + 1
     if reached < vocab_size:
         smaller = f"bpe-{reached}" if reached >= _SMALLEST_BPE else BYTES
         raise ValueError(f"the text yields only {reached} tokens of bpe-{vocab_size}; use {smaller} or more text")
     return tokenizer
-
-
-def _sample(documents: Dataset, max_bytes: int) -> Iterator[str]:
-    order = list(range(len(documents)))
-    Random(0).shuffle(order)
-    seen = 0
-    for index in order:
-        text = documents[index]["text"]
-        yield text
-        seen += len(text.encode())
-        if seen >= max_bytes:
-            return
-
-
-def _wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerBase:
-    return cast(
-        PreTrainedTokenizerBase,
-        PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer,
-            bos_token=END_OF_TEXT,
-            eos_token=END_OF_TEXT,
-            clean_up_tokenization_spaces=False,
-        ),
-    )
