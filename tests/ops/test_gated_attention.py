@@ -164,11 +164,11 @@ def test_what_cannot_run_says_why():
         ops.gated_attention(q, k, v, s, mask=torch.ones(1, 1, 63, 63, dtype=torch.bool), backend="shifted")
     with pytest.raises(ValueError, match="63 queries to 60 keys"):
         ops.gated_attention(q, k[:, :, :60], v[:, :, :60], s, backend="shifted")
-    with pytest.raises(
-        ValueError, match=r"'triton' cannot run: .*compute capability 8\.0 or newer, not for device 'cpu'"
-    ):
+    with pytest.raises(ValueError, match=r"'triton' cannot run: .*compute capability 8\.0 or newer, not device 'cpu'"):
         ops.gated_attention(q, k, v, s, backend="triton")
-    with pytest.raises(ValueError, match=r"'hopper' cannot run: it is made for compute capability 9\.0.*device 'cpu'"):
+    with pytest.raises(
+        ValueError, match=r"'hopper' cannot run: it needs a GPU of compute capability 9\.0.*device 'cpu'"
+    ):
         ops.gated_attention(q, k, v, s, backend="hopper")
     assert ops.choose_gated_backend(q, k, s) == "composed"
     assert ops.choose_gated_backend(q, k, s, backend="shifted") == "shifted"
@@ -186,4 +186,4 @@ def test_hopper_wants_the_triton_that_it_is_written_for(version, why, monkeypatc
     monkeypatch.setattr(fused, "_TRITON", version)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     q = torch.empty(1, 1, 8, 64, dtype=torch.bfloat16).as_subclass(OnAGPU)
-    assert re.search(why, fused._why_not_hopper(q, q, q, True))
+    assert re.search(why, fused.why_not("hopper", q, q, q, causal=True, mask=None))

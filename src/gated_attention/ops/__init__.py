@@ -1,4 +1,4 @@
-"""The gate and attention as functions of tensors; `reference` is the slow truth beside them."""
+"""The gate and attention as functions of tensors; `reference` is their slow truth."""
 
 from gated_attention.ops.attention import AttentionBackend, attention, choose_backend
 from gated_attention.ops.gate import GateBackend, choose_gate_backend, gate, gate_scores

@@ -1,9 +1,8 @@
 """Softmax attention and its log-sum-exp behind one name.
 
-Backends: `eager` materialises the scores and takes any mask; `sdpa` runs the fused kernels that
-PyTorch ships (flash on the CPU; cuDNN on CUDA in half precision, memory-efficient in float32);
-`flex` is FlexAttention. All are differentiable in the output and in the log-sum-exp; `sdpa` and `flex` once,
-in reverse mode, `eager` under every transform of `torch.func`, which is what `auto` takes in forward mode.
+Backends: `eager` materialises the scores and takes any mask. `sdpa` runs PyTorch's fused kernels: flash on the CPU; on
+CUDA, cuDNN in half precision and memory-efficient in float32. `flex` is FlexAttention. All are differentiable in the
+output and in the log-sum-exp: `sdpa` and `flex` once, in reverse mode; `eager` under every transform of `torch.func`.
 """
 
 import functools
@@ -16,6 +15,7 @@ from torch.nn.attention.flex_attention import AuxRequest, BlockMask, create_bloc
 
 from gated_attention.ops.sdpa import HALF, repeat_heads, sdpa, widen
 from gated_attention.ops.transforms import has_tangent
+from gated_attention.ranges import require_choice
 
 AttentionBackend = Literal["auto", "eager", "sdpa", "flex"]
 
@@ -32,21 +32,20 @@ def attention(
 ) -> tuple[Float[Tensor, "b h t d"], Float[Tensor, "b h t"]]:
     """Attention output and the natural log-sum-exp of its scaled scores.
 
-    The log-sum-exp is float32 (float64 for float64 inputs); the softmax is computed in that dtype, from
-    scores that only `eager` rounds to the dtype of its inputs first. Query head i reads key/value head
-    `i // (h // k)`. With `causal`, the last query sees all keys, so a short query block continues a longer
-    context. A query that sees no key has output 0 and log-sum-exp -inf. Under autocast the inputs are cast
-    as PyTorch casts its own attention's.
+    Softmax and log-sum-exp are computed in float32 (float64 for float64 inputs); only `eager` first rounds the scores
+    to the inputs' dtype. Query head i reads key/value head `i // (h // k)`. With `causal`, the last query sees all
+    keys, so a short query block continues a longer context. A query that sees no key has output 0 and log-sum-exp -inf.
+    Under autocast the inputs are cast as for PyTorch's own attention.
 
     Args:
         scale: Factor on the scores; None is `d ** -0.5`.
-        mask: True where a query may see a key, of four dimensions, of which all but the last may be 1; joined with the
-            causal mask. A padding mask (B, S) is passed as `mask[:, None, None, :]`.
-        backend: See the module; `choose_backend` says what `auto` takes.
+        mask: True where a query may see a key, (B, H, T, S), where B, H and T may be 1; combined with the causal mask.
+            Pass a padding mask (B, S) as `mask[:, None, None, :]`.
+        backend: See the module; `choose_backend` returns what `auto` takes.
 
     Raises:
-        ValueError: if the backend is unknown or cannot run these inputs, or the mask does not fit.
-        NotImplementedError: for a derivative that the backend does not have.
+        ValueError: The backend is unknown or cannot run these inputs, or the mask does not fit.
+        NotImplementedError: The backend lacks a derivative.
     """
     check_mask(mask, q, k)
     if torch.is_autocast_enabled(q.device.type):
@@ -69,14 +68,14 @@ def attention(
 def choose_backend(
     q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, backend: AttentionBackend = "auto"
 ) -> Literal["eager", "sdpa", "flex"]:
-    """The backend that `attention` runs for these inputs.
+    """The backend that `attention` runs for these inputs; `auto` takes `sdpa` where it runs, else `eager`.
 
     Raises:
-        ValueError: if the backend is unknown or cannot run these inputs.
+        ValueError: The backend is unknown or cannot run these inputs.
     """
-    check_backend(backend)
     if backend == "auto":
         return "eager" if _why_not_sdpa(q, k, v) else "sdpa"
+    check_backend(backend)
     if backend == "sdpa" and (reason := _why_not_sdpa(q, k, v)):
         raise ValueError(f"attention backend 'sdpa' cannot run: {reason}; use 'eager' or 'auto'")
     if backend == "flex" and q.device.type != "cuda":
@@ -90,21 +89,12 @@ def choose_backend(
 
 
 def check_backend(backend: AttentionBackend) -> None:
-    """Refuse what is no backend anywhere; whether it runs depends on the tensors.
-
-    Raises:
-        ValueError: if the backend is unknown.
-    """
-    if backend not in get_args(AttentionBackend):
-        raise ValueError(f"unknown attention backend {backend!r}; choose from {', '.join(get_args(AttentionBackend))}")
+    """Refuse an unknown backend with a `ValueError`. Whether a backend runs depends on the tensors."""
+    require_choice("attention backend", backend, get_args(AttentionBackend))
 
 
 def check_mask(mask: Tensor | None, q: Tensor, k: Tensor) -> None:
-    """Refuse what is no mask for these queries and keys, for PyTorch would broadcast it to something.
-
-    Raises:
-        ValueError: if the mask is not boolean or has another shape.
-    """
+    """Refuse a mask that is not boolean or has another shape with a `ValueError`; PyTorch would broadcast it."""
     if mask is None:
         return
     full = (*q.shape[:3], k.shape[2])
@@ -120,7 +110,7 @@ def check_mask(mask: Tensor | None, q: Tensor, k: Tensor) -> None:
 
 
 def is_empty(q: Tensor, k: Tensor) -> bool:
-    """Whether there is no query or no key."""
+    """Whether there are no queries or no keys."""
     return 0 in q.shape or 0 in k.shape
 
 
@@ -149,7 +139,7 @@ def _eager(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, s
         mask = _join_causal(None, q.shape[2], k.shape[2], q.device)
     if mask is None:
         return scores.softmax(-1).to(v.dtype) @ v, scores.logsumexp(-1)
-    # Rows without a visible key would give NaN gradients; they are computed unmasked and then dropped.
+    # Rows without a visible key would have NaN gradients: they are computed unmasked and then dropped.
     empty = ~mask.any(-1)  # (B, H, T)
     scores = scores.masked_fill(~mask & ~empty[..., None], float("-inf"))
     weights = scores.softmax(-1).masked_fill(empty[..., None], 0.0)
@@ -158,29 +148,21 @@ def _eager(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, s
 
 def _flex(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
     compiling = torch.compiler.is_compiling()
-    block_mask = None
-    if causal:
-        build = _causal_block_mask if compiling else _cached_causal_block_mask
-        block_mask = build(q.shape[2], k.shape[2], q.device)
     run = flex_attention if compiling else _compiled_flex()
-    groups = q.shape[1] // k.shape[1]
+    build_mask = _causal_block_mask if compiling else _cached_causal_block_mask
+    block_mask = build_mask(q.shape[2], k.shape[2], q.device) if causal else None
+    # Short queries with GQA would take the decoding kernel, which has no gradient of the log-sum-exp.
+    options = {"FORCE_USE_FLEX_ATTENTION": True}
+    grouped, request = q.shape[1] > k.shape[1], AuxRequest(lse=True)
     out, aux = run(
-        q,
-        k,
-        v,
-        block_mask=block_mask,
-        scale=scale,
-        enable_gqa=groups > 1,
-        return_aux=AuxRequest(lse=True),
-        # Short queries with GQA would take the decoding kernel, which has no gradient of the log-sum-exp.
-        kernel_options={"FORCE_USE_FLEX_ATTENTION": True},
+        q, k, v, block_mask=block_mask, scale=scale, enable_gqa=grouped, return_aux=request, kernel_options=options
     )
     return out, aux.lse
 
 
 @functools.cache
 def _compiled_flex() -> Any:
-    # Uncompiled, FlexAttention materialises the scores that it exists to avoid: past the limit of compilations, raise.
+    # Uncompiled, FlexAttention materialises the scores; fullgraph raises past the limit of compilations instead.
     return torch.compile(flex_attention, dynamic=False, fullgraph=True)
 
 

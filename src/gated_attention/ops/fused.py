@@ -1,10 +1,12 @@
-"""One differentiable op for every kernel of gated attention.
+"""One differentiable op over all kernels of gated attention.
 
-All keep the gated output, which the projection after it keeps anyway, and the log-sum-exp, and nothing else.
+It saves only the log-sum-exp and the gated output, which the projection after it saves anyway.
 """
 
+import functools
 from collections.abc import Callable
 from contextlib import suppress
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
@@ -13,12 +15,28 @@ from torch import Tensor
 
 from gated_attention.ops import lse_shift
 from gated_attention.ops.attention import choose_backend
-from gated_attention.ops.sdpa import adjacent
+from gated_attention.ops.sdpa import HALF, adjacent, fake_attention
 from gated_attention.ops.transforms import KernelFunction, has_tangent
 
 FusedBackend = Literal["shifted", "triton", "hopper"]
-"""`shifted`: PyTorch's kernels, see `lse_shift`. `triton`: `triton_forward`, `triton_backward`. `hopper`: our kernels
-for Hopper, but `shifted`'s backward where that is faster."""
+"""`shifted`: PyTorch's kernels, see `lse_shift`. `triton`: ours in portable Triton. `hopper`: ours for Hopper, with
+`shifted`'s backward where that is faster."""
+
+Forward = Callable[[Tensor, Tensor, Tensor, Tensor, bool, float], tuple[Tensor, Tensor]]
+"""From q, k, v, gate logits, `causal` and the scale to the gated output, (B, H, T, D) laid out as (B, T, H, D), and the
+natural log-sum-exp of ungated attention, (B, H, T), float32 or wider. Causal attention has as many keys as queries."""
+
+Backward = Callable[
+    [Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, bool, float], tuple[Tensor, Tensor, Tensor, Tensor]
+]
+"""From the gradient of the gated output, the four inputs and both outputs of `Forward`, `causal` and the scale to the
+gradients of q, k, v and the gate logits."""
+
+_FORWARD = {"shifted": "lse_shift", "triton": "triton.forward", "hopper": "hopper.forward_launch"}
+_BACKWARD = {"shifted": "lse_shift", "triton": "triton.backward", "hopper": "hopper.backward_launch"}
+_HEAD_DIMS = {"triton": (16, 32, 64, 128, 256), "hopper": (64, 128, 256)}
+_GLUON = ("3.6.", "3.7.", "3.8.", "3.9.")
+"""Triton versions with which the Hopper kernels have run on a GPU; see `hopper.compat`."""
 
 
 def _triton_version() -> str | None:
@@ -28,75 +46,43 @@ def _triton_version() -> str | None:
     return None
 
 
-_TRITON = _triton_version()  # once, since torch.compile traces what chooses a backend
-_GLUON = ("3.6.", "3.7.", "3.8.", "3.9.")
-"""The Tritons with which the Hopper kernels have run on a GPU; see `hopper_compat`."""
-
-_Forward = Callable[[Tensor, Tensor, Tensor, Tensor, bool, float], tuple[Tensor, Tensor]]
-_Backward = Callable[
-    [Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, bool, float], tuple[Tensor, Tensor, Tensor, Tensor]
-]
+_TRITON = _triton_version()  # once, because torch.compile traces the choice of a backend
 
 
-def _forward_of(backend: str) -> _Forward:
-    if backend == "shifted":
-        return lse_shift.attention_forward
-    if backend == "triton":
-        from gated_attention.ops.triton import forward as triton_forward
-
-        return triton_forward.attention_forward
-    from gated_attention.ops.hopper import forward_launch as hopper_forward_launch
-
-    return hopper_forward_launch.attention_forward
+@functools.cache
+def _kernels(module: str) -> Any:
+    """A module of kernels, imported where it is needed: most of them import Triton."""
+    return import_module(f"gated_attention.ops.{module}")
 
 
-def _backward_of(backend: str, q: Tensor, k: Tensor) -> _Backward:
-    if backend == "triton":
-        from gated_attention.ops.triton import backward as triton_backward
-
-        return triton_backward.attention_backward
-    if backend == "hopper":
-        from gated_attention.ops.hopper import backward_launch as hopper_backward_launch
-
-        if hopper_backward_launch.is_faster(q, k):
-            return hopper_backward_launch.attention_backward
-    return lse_shift.attention_backward
+def _backward_of(backend: str, q: Tensor, k: Tensor) -> str:
+    """The module of the backward pass."""
+    if backend == "hopper" and not _kernels("hopper.backward_launch").is_faster(q, k):
+        return "lse_shift"
+    return _BACKWARD[backend]
 
 
 @torch.library.custom_op("gated_attention::fused", mutates_args=())
 def fused_attention(
     q: Tensor, k: Tensor, v: Tensor, gate_logits: Tensor, causal: bool, scale: float, backend: str
 ) -> tuple[Tensor, Tensor]:
-    """Gated output, (B, H, T, D) laid out as (B, T, H, D), and log-sum-exp, (B, H, T), which has no gradient here."""
-    # Triton launches on the current device, which need not be the tensors'.
-    with torch.cuda.device_of(q):  # type: ignore[no-untyped-call]
-        return _forward_of(backend)(q, k, v, gate_logits, causal, scale)
+    """Gated output and log-sum-exp, see `Forward`; the log-sum-exp has no gradient."""
+    forward: Forward = _kernels(_FORWARD[backend]).attention_forward
+    with torch.cuda.device_of(q):  # type: ignore[no-untyped-call]  # Triton launches on the current device
+        return forward(q, k, v, gate_logits, causal, scale)
 
 
-@fused_attention.register_fake
-def _(
-    q: Tensor, k: Tensor, v: Tensor, gate_logits: Tensor, causal: bool, scale: float, backend: str
-) -> tuple[Tensor, Tensor]:
-    b, h, t, d = q.shape
-    lse = q.new_empty((b, h, t), dtype=torch.promote_types(q.dtype, torch.float32))
-    return q.new_empty((b, t, h, d)).transpose(1, 2), lse
+fused_attention.register_fake(fake_attention)
 
 
 @torch.library.custom_op("gated_attention::fused_backward", mutates_args=())
 def _backward_op(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    gate_logits: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    causal: bool,
-    scale: float,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, gate_logits: Tensor, out: Tensor, lse: Tensor,
+    causal: bool, scale: float, backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    backward: Backward = _kernels(_backward_of(backend, q, k)).attention_backward
     with torch.cuda.device_of(q):  # type: ignore[no-untyped-call]
-        return _backward_of(backend, q, k)(grad, q, k, v, gate_logits, out, lse, causal, scale)
+        return backward(grad, q, k, v, gate_logits, out, lse, causal, scale)
 
 
 @_backward_op.register_fake
@@ -114,59 +100,42 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
     given = (grad, *ctx.saved_tensors, ctx.causal, ctx.scale)
-    traced = None if type(grad) is Tensor else _traced_backward_of(ctx.backend, *ctx.saved_tensors[:2])
-    grads = _backward_op(*given, ctx.backend) if traced is None else traced(*given)
+    if type(grad) is not Tensor and _backward_of(ctx.backend, *ctx.saved_tensors[:2]) == _BACKWARD["hopper"]:
+        grads = _traced_hopper_backward(*given)
+    else:
+        grads = _backward_op(*given, ctx.backend)
     return *grads, None, None, None
 
 
-def _traced_backward_of(backend: str, q: Tensor, k: Tensor) -> _Backward | None:
-    """For a compiler, a backward of which only the kernel is opaque."""
-    if backend == "hopper":
-        from gated_attention.ops.hopper import backward_launch as hopper_backward_launch
-
-        if hopper_backward_launch.is_faster(q, k):
-            return _traced_hopper_backward
-    return None
+fused_attention.register_autograd(_backward, setup_context=_save)
 
 
 def _traced_hopper_backward(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    gate_logits: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    causal: bool,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What goes before and after the kernel as plain PyTorch: whatever is compiled around it does that on the way."""
-    from gated_attention.ops.hopper.backward_launch import padded_length
-
-    scaled, stats, ds = lse_shift.prepare_kernels(grad, out, gate_logits, lse, padded_length(q))
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, gate_logits: Tensor, out: Tensor, lse: Tensor,
+    causal: bool, scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Plain PyTorch but for the kernel, so that a compiler fuses what surrounds the kernel with its neighbours."""
+    padded_length = _kernels("hopper.backward_launch").padded_length(q)
+    scaled, stats, ds = lse_shift.prepare_kernels(grad, out, gate_logits, lse, padded_length)
     total, dk, dv = _hopper_kernel_op(scaled, q, k, v, stats, causal, scale)
     return (total * scale).to(q.dtype), dk, dv, ds
 
 
-# Here, since a compiled graph that was kept on disk asks for it by name as soon as `ops` is imported.
+# Registered here, because a compiled graph loaded from disk looks it up by name once `ops` is imported.
 @torch.library.custom_op("gated_attention::hopper_backward_kernel", mutates_args=())
 def _hopper_kernel_op(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, stats: Tensor, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    from gated_attention.ops.hopper import backward_launch as hopper_backward_launch
-
     with torch.cuda.device_of(q):  # type: ignore[no-untyped-call]
-        return hopper_backward_launch.run_kernel(grad, q, k, v, stats, causal, scale)
+        grads: tuple[Tensor, Tensor, Tensor] = _kernels("hopper.backward_launch").run_kernel(
+            grad, q, k, v, stats, causal, scale
+        )
+    return grads
 
 
 @_hopper_kernel_op.register_fake
-def _(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, stats: Tensor, causal: bool, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     return q.new_empty(q.shape, dtype=torch.float32), torch.empty_like(adjacent(k)), torch.empty_like(adjacent(v))
-
-
-fused_attention.register_autograd(_backward, setup_context=_save)
 
 
 class _FusedBackward(KernelFunction):
@@ -174,17 +143,14 @@ class _FusedBackward(KernelFunction):
     forward = staticmethod(_backward_op)
 
 
-class _Fused(KernelFunction):
-    name, cure = _FusedBackward.name, _FusedBackward.cure
+class _Fused(_FusedBackward):
     forward = staticmethod(fused_attention)
     setup_context = staticmethod(_save)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-        grads = _FusedBackward.apply(  # type: ignore[no-untyped-call]
-            grad, *ctx.saved_tensors, ctx.causal, ctx.scale, ctx.backend
-        )
-        return *grads, None, None, None
+        given = (grad, *ctx.saved_tensors, ctx.causal, ctx.scale, ctx.backend)
+        return *_FusedBackward.apply(*given), None, None, None  # type: ignore[no-untyped-call]
 
 
 def run_fused(
@@ -206,40 +172,26 @@ def why_not(
     if has_tangent(q, k, gate_logits):
         return "it has no forward-mode derivative"
     if causal and q.shape[2] != k.shape[2]:
-        return f"causal attention of {q.shape[2]} queries to {k.shape[2]} keys; it wants as many of both"
-    return _WHY_NOT[backend](q, k, gate_logits, causal)
-
-
-def _why_not_shifted(q: Tensor, k: Tensor, gate_logits: Tensor, causal: bool) -> str | None:
-    if choose_backend(q, k, k) != "sdpa":
-        return f"PyTorch has no fused kernel for {q.dtype}, head_dim {q.shape[-1]} on device {q.device.type!r}"
-    return None
-
-
-def _why_not_triton(q: Tensor, k: Tensor, gate_logits: Tensor, causal: bool) -> str | None:
-    if q.device.type != "cuda" or torch.cuda.get_device_capability(q.device) < (8, 0):
-        return f"it is made for NVIDIA GPUs of compute capability 8.0 or newer, not for device {str(q.device)!r}"
-    return _why_not_kernel(q, (16, 32, 64, 128, 256))
-
-
-def _why_not_hopper(q: Tensor, k: Tensor, gate_logits: Tensor, causal: bool) -> str | None:
-    if q.device.type != "cuda" or torch.cuda.get_device_capability(q.device) != (9, 0):
-        return f"it is made for compute capability 9.0 (H100, H200), not for device {str(q.device)!r}"
-    if q.shape[-1] == 256 and gate_logits.shape[-1] > 1 and not causal:
+        return f"causal attention of {q.shape[2]} queries to {k.shape[2]} keys; it needs as many keys as queries"
+    head_dim = q.shape[-1]
+    if backend == "shifted":
+        if choose_backend(q, k, k) == "sdpa":
+            return None
+        return f"PyTorch has no fused kernel for {q.dtype}, head_dim {head_dim} on device {q.device.type!r}"
+    capability = torch.cuda.get_device_capability(q.device) if q.device.type == "cuda" else (0, 0)
+    if backend == "triton" and capability < (8, 0):
+        return f"it needs an NVIDIA GPU of compute capability 8.0 or newer, not device {str(q.device)!r}"
+    if backend == "hopper" and capability != (9, 0):
+        return f"it needs a GPU of compute capability 9.0 (H100, H200), not device {str(q.device)!r}"
+    if backend == "hopper" and head_dim == 256 and gate_logits.shape[-1] > 1 and not causal:
         return "with head_dim 256 and a gate per channel it must be causal"
-    if _TRITON is not None and not _TRITON.startswith(_GLUON):
-        return f"its kernels have run with Triton {', '.join(v + 'x' for v in _GLUON)}, not with {_TRITON}"
-    return _why_not_kernel(q, (64, 128, 256))
-
-
-def _why_not_kernel(q: Tensor, head_dims: tuple[int, ...]) -> str | None:
     if _TRITON is None:
         return "Triton is not installed"
-    if q.dtype not in (torch.float16, torch.bfloat16):
+    if backend == "hopper" and not _TRITON.startswith(_GLUON):
+        return f"its kernels have run with Triton {', '.join(v + 'x' for v in _GLUON)}, not with {_TRITON}"
+    if q.dtype not in HALF:
         return f"it takes float16 and bfloat16, not {q.dtype}"
-    if q.shape[-1] not in head_dims:
-        return f"it takes head_dim {', '.join(map(str, head_dims[:-1]))} and {head_dims[-1]}, not {q.shape[-1]}"
+    if head_dim not in _HEAD_DIMS[backend]:
+        *dims, last = _HEAD_DIMS[backend]
+        return f"it takes head_dim {', '.join(map(str, dims))} and {last}, not {head_dim}"
     return None
-
-
-_WHY_NOT = {"shifted": _why_not_shifted, "triton": _why_not_triton, "hopper": _why_not_hopper}

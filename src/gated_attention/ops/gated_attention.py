@@ -1,7 +1,7 @@
 """Gated attention as one op: `sigmoid(gate_logits) * attention(q, k, v)`, the paper's G1 (eq. 5, T1.5 and T1.10).
 
-Backends: `composed` is `attention` and then `gate`, and runs whatever they run; `shifted`, `triton` and `hopper` are
-kernels, see `fused`. Other gates, sites and activations are composed by the caller.
+Backends: `composed` is `attention`, then `gate`, and runs whatever they run. `shifted`, `triton` and `hopper` are
+kernels; see `fused`. Callers compose other gates, sites and activations themselves.
 """
 
 from typing import Literal, get_args
@@ -14,6 +14,7 @@ from gated_attention.ops.attention import attention, check_mask, is_empty
 from gated_attention.ops.fused import FusedBackend, run_fused, why_not
 from gated_attention.ops.gate import gate
 from gated_attention.ops.sdpa import HALF
+from gated_attention.ranges import require_choice
 from gated_attention.spec import GateSpec
 
 GatedBackend = Literal["auto", "composed", "shifted", "triton", "hopper"]
@@ -32,16 +33,16 @@ def gated_attention(
     mask: Bool[Tensor, "#b #h #t s"] | None = None,
     backend: GatedBackend = "auto",
 ) -> Float[Tensor, "b t h d"]:
-    """Attention, its output multiplied by the sigmoid of the logits, one per head or one per channel.
+    """Attention, with its output multiplied by the sigmoid of one logit per head or per channel.
 
-    The sigmoid is formed in float32 (float64 for float64 inputs). Heads, masks, scale and autocast are as in
-    `attention`; the output is contiguous, ready for the output projection.
+    The sigmoid is computed in float32 (float64 for float64 inputs). Heads, masks, scale and autocast are as in
+    `attention`. The output is contiguous.
 
     Args:
-        backend: See the module; `choose_gated_backend` says what `auto` takes.
+        backend: See the module; `choose_gated_backend` returns what `auto` takes.
 
     Raises:
-        ValueError: if the backend is unknown or cannot run these inputs, or the mask does not fit.
+        ValueError: The backend is unknown or cannot run these inputs, or the mask does not fit.
     """
     check_mask(mask, q, k)
     if torch.is_autocast_enabled(q.device.type):
@@ -66,23 +67,21 @@ def choose_gated_backend(
 ) -> Literal["composed", "shifted", "triton", "hopper"]:
     """The backend that `gated_attention` runs for these inputs.
 
-    `auto` takes `hopper` where it runs, else `shifted` on a GPU in half precision, else `composed`. `triton` runs
-    nowhere that `shifted` does not, and has not been found faster: it runs on request.
+    `auto` takes `hopper` where it runs, else `shifted` on a GPU in half precision, else `composed`. It never takes
+    `triton`, which runs only where `shifted` does and is not faster.
 
     Raises:
-        ValueError: if the backend is unknown or cannot run these inputs.
+        ValueError: The backend is unknown or cannot run these inputs.
     """
-    if backend not in get_args(GatedBackend):
-        choices = ", ".join(get_args(GatedBackend))
-        raise ValueError(f"unknown gated attention backend {backend!r}; choose from {choices}")
     if backend == "composed":
         return "composed"
     if backend == "auto":
         if q.device.type != "cuda" or q.dtype not in HALF:
             return "composed"
         fused: tuple[FusedBackend, ...] = ("hopper", "shifted")
-        able = (name for name in fused if why_not(name, q, k, gate_logits, causal=causal, mask=mask) is None)
-        return next(able, "composed")
+        runs = (name for name in fused if why_not(name, q, k, gate_logits, causal=causal, mask=mask) is None)
+        return next(runs, "composed")
+    require_choice("gated attention backend", backend, get_args(GatedBackend))
     if reason := why_not(backend, q, k, gate_logits, causal=causal, mask=mask):
         raise ValueError(f"gated attention backend {backend!r} cannot run: {reason}; use 'composed' or 'auto'")
     return backend

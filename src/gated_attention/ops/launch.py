@@ -1,7 +1,6 @@
-"""Launching the kernel that Triton compiled for arguments like these, without asking it which one that was.
+"""Launches of Triton kernels that look up the compiled kernel here instead of in Triton.
 
-Triton works that out from every argument at every launch, which for kernels of 30 arguments is most of what a launch
-costs the CPU.
+Triton inspects every argument at every launch. For kernels of 30 arguments that is most of the CPU time of a launch.
 """
 
 from collections.abc import Hashable
@@ -12,7 +11,7 @@ from torch import Tensor
 _compiled: dict[Hashable, Any] = {}
 
 FUSION = {"enable_fp_fusion": True}
-"""An option of every kernel of ours: a product and a sum in one instruction. Triton 3.9 warns that 3.10 will not."""
+"""Option of all our kernels: fused multiply-add. Triton 3.9 warns that 3.10 will turn it off by default."""
 
 
 def launch(
@@ -21,9 +20,9 @@ def launch(
     """`kernel[grid](*args, num_warps=num_warps, **FUSION, **constants)`.
 
     Args:
-        like: What, beside the constants, decides which kernel Triton compiles: `launch_key` of the tensors, and numbers
-            that do not follow from them.
-        constants: Compile-time constants, in the order of the kernel's parameters, of which they are the last.
+        like: Whatever else than the constants decides which kernel Triton compiles: `launch_key` of the tensors, and
+            numbers that do not follow from them.
+        constants: Compile-time constants, the kernel's last parameters, in their order.
     """
     key = (id(kernel), num_warps, like, *constants.values())
     compiled = _compiled.get(key)
@@ -31,11 +30,11 @@ def launch(
         compiled[grid](*args, *constants.values())
         return
     compiled = kernel[grid](*args, num_warps=num_warps, **FUSION, **constants)
-    if compiled is not None:  # as an interpreter gives
+    if compiled is not None:  # an interpreter returns None
         assert kernel.arg_names[-len(constants) :] == list(constants), "constants are not the last parameters, in order"
         _compiled[key] = compiled
 
 
 def launch_key(*tensors: Tensor) -> Hashable:
-    """Equal for tensors of which Triton knows the same: it makes use of sizes, strides, and multiples of 16 bytes."""
+    """Equal for tensors that Triton specialises alike: by dtype, sizes, strides and alignment to 16 bytes."""
     return (tensors[0].device, *((x.dtype, x.shape, x.stride(), x.data_ptr() % 16 == 0) for x in tensors))

@@ -1,14 +1,13 @@
 """A sigmoid gate on a stock attention kernel, forward and backward: `out = sigmoid(s) * attention(q, k, v)`.
 
-Only the gated output, which the projection after it keeps anyway, and the log-sum-exp are saved. With
-g = sigmoid(s), P the attention weights, O the ungated output and dO the gradient of the gated one, a gate per head
-gives
+Let g = sigmoid(s), P the attention weights, O the ungated output and dO the gradient of the gated output. A gate per
+head gives
 
     dV = (g P)^T dO,   dS = (g P) * (dO V^T - rowsum(dO * O)),   ds = (1 - g) * rowsum(dO * gated)
 
-and g P = exp(S - (LSE + softplus(-s))): the stock backward kernel, given the raw dO, O and the *shifted* LSE, returns
-the gated gradients. A gate per channel has no shift; there dO is multiplied by g first. O is the saved output over g;
-where g underflows the weights g P vanish, and O with them.
+and g P = exp(S - (LSE + softplus(-s))). So the stock backward kernel returns the gated gradients from dO, O and the
+*shifted* LSE. A gate per channel has no shift; there dO is first multiplied by g. O is the saved output over g; where g
+underflows, the weights g P and O both vanish.
 """
 
 import math
@@ -25,7 +24,7 @@ _SMALLEST_GATE = 1e-30
 
 
 def apply_gate(o: Float[Tensor, "b h t d"], gate_logits: Float[Tensor, "b t h #d"]) -> Float[Tensor, "b h t d"]:
-    """`sigmoid(gate_logits) * o` in float32 or wider; the slow truth of `triton_gate.apply_gate`."""
+    """`sigmoid(gate_logits) * o` in float32 or wider; the slow truth of `triton.gate.apply_gate`."""
     return (widen(o) * torch.sigmoid(widen(gate_logits)).transpose(1, 2)).to(o.dtype)
 
 
@@ -35,13 +34,7 @@ def prepare_backward(
     gate_logits: Float[Tensor, "b t h #d"],
     lse: Float[Tensor, "b h t"],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What the stock backward kernel is given: gradient, ungated output, log-sum-exp; and the gradient of the logits.
-
-    Args:
-        grad: Of the gated output.
-        out: The gated output.
-        lse: Natural logarithm.
-    """
+    """Inputs of the stock backward kernel (gradient, ungated output, log-sum-exp) and the gradient of the logits."""
     scaled, o, shifted, grad_logits = _ungated(grad, out, gate_logits, lse)
     return scaled, o.to(out.dtype), shifted, grad_logits
 
@@ -53,16 +46,16 @@ def prepare_kernels(
     lse: Float[Tensor, "b h t"],
     T_padded: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What backward kernels of our own are given, and the gradient of the logits.
+    """Inputs of our own backward kernels and the gradient of the logits.
 
-    The slow truth of `triton_prepare.prepare`, and what takes its place under `torch.compile`, which makes it part of
-    the kernels around.
+    The slow truth of `triton.prepare.prepare`, and its replacement under `torch.compile`, which fuses it with the
+    kernels around it.
 
     Returns:
         The kernels' dO; their LSE (base 2) and Delta, (2, B, H, T_padded); the gradient of the logits.
     """
     scaled, o, shifted, grad_logits = _ungated(grad, out, gate_logits, lse)
-    # Formed from what the kernels will read: a query of one key has dP = Delta but for rounding.
+    # Computed from the rounded dO that the kernels read: a query of one key has dP = Delta up to rounding.
     delta = (widen(scaled) * o).sum(-1)
     padding = (0, T_padded - lse.shape[-1])
     stats = torch.stack((F.pad(shifted * math.log2(math.e), padding, value=math.inf), F.pad(delta, padding)))
@@ -70,7 +63,7 @@ def prepare_kernels(
 
 
 def _ungated(grad: Tensor, out: Tensor, gate_logits: Tensor, lse: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradient, output (not narrowed) and log-sum-exp as attention without a gate has them; the logits' gradient."""
+    """Gradient, output (not rounded) and log-sum-exp of attention without a gate, and the gradient of the logits."""
     s = widen(gate_logits).transpose(1, 2)  # (B, H, T, D or 1)
     g = torch.sigmoid(s)
     product = widen(grad) * widen(out)
@@ -94,24 +87,17 @@ def _gate_functions(x: Tensor) -> tuple[Any, Any]:
 def attention_forward(
     q: Tensor, k: Tensor, v: Tensor, gate_logits: Tensor, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Gated output, laid out as (B, T, H, D), and log-sum-exp from the stock kernel and one that gates in place."""
+    """Gated output and log-sum-exp, see `fused.Forward`."""
     o, lse = run_sdpa(q, k, v, None, causal, scale)
     gate, _ = _gate_functions(q)
     return gate(o, gate_logits).transpose(1, 2).contiguous().transpose(1, 2), lse
 
 
 def attention_backward(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    gate_logits: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    causal: bool,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of queries, keys, values and gate logits from the gated output and the log-sum-exp."""
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, gate_logits: Tensor, out: Tensor, lse: Tensor,
+    causal: bool, scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients, see `fused.Backward`."""
     _, prepare = _gate_functions(q)
     scaled, o, shifted, grad_logits = prepare(grad, out, gate_logits, lse)
     return *run_sdpa_backward(scaled, q, k, v, None, o, shifted, causal, scale), grad_logits

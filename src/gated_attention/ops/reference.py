@@ -1,6 +1,6 @@
-"""The slow truth: every op written from its definition, in float64 if its inputs are.
+"""The slow truth: every op written from its definition, in the dtype of its inputs.
 
-Nothing here is fast or shared with the fast code; the tests measure every backend against it.
+It shares nothing with the fast code; the tests measure every backend against it.
 """
 
 import torch
@@ -19,11 +19,7 @@ def attention(
     scale: float | None = None,
     mask: Bool[Tensor, "#b #h t s"] | None = None,
 ) -> tuple[Float[Tensor, "b h t d"], Float[Tensor, "b h t"]]:
-    """Softmax attention and the natural log-sum-exp of its scores, from the definition.
-
-    Query head i reads key/value head `i // (h // k)`. Causal masks are aligned to the last query
-    and the last key. A row that sees no key has output 0 and log-sum-exp -inf.
-    """
+    """Softmax attention and the natural log-sum-exp of its scores; conventions as in `ops.attention`."""
     t, s, groups = q.shape[2], k.shape[2], q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
@@ -40,11 +36,9 @@ def attention(
 
 
 def gate(
-    y: Float[Tensor, "b t h d"],
-    gate_logits: Float[Tensor, "#b #t h #d"],
-    spec: GateSpec,
+    y: Float[Tensor, "b t h d"], gate_logits: Float[Tensor, "#b #t h #d"], spec: GateSpec
 ) -> Float[Tensor, "b t h d"]:
-    """Equation 5 and its variants (Tables 1, 3 and 4), from the definitions."""
+    """Equation 5 and its variants (Tables 1, 3 and 4)."""
     x = gate_logits
     match spec.activation:
         case "sigmoid":
@@ -56,7 +50,7 @@ def gate(
         case "ns_sigmoid":
             scores = 0.5 + 0.5 / (1 + torch.exp(-x))
         case "hard_sigmoid":
-            # Constant at both corners, so that a score of exactly 0 or 1 passes no gradient.
+            # Constant at both corners: a score of exactly 0 or 1 passes no gradient.
             scores = torch.where(x.abs() < 3, x / 6 + 0.5, (x > 0).to(x.dtype))
         case "softplus":
             scores = torch.logaddexp(x, torch.zeros_like(x))

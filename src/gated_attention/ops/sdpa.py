@@ -1,4 +1,4 @@
-"""PyTorch's fused attention kernels with their log-sum-exp, differentiable in both, called as nobody documents them."""
+"""PyTorch's fused attention kernels and their log-sum-exp, differentiable in both, by undocumented calls."""
 
 from collections.abc import Callable
 from functools import partial
@@ -15,7 +15,7 @@ _aten = torch.ops.aten
 
 
 def _is_cudnn(q: Tensor, k: Tensor) -> bool:
-    # PyTorch keeps single tokens from cuDNN, whose backward pass crashes on them.
+    # PyTorch does not give single tokens to cuDNN, whose backward pass crashes on them.
     return q.device.type == "cuda" and q.dtype in HALF and min(q.shape[2], k.shape[2]) > 1
 
 
@@ -26,7 +26,7 @@ def repeat_heads(x: Tensor, q: Tensor) -> Tensor:
 
 
 def widen(x: Tensor) -> Tensor:
-    """The tensor in float32, or float64 if it is."""
+    """The tensor in float32, or in float64 if it is float64."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -51,27 +51,21 @@ _sdpa_op = torch.library.custom_op("gated_attention::sdpa", mutates_args=())(run
 
 
 @_sdpa_op.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+def fake_attention(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    """Empty tensors as attention on these queries returns them."""
     b, h, t, d = q.shape
     lse = q.new_empty((b, h, t), dtype=torch.promote_types(q.dtype, torch.float32))
     return q.new_empty((b, t, h, d)).transpose(1, 2), lse
 
 
 def run_sdpa_backward(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor | None,
-    out: Tensor,
-    lse: Tensor,
-    causal: bool,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """PyTorch's fused backward kernel: gradients laid out as what they are of, weights formed from `lse`."""
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, out: Tensor, lse: Tensor,
+    causal: bool, scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """PyTorch's fused backward kernel: gradients laid out as q, k and v, with attention weights computed from `lse`."""
     q_in, k_in, v_in = q, k, v
     if q.device.type == "cpu":
-        # The CPU kernel adds up the gradients of keys and values in the dtype of its inputs.
+        # The CPU kernel sums the gradients of keys and values in the dtype of its inputs.
         grad, q, k, v, out = (widen(x) for x in (grad, q, k, v, out))
     bias = _bias(mask, q, k)
     grad, q, k, v = adjacent(grad), adjacent(q), adjacent(k), adjacent(v)
@@ -82,10 +76,10 @@ def run_sdpa_backward(
             grad, q, k, v, out, lse, 0.0, causal, attn_mask=bias, scale=scale
         )
     else:
-        # Without dropout the kernels never read the random state that their signatures ask for.
+        # Without dropout the kernels never read the random state in their signatures.
         unread = torch.zeros((), dtype=torch.int64, device=q.device)
         if _is_cudnn(q, k):
-            if grad.stride() != out.stride():  # PyTorch keeps cuDNN's plans by the strides of q, k and v alone
+            if grad.stride() != out.stride():  # PyTorch caches cuDNN's plans by the strides of q, k and v alone
                 grad = torch.empty_like(out).copy_(grad)
             grads = _aten._scaled_dot_product_cudnn_attention_backward(
                 grad, q, k, v, out, lse[..., None], unread, unread, bias, None, None,
@@ -97,9 +91,7 @@ def run_sdpa_backward(
                 grad, q, k, v, bias, out, F.pad(lse, (0, padding), value=float("inf")),
                 unread, unread, 0.0, [True, True, True, False], causal, scale=scale,
             )[:3]  # fmt: skip
-    grad_q, grad_k, grad_v = grads[:3]
-    grad_k, grad_v = _sum_groups(grad_k, k_in.shape[1]), _sum_groups(grad_v, k_in.shape[1])
-    return _laid_out_as(q_in, grad_q), _laid_out_as(k_in, grad_k), _laid_out_as(v_in, grad_v)
+    return _gradient_of(q_in, grads[0]), _gradient_of(k_in, grads[1]), _gradient_of(v_in, grads[2])
 
 
 _sdpa_backward_op = torch.library.custom_op("gated_attention::sdpa_backward", mutates_args=())(run_sdpa_backward)
@@ -113,30 +105,25 @@ def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, T
 def _bias(mask: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
     if mask is None:
         return None
-    # The memory-efficient kernel wants rows that start at multiples of 16 bytes.
+    # The memory-efficient kernel needs rows that start at multiples of 16 bytes.
     bias = F.pad(torch.zeros(mask.shape, dtype=q.dtype, device=q.device), (0, -mask.shape[-1] % 8))
     bias = bias[..., : mask.shape[-1]].masked_fill_(~mask, float("-inf"))
     return bias.expand(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
 
 
 def adjacent(x: Tensor) -> Tensor:
-    """The same tensor with its channels side by side in memory, which the kernels take for granted unasked."""
+    """The same tensor with its channels adjacent in memory, which the kernels assume without a check."""
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _laid_out_as(x: Tensor, grad: Tensor) -> Tensor:
-    # What `empty_like` gives is what the fake says, and what the kernels give too, unless heads were repeated.
+def _gradient_of(x: Tensor, grad: Tensor) -> Tensor:
+    """Summed over repeated heads, in the dtype of `x`, and laid out as the fake's `empty_like(x)`."""
+    if grad.shape[1] != x.shape[1]:
+        grad = torch.unflatten(grad, 1, (x.shape[1], -1)).sum(2)
     like = torch.empty_like(x, device="meta")
     if grad.dtype == x.dtype and grad.stride() == like.stride():
         return grad
     return torch.empty_like(x).copy_(grad)
-
-
-def _sum_groups(grad: Tensor, num_kv_heads: int) -> Tensor:
-    """Gradients of repeated heads, summed back onto the heads they repeat."""
-    if grad.shape[1] == num_kv_heads:
-        return grad
-    return torch.unflatten(grad, 1, (num_kv_heads, -1)).sum(2)
 
 
 def _save_for_sdpa(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -158,9 +145,9 @@ def _sdpa_gradients(
     if grad_out is not None:
         grad_q, grad_k, grad_v = backward(grad_out, q, k, v, *fixed)
     if grad_lse is not None:
-        # d lse_i / d score_ij is the attention weight P_ij: with weights w = grad_lse * scale, grad_q gains
-        # w_i sum_j P_ij k_j, attention with k in v's place, and grad_k gains sum_i P_ij w_i q_i, which is what
-        # attention's backward returns for v when w_i q_i takes the place of grad_out.
+        # d lse_i / d score_ij is the attention weight P_ij. With w = grad_lse * scale, grad_q gains w_i sum_j P_ij k_j,
+        # which is attention with k in place of v. grad_k gains sum_i P_ij w_i q_i, which is the gradient of v with
+        # w_i q_i in place of grad_out.
         weight = (grad_lse * ctx.scale)[..., None]
         mean_key, _ = forward(q, k, k, mask, ctx.causal, ctx.scale)
         lse_q = (weight * mean_key).to(q.dtype)
@@ -190,11 +177,11 @@ class _Sdpa(KernelFunction):
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
-    """`run_sdpa` with gradients, as a registered op where a compiler traces it."""
+    """`run_sdpa` with gradients; a registered op under a compiler."""
     if torch.compiler.is_compiling():
         out, lse = _sdpa_op(q, k, v, mask, causal, scale)
     elif torch.is_grad_enabled():
         out, lse = _Sdpa.apply(q, k, v, mask, causal, scale)  # type: ignore[no-untyped-call]
     else:
-        out, lse = run_sdpa(q, k, v, mask, causal, scale)  # a small kernel is done before `apply` has called it
+        out, lse = run_sdpa(q, k, v, mask, causal, scale)  # `apply` would cost more than a small kernel
     return out, lse

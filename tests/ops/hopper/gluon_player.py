@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from gated_attention.ops.launch import launch, launch_key
+from gated_attention.ops.sdpa import adjacent
 
 PATIENCE_S = 20.0
 GIVE_WAY_S = 1e-4
@@ -126,6 +127,7 @@ class Barrier:
 class Barriers:
     def __init__(self, count):
         self.all = [Barrier() for _ in range(count)]
+        self.shape = [count, 1]
 
     def index(self, i):
         return self.all[int(i)]
@@ -368,7 +370,7 @@ def play(path: Path, *known: types.SimpleNamespace, **replaced: object) -> types
     tree = ast.parse(path.read_text(), str(path))
     names = {"__name__": f"played.{path.stem}", "gl": gl, "gluon": gluon, "triton": triton, "tl": tl}
     names |= {"aggregate": _jit, "TensorDescriptor": Descriptor}
-    names |= {"launch": launch, "launch_key": launch_key}
+    names |= {"launch": launch, "launch_key": launch_key, "adjacent": adjacent}
     names |= vars(hopper) | vars(compat)
     for module in known:
         names |= {name: thing for name, thing in vars(module).items() if not name.startswith("_")}

@@ -7,19 +7,19 @@ import torch
 from functorch.compile import make_boxed_func
 from torch._dynamo.backends.common import aot_autograd
 
-from gated_attention.ops import fused, lse_shift, reference
+from gated_attention.ops import fused, reference
 from gated_attention.ops.hopper import backward_launch as launch
 from gated_attention.spec import GateSpec
 
 
-def play(blocks, q, k, v, grad, stats, total, dk, dv, causal, scale):
+def play(grad, q, k, v, stats, causal, scale):
     h, t, s = q.shape[1], q.shape[2], k.shape[2]
     lse2, delta = stats.unbind(0)
     assert lse2[..., t:].eq(float("inf")).all()
     assert delta[..., t:].eq(0).all()
     padded = torch.nn.functional.pad
     q, grad = (padded(x, (0, 0, 0, lse2.shape[-1] - t)) for x in (q, grad))
-    key_padding = -s % blocks.num_keys
+    key_padding = -s % launch.NUM_KEYS
     k, v = (padded(x, (0, 0, 0, key_padding)).repeat_interleave(h // k.shape[1], dim=1) for x in (k, v))
     seen = torch.arange(s + key_padding)[:, None] < s
     if causal:
@@ -28,15 +28,14 @@ def play(blocks, q, k, v, grad, stats, total, dk, dv, causal, scale):
     p = torch.exp2(scores * (scale * 1.4426950408889634) - lse2[:, :, None])
     ds = p * (v @ grad.transpose(-1, -2) - delta[:, :, None])
     assert ds.isfinite().all()
-    total += (ds.transpose(-1, -2) @ k)[:, :, :t]
+    total = (ds.transpose(-1, -2) @ k)[:, :, :t].contiguous()
     dk_raw, dv_raw = ((x @ y)[:, :, :s].unflatten(1, (-1, GROUP)).sum(2) for x, y in ((ds, q), (p, grad)))
-    dk.copy_(dk_raw * scale)
-    dv.copy_(dv_raw)
+    return total, dk_raw * scale, dv_raw
 
 
 GROUP = 2
-launch._launch = play
-fused._forward_of = lambda backend: lse_shift.attention_forward
+launch.run_kernel = play
+fused._FORWARD["hopper"] = "lse_shift"
 
 
 def check(channels, shift, causal, t, s, d=64):

@@ -15,7 +15,7 @@ from gated_attention.spec import GateSpec
 
 pytest.importorskip("triton")
 
-from gated_attention.ops.hopper.backward_launch import BLOCKS, attention_backward
+from gated_attention.ops.hopper.backward_launch import NUM_QUERIES, attention_backward
 
 LENGTHS = {"a tile": 64, "odd": 113, "three blocks": 300, "many": 1024}
 LOGITS = {"ordinary": (1.0, 0.0), "closed": (1.0, -20.0), "shut": (0.0, -60.0), "open": (1.0, 20.0)}
@@ -84,7 +84,7 @@ def compare(t, s, heads, kv_heads, d, channels, logits, causal, dtype):
 @pytest.mark.parametrize("channels", [False, True], ids=["headwise", "elementwise"])
 @pytest.mark.parametrize("group", [1, 2, 8])
 @pytest.mark.parametrize("length", LENGTHS)
-@pytest.mark.parametrize("d", BLOCKS)
+@pytest.mark.parametrize("d", NUM_QUERIES)
 def test_gradients_are_no_worse_than_twice_plain_pytorch(d, length, group, channels, causal, hopper):
     t = LENGTHS[length]
     compare(t, t, 8, 8 // group, d, channels, "ordinary", causal, torch.bfloat16)
@@ -93,20 +93,20 @@ def test_gradients_are_no_worse_than_twice_plain_pytorch(d, length, group, chann
 @pytest.mark.gpu
 @pytest.mark.parametrize("logits", ["closed", "shut", "open"])
 @pytest.mark.parametrize("channels", [False, True], ids=["headwise", "elementwise"])
-@pytest.mark.parametrize("d", BLOCKS)
+@pytest.mark.parametrize("d", NUM_QUERIES)
 def test_gradients_of_far_logits(d, channels, logits, hopper):
     compare(300, 300, 4, 2, d, channels, logits, True, torch.bfloat16)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(("t", "s"), [(1, 300), (113, 1), (300, 500)])
-@pytest.mark.parametrize("d", BLOCKS)
+@pytest.mark.parametrize("d", NUM_QUERIES)
 def test_gradients_of_as_many_queries_as_one_likes(d, t, s, hopper):
     compare(t, s, 4, 2, d, False, "ordinary", False, torch.bfloat16)
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("d", BLOCKS)
+@pytest.mark.parametrize("d", NUM_QUERIES)
 def test_gradients_in_float16(d, hopper):
     compare(300, 300, 4, 2, d, False, "ordinary", True, torch.float16)
 

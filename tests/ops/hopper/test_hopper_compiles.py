@@ -84,17 +84,17 @@ def test_backward_neither_spills_nor_serialises(head_dim, causal):
     from gated_attention.ops.hopper import backward as hopper_backward
     from gated_attention.ops.hopper import backward_launch as hopper_backward_launch
 
-    blocks = hopper_backward_launch.BLOCKS[head_dim]
-    queries, keys = described(blocks.num_queries, head_dim), described(blocks.num_keys, head_dim)
+    num_queries = hopper_backward_launch.NUM_QUERIES[head_dim]
+    num_keys, num_stages = hopper_backward_launch.NUM_KEYS, hopper_backward_launch.NUM_STAGES
+    queries, keys = described(num_queries, head_dim), described(num_keys, head_dim)
     flat = gl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank=1)
     strides = ("dk_b", "dk_h", "dk_t", "dv_b", "dv_h", "dv_t")
     signature = {"q_desc": queries, "k_desc": keys, "v_desc": keys, "do_desc": queries}
-    signature |= {"stats_desc": f"tensordesc<fp32[{blocks.num_queries}],{flat!r}>"}
-    signature |= {"dq_desc": described(blocks.num_queries, head_dim, "fp32"), "dk_ptr": "*bf16", "dv_ptr": "*bf16"}
+    signature |= {"stats_desc": f"tensordesc<fp32[{num_queries}],{flat!r}>"}
+    signature |= {"dq_desc": described(num_queries, head_dim, "fp32"), "dk_ptr": "*bf16", "dv_ptr": "*bf16"}
     signature |= dict.fromkeys((*strides, "B", "K", "T", "S", "T_padded", "group", "section"), "i32")
     signature |= {"scale": "fp32"}
-    constants = {"BM": blocks.num_queries, "BN": blocks.num_keys, "D": head_dim, "STAGES": blocks.num_stages}
-    constants |= {"CAUSAL": causal}
+    constants = {"BM": num_queries, "BN": num_keys, "D": head_dim, "STAGES": num_stages, "CAUSAL": causal}
     warps = hopper_backward.COMPUTE_WARPS
     compiled, said = assemble(hopper_backward.backward_kernel, signature, constants, warps, strides)
     assert_fast(compiled, said)

@@ -15,7 +15,6 @@ import triton
 from triton.backends.compiler import GPUTarget
 
 from gated_attention import ops
-from gated_attention.ops.launch import FUSION
 from gated_attention.ops.triton import backward as triton_backward
 from gated_attention.ops.triton import forward as triton_forward
 from gated_attention.ops.triton.tiles import LARGE, SMALL, heads
@@ -58,7 +57,7 @@ def assemble(monkeypatch):
     def assemble(capability, kernel, *arguments, **options):
         monkeypatch.setattr(triton.runtime.driver, "_active", Absent(capability))
         with listening() as said:
-            compiled = kernel.warmup(*arguments, grid=(1,), **options | FUSION)
+            compiled = kernel.warmup(*arguments, grid=(1,), **options)
         return said.getvalue(), compiled.metadata.shared
 
     return assemble
@@ -80,18 +79,19 @@ def test_nothing_spills_and_everything_fits(capability, head_dim, causal, assemb
     x, one = (heads(torch.empty(1, 2, 64, channels, dtype=torch.bfloat16)) for channels in (head_dim, 1))
     logits = x if causal else one  # two of the four combinations that there are
     rows = torch.empty(1, 2, 64)
-    queries, keys, warps, stages = cut.forward
-    options = {"D": head_dim, "CAUSAL": causal, "BM": queries, "BN": keys, "num_warps": warps, "num_stages": stages}
+    options = {"D": head_dim, "CAUSAL": causal}
     sizes = (64, 64, 2, 1, 0.1)
-    forward = assemble(
-        capability, triton_forward.forward_kernel, x, x, x, logits, x, rows, *sizes, **options, ELEMENTWISE=causal
-    )
+    inputs = (x, x, x, logits, x, rows, *sizes)
+    options_of_forward = options | cut.forward.options() | {"ELEMENTWISE": causal}
+    forward = assemble(capability, triton_forward.forward_kernel, *inputs, **options_of_forward)
     assert_fast(capability, *forward)
     inputs, sizes = (x, x, x, x, rows, rows), (64, *sizes)
-    options = triton_backward._compilation(cut.keys, head_dim, causal)
-    assert_fast(capability, *assemble(capability, triton_backward.keys_kernel, *inputs, x, x, *sizes, **options))
-    options = triton_backward._compilation(cut.queries, head_dim, causal)
-    assert_fast(capability, *assemble(capability, triton_backward.queries_kernel, *inputs, x, *sizes, **options))
+    for kernel, gradients, blocks in (
+        (triton_backward.keys_kernel, (x, x), cut.keys),
+        (triton_backward.queries_kernel, (x,), cut.queries),
+    ):
+        compiled = assemble(capability, kernel, *inputs, *gradients, *sizes, **options, **blocks.options())
+        assert_fast(capability, *compiled)
 
 
 @pytest.mark.gpu

@@ -1,17 +1,19 @@
-"""Backward of attention on Hopper, in Gluon: one program per block of keys, which keeps dK and dV in registers.
+"""Attention, backward, for Hopper: one program per block of keys keeps dK and dV in registers.
 
-Warps specialise. Two warpgroups compute, one warp copies tiles of queries and of the output's gradient to shared
-memory, one adds tiles of dQ to a float32 tensor. For a tile of queries and the program's keys,
+Warps are specialised. Two warpgroups compute, one warp copies tiles of queries and of the output's gradient to shared
+memory, and one warp adds tiles of dQ to a float32 tensor. For a tile of queries and the program's keys,
 
     S^T = K Q^T,  dP^T = V dO^T,  P^T = exp2(c S^T - LSE),  dS^T = P^T * (dP^T - Delta)
     dV += P^T dO,  dK += dS^T Q,  dQ = dS K
 
-P^T and dS^T stay in registers, as left operands of dV and dK; dS goes through shared memory to dQ, of which each
-warpgroup forms a half. Query heads that share a key head are walked by one program, so only dQ is added up in memory.
-What a gate changes is in LSE and Delta, or in dO: see `triton_prepare`.
+P^T and dS^T stay in registers, as left operands of dV and dK. dS goes through shared memory to dQ, of which each
+warpgroup computes a half. One program takes all query heads that share a key head, so only dQ is summed in memory. The
+gate enters through LSE and Delta, or through dO; see `triton.prepare`.
 
 Source: the backward pass of FlashAttention-3 (Shah et al., 2024, appendix B.1).
 """
+
+from typing import NamedTuple
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -22,44 +24,23 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
-from triton.language.core import _aggregate as aggregate
 
 from gated_attention.ops.hopper.compat import async_atomic_add, async_load
 from gated_attention.ops.hopper.pipeline import Ring, barriers, draw, ring
 
-COMPUTE_WARPS = 8  # two warpgroups; with 240 registers a thread they leave 24 to the rest
+COMPUTE_WARPS = 8  # two warpgroups; with 240 registers per thread they leave 24 to the other warps
 _LOG2E = gl.constexpr(1.4426950408889634)
 
 
 @gluon.constexpr_function
 def _product(rows, columns):
-    """Layout of a product: each warpgroup has half of the rows, or of the columns where there are but 64 rows."""
+    """Layout of a product: each warpgroup has half of the rows, or half of the columns where there are only 64 rows."""
     split = 1 if rows >= 128 else 2
     return gl.NVMMADistributedLayout([3, 0], [COMPUTE_WARPS // split, split], instr_shape=[16, columns // split, 16])
 
 
-@aggregate
-class _Options:
-    """What the kernel is compiled for."""
-
-    BM: gl.constexpr
-    BN: gl.constexpr
-    D: gl.constexpr
-    STAGES: gl.constexpr
-    CAUSAL: gl.constexpr
-
-    @gluon.constexpr_function
-    def __init__(self, BM, BN, D, STAGES, CAUSAL):
-        self.BM = gl.constexpr(BM)
-        self.BN = gl.constexpr(BN)
-        self.D = gl.constexpr(D)
-        self.STAGES = gl.constexpr(STAGES)
-        self.CAUSAL = gl.constexpr(CAUSAL)
-
-
-@aggregate
-class _Shared:
-    """Everything in shared memory. LSE and Delta of a tile, two places in `stats`, come and go with its queries."""
+class _Shared(NamedTuple):
+    """Shared memory. LSE and Delta of a tile take two places in `stats` and come and go with its queries."""
 
     k: gl.shared_memory_descriptor
     v: gl.shared_memory_descriptor
@@ -70,21 +51,9 @@ class _Shared:
     ds: gl.shared_memory_descriptor
     dq: Ring
 
-    @gluon.constexpr_function
-    def __init__(self, k, v, kv_ready, q, do, stats, ds, dq):
-        self.k = k
-        self.v = v
-        self.kv_ready = kv_ready
-        self.q = q
-        self.do = do
-        self.stats = stats
-        self.ds = ds
-        self.dq = dq
 
-
-@aggregate
-class _Work:
-    """A program's keys, from `first_key`, and the queries that meet them: of `group` heads, from `first_query`."""
+class _Work(NamedTuple):
+    """A program's keys, from `first_key`, and the queries that see them: of `group` heads, from `first_query`."""
 
     b: gl.tensor
     kv_head: gl.tensor
@@ -94,43 +63,24 @@ class _Work:
     S: gl.tensor
     group: gl.tensor
 
-    @gluon.constexpr_function
-    def __init__(self, b, kv_head, first_key, first_query, T, S, group):
-        self.b = b
-        self.kv_head = kv_head
-        self.first_key = first_key
-        self.first_query = first_query
-        self.T = T
-        self.S = S
-        self.group = group
-
 
 @gluon.jit
-def _find_work(B, K, T, S, group, section, options):
-    """The program's place in the grid, in which the first keys, which most queries see, are the longest blocks."""
-    num_blocks = gl.cdiv(S, options.BN)
-    block, head = draw(gl.program_id(0), B * K, section, num_blocks, num_blocks // 2)
-    first_key = block * options.BN
-    first_query = first_key * 0
-    if options.CAUSAL:
-        first_query = first_key
-    return _Work(head // K, head % K, first_key, first_query, T, S, group)
-
-
-@gluon.jit
-def _copy_in(q_desc, k_desc, v_desc, do_desc, stats_desc, delta_at, heads, T_padded, mem, work, options):
-    TILE_BYTES: gl.constexpr = options.BM * options.D * 2
-    mbarrier.expect(mem.kv_ready.index(0), 2 * options.BN * options.D * 2)
+def _copy_in(
+    q_desc, k_desc, v_desc, do_desc, stats_desc, delta_at, heads, T_padded, mem, work,
+    BM: gl.constexpr, BN: gl.constexpr, D: gl.constexpr,
+):  # fmt: skip
+    TILE_BYTES: gl.constexpr = BM * D * 2
+    mbarrier.expect(mem.kv_ready.index(0), 2 * BN * D * 2)
     async_load(k_desc, [work.b, work.kv_head, work.first_key, 0], mem.kv_ready.index(0), mem.k.index(0))
     async_load(v_desc, [work.b, work.kv_head, work.first_key, 0], mem.kv_ready.index(0), mem.v.index(0))
     i = 0
     for h in range(work.kv_head * work.group, (work.kv_head + 1) * work.group):
         row = (work.b * heads + h) * T_padded
-        for m in range(work.first_query, work.T, options.BM):
-            stage = i % options.STAGES
+        for m in range(work.first_query, work.T, BM):
+            stage = mem.q.turn(i)
             mem.q.await_free(i)
             q_ready = mem.q.ready.index(stage)
-            mbarrier.expect(q_ready, TILE_BYTES + 2 * options.BM * 4)
+            mbarrier.expect(q_ready, TILE_BYTES + 2 * BM * 4)
             async_load(q_desc, [work.b, h, m, 0], q_ready, mem.q.places.index(stage))
             async_load(stats_desc, [row + m], q_ready, mem.stats.index(2 * stage))
             async_load(stats_desc, [delta_at + row + m], q_ready, mem.stats.index(2 * stage + 1))
@@ -142,10 +92,10 @@ def _copy_in(q_desc, k_desc, v_desc, do_desc, stats_desc, delta_at, heads, T_pad
 
 
 @gluon.jit
-def _add_dq(dq_desc, mem, work, options):
+def _add_dq(dq_desc, mem, work, BM: gl.constexpr):
     i = 0
     for h in range(work.kv_head * work.group, (work.kv_head + 1) * work.group):
-        for m in range(work.first_query, work.T, options.BM):
+        for m in range(work.first_query, work.T, BM):
             mem.dq.await_ready(i)
             async_atomic_add(dq_desc, [work.b, h, m, 0], mem.dq.places.index(0))
             tma.store_wait(0)  # until it has been read
@@ -155,7 +105,7 @@ def _add_dq(dq_desc, mem, work, options):
 
 @gluon.jit
 def _begin(a, b, layout: gl.constexpr):
-    """Begin a product with its sum at zero."""
+    """Start a product."""
     M: gl.constexpr = a.shape[0]
     N: gl.constexpr = b.shape[1]
     zero = gl.zeros([M, N], gl.float32, layout)
@@ -164,16 +114,16 @@ def _begin(a, b, layout: gl.constexpr):
 
 @gluon.jit
 def _begin_to_add(a, b, total):
-    """Start to add the product of a matrix in registers to a total."""
+    """Start to add the product of a matrix in registers and one in shared memory to a total."""
     left: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=total.type.layout, k_width=2)
     return warpgroup_mma(gl.convert_layout(a.to(b.dtype), left), b, total, use_acc=True, is_async=True)
 
 
 @gluon.jit
-def _compute(dk_ptr, dk_b, dk_h, dk_t, dv_ptr, dv_b, dv_h, dv_t, scale, mem, work, options):
-    BM: gl.constexpr = options.BM
-    BN: gl.constexpr = options.BN
-    D: gl.constexpr = options.D
+def _compute(
+    dk_ptr, dk_b, dk_h, dk_t, dv_ptr, dv_b, dv_h, dv_t, scale, mem, work,
+    BM: gl.constexpr, BN: gl.constexpr, D: gl.constexpr, CAUSAL: gl.constexpr,
+):  # fmt: skip
     scores: gl.constexpr = _product(BN, BM)
     by_query: gl.constexpr = gl.SliceLayout(0, scores)
     n = gl.arange(0, BN, layout=gl.SliceLayout(1, scores))
@@ -181,26 +131,26 @@ def _compute(dk_ptr, dk_b, dk_h, dk_t, dv_ptr, dv_b, dv_h, dv_t, scale, mem, wor
     dk = gl.zeros([BN, D], gl.float32, _product(BN, D))
     dv = gl.zeros([BN, D], gl.float32, _product(BN, D))
     scale_log2 = scale * _LOG2E
-    tile = work.first_query
+    query = work.first_query
     mbarrier.wait(mem.kv_ready.index(0), 0)
     for i in range(work.group * gl.cdiv(work.T - work.first_query, BM)):
-        # 0, but not to the compiler: it would fill registers with the addresses of what the loop does not change.
+        # 0, which hides from the compiler that addresses are the same in every step: it would keep them in registers.
         zero = i >> 30
         k = mem.k.index(zero).reshape([BN, D])
         v = mem.v.index(zero).reshape([BN, D])
         ds_tile = mem.ds.index(zero)
-        stage = i % options.STAGES
-        q = mem.q.places.index(stage).reshape([BM, D])
-        do = mem.do.places.index(stage).reshape([BM, D])
+        stage = mem.q.turn(i)
+        q = mem.q.tile(i)
+        do = mem.do.tile(i)
         mem.q.await_ready(i)
         s_begun = _begin(k, q.permute((1, 0)), scores)
         mem.do.await_ready(i)
         dp_begun = _begin(v, do.permute((1, 0)), scores)
         s = warpgroup_mma_wait(1, deps=(s_begun,))
-        if options.CAUSAL:
-            if tile < work.first_key + BN:
-                # Of a query's bits these two depend on the thread and the rest do not: apart, they take one register.
-                of_thread = (m & 6)[None, :] - (n + (work.first_key - tile))[:, None]
+        if CAUSAL:
+            if query < work.first_key + BN:
+                # Only these two bits of a query's index depend on the thread: apart, they take one register.
+                of_thread = (m & 6)[None, :] - (n + (work.first_key - query))[:, None]
                 s = gl.where(of_thread >= -(m & ~6)[None, :], s, float("-inf"))
         elif work.first_key + BN > work.S:
             s = gl.where((n < work.S - work.first_key)[:, None], s, float("-inf"))
@@ -222,9 +172,9 @@ def _compute(dk_ptr, dk_b, dk_h, dk_t, dv_ptr, dv_b, dv_h, dv_t, scale, mem, wor
         mem.do.release(i)
         dk = warpgroup_mma_wait(0, deps=(dk_begun,))
         mem.q.release(i)
-        tile += BM
-        if tile >= work.T:
-            tile = work.first_query
+        query += BM
+        if query >= work.T:
+            query = work.first_query
     b, h, first = work.b.to(gl.int64), work.kv_head.to(gl.int64), work.first_key.to(gl.int64)
     rows = work.S - work.first_key
     _store(dk_ptr + b * dk_b + h * dk_h + first * dk_t, dk_t, rows, dk * scale, mem.k.index(0).reshape([BN, D]))
@@ -233,7 +183,7 @@ def _compute(dk_ptr, dk_b, dk_h, dk_t, dv_ptr, dv_b, dv_h, dv_t, scale, mem, wor
 
 @gluon.jit
 def _store(ptr, stride, num_rows, value, place):
-    """Store the first rows, whole rows at a time, by way of shared memory."""
+    """Store the first `num_rows` rows by way of shared memory, so that a warp writes whole rows."""
     N: gl.constexpr = value.shape[0]
     D: gl.constexpr = value.shape[1]
     layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [gl.num_warps(), 1], [1, 0])
@@ -250,7 +200,6 @@ def backward_kernel(
     BM: gl.constexpr, BN: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr, CAUSAL: gl.constexpr,
 ):  # fmt: skip
     dtype: gl.constexpr = q_desc.dtype
-    options = _Options(BM, BN, D, STAGES, CAUSAL)
     k = gl.allocate_shared_memory(dtype, [1, 1, 1, BN, D], k_desc.layout)
     v = gl.allocate_shared_memory(dtype, [1, 1, 1, BN, D], v_desc.layout)
     q = gl.allocate_shared_memory(dtype, [STAGES, 1, 1, BM, D], q_desc.layout)
@@ -260,16 +209,23 @@ def backward_kernel(
     stats = gl.allocate_shared_memory(gl.float32, [2 * STAGES, BM], stats_desc.layout)
     mem = _Shared(k, v, barriers(1, 1), ring(q, STAGES, 1), ring(do, STAGES, 1), stats, ds, ring(dq, 1, 1))
     fence_async_shared()
-    work = _find_work(B, K, T, S, group, section, options)
+    # The first keys, which most queries see, are the longest blocks.
+    num_blocks = gl.cdiv(S, BN)
+    block, head = draw(gl.program_id(0), B * K, section, num_blocks, num_blocks // 2)
+    first_key = block * BN
+    first_query = first_key * 0
+    if CAUSAL:
+        first_query = first_key
+    work = _Work(head // K, head % K, first_key, first_query, T, S, group)
     heads = K * group
     delta_at = B * heads * T_padded
     gl.warp_specialize(
         [
-            (_compute, (dk_ptr, dk_b, dk_h, dk_t, dv_ptr, dv_b, dv_h, dv_t, scale, mem, work, options)),
+            (_compute, (dk_ptr, dk_b, dk_h, dk_t, dv_ptr, dv_b, dv_h, dv_t, scale, mem, work, BM, BN, D, CAUSAL)),
             (_copy_in, (
-                q_desc, k_desc, v_desc, do_desc, stats_desc, delta_at, heads, T_padded, mem, work, options,
+                q_desc, k_desc, v_desc, do_desc, stats_desc, delta_at, heads, T_padded, mem, work, BM, BN, D,
             )),
-            (_add_dq, (dq_desc, mem, work, options)),
+            (_add_dq, (dq_desc, mem, work, BM)),
         ],
         [1, 1],
         [24, 24],

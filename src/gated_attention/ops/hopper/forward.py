@@ -1,10 +1,12 @@
-"""Gated attention, forward, for Hopper: asynchronous copies, warpgroups that specialise, the gate in the epilogue.
+"""Gated attention, forward, for Hopper: asynchronous copies, specialised warpgroups, the gate in the epilogue.
 
-One producer warp draws tiles of query rows, longest first, from a counter that all programs share, and copies queries,
-keys and values (and gate logits, where there is one per channel) to shared memory. Two or three consumer warpgroups own
-64 rows each and score the next keys while the last ones meet their values. Scores and sums are float32; weights are
-rounded to the dtype of the values.
+One producer warp draws tiles of query rows, longest first, from a counter that all programs share. It copies queries,
+keys, values and elementwise gate logits to shared memory. Two or three consumer warpgroups own 64 rows each. A consumer
+scores a tile of keys while it multiplies the weights of the tile before it with their values. Scores and sums are
+float32; weights are rounded to the dtype of the values.
 """
+
+from typing import NamedTuple
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -18,12 +20,12 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.language.core import _aggregate as aggregate
 
 from gated_attention.ops.hopper.compat import async_load, async_store, barrier
-from gated_attention.ops.hopper.pipeline import Ring, Shape, hear_draw, mma_layout, ring, tell_draw
+from gated_attention.ops.hopper.pipeline import Ring, Shape, drawn_tile, hear_draw, mma_layout, ring, tell_draw
 
 _LOG2E = gl.constexpr(1.4426950408889634)
 _LN2 = gl.constexpr(0.6931471805599453)
-_NO_MAXIMUM = gl.constexpr(-1e30)  # finite: a row whose first tile is all masked must not form -inf - -inf
-ROWS = gl.constexpr(64)  # of a consumer
+_NO_MAXIMUM = gl.constexpr(-1e30)  # finite: a row whose first tile is all masked would compute -inf - -inf
+ROWS = gl.constexpr(64)  # per consumer
 _PRODUCER_REGISTERS = gl.constexpr(24)
 
 
@@ -33,28 +35,23 @@ class _Options:
 
     BN: gl.constexpr
     D: gl.constexpr
-    STAGES: gl.constexpr
-    QUERY_STAGES: gl.constexpr
     CAUSAL: gl.constexpr
     ELEMENTWISE: gl.constexpr
     OUTPUT_IN_QUERIES: gl.constexpr
     CONSUMERS: gl.constexpr
 
     @gluon.constexpr_function
-    def __init__(self, BN, D, STAGES, QUERY_STAGES, CAUSAL, ELEMENTWISE, OUTPUT_IN_QUERIES, CONSUMERS):
+    def __init__(self, BN, D, CAUSAL, ELEMENTWISE, OUTPUT_IN_QUERIES, CONSUMERS):
         self.BN = gl.constexpr(BN)
         self.D = gl.constexpr(D)
-        self.STAGES = gl.constexpr(STAGES)
-        self.QUERY_STAGES = gl.constexpr(QUERY_STAGES)
         self.CAUSAL = gl.constexpr(CAUSAL)
         self.ELEMENTWISE = gl.constexpr(ELEMENTWISE)
         self.OUTPUT_IN_QUERIES = gl.constexpr(OUTPUT_IN_QUERIES)
         self.CONSUMERS = gl.constexpr(CONSUMERS)
 
 
-@aggregate
-class _Shared:
-    """Everything in shared memory: both consumers' queries, keys, values, outputs or gate logits, and draws."""
+class _Shared(NamedTuple):
+    """Shared memory: queries of all consumers, keys, values, outputs or gate logits, and draws."""
 
     q: Ring
     k: Ring
@@ -62,28 +59,17 @@ class _Shared:
     o: Ring
     draws: Ring
 
-    @gluon.constexpr_function
-    def __init__(self, q, k, v, o, draws):
-        self.q = q
-        self.k = k
-        self.v = v
-        self.o = o
-        self.draws = draws
-
 
 @gluon.jit
 def _first_row(shape, tile, options):
-    """Tiles end where the rows do; the first, which sees fewest keys, begins before them where they don't fill it."""
+    """First row of a tile. Tiles end where the rows end; an incomplete first tile starts before row 0."""
     return gl.cdiv(shape.T, ROWS) * ROWS - (shape.num_tiles - tile) * ROWS * options.CONSUMERS
 
 
 @gluon.jit
 def _num_key_tiles(shape, end, options):
-    """How many tiles of keys some row before `end` sees."""
-    last = shape.S
-    if options.CAUSAL:
-        last = gl.minimum(last, end)
-    return gl.cdiv(last, options.BN)
+    """Number of key tiles that some row before `end` sees."""
+    return gl.cdiv(gl.minimum(shape.S, end) if options.CAUSAL else shape.S, options.BN)
 
 
 @gluon.jit
@@ -95,21 +81,21 @@ def _produce(counter_ptr, q_desc, k_desc, v_desc, s_desc, mem, shape, options):
     t = 0  # tiles of rows so far
     while index < shape.num_tiles * shape.B * shape.H:
         tell_draw(mem.draws, t, index, shape, 1)
-        tile, head = shape.tile(index)
+        row_tile, head = drawn_tile(shape, index)
         b = head // shape.H
         h = head % shape.H
-        row = _first_row(shape, tile, options)
+        row = _first_row(shape, row_tile, options)
         mem.q.await_free(t)
-        q_ready = mem.q.ready.index(t % options.QUERY_STAGES)
+        q_ready = mem.q.ready.index(mem.q.turn(t))
         mbarrier.expect(q_ready, TILE_BYTES)
         for c in gl.static_range(options.CONSUMERS):
-            q = mem.q.places.index((t % options.QUERY_STAGES) * options.CONSUMERS + c)
+            q = mem.q.places.index(mem.q.turn(t) * options.CONSUMERS + c)
             async_load(q_desc, [b, h, row + c * ROWS, 0], q_ready, q)
         n = _num_key_tiles(shape, row + options.CONSUMERS * ROWS, options)
         kv_head = h // shape.group
         for j in range(n):
             at = (n - 1 - j) * options.BN
-            stage = i % options.STAGES
+            stage = mem.k.turn(i)
             mem.k.await_free(i)
             mbarrier.expect(mem.k.ready.index(stage), KEY_BYTES)
             async_load(k_desc, [b, kv_head, at, 0], mem.k.ready.index(stage), mem.k.places.index(stage))
@@ -118,7 +104,7 @@ def _produce(counter_ptr, q_desc, k_desc, v_desc, s_desc, mem, shape, options):
             async_load(v_desc, [b, kv_head, at, 0], mem.v.ready.index(stage), mem.v.places.index(stage))
             i += 1
         if options.ELEMENTWISE:
-            # Where the output leaves through the queries' memory, it is free once their last product is formed.
+            # Where the output leaves through the queries' memory, that is free after their last product.
             mem.o.await_free(t + 1 if options.OUTPUT_IN_QUERIES else t)
             mbarrier.expect(mem.o.ready.index(0), TILE_BYTES)
             for c in gl.static_range(options.CONSUMERS):
@@ -137,17 +123,17 @@ def _score(q, k):
 
 
 @gluon.jit
-def _add(acc, weights, i, mem, options):
-    """Start to add the product of weights and values of key tile `i`."""
+def _add(acc, weights, i, mem):
+    """Start to add the product of the weights and values of key tile `i`."""
     left: gl.constexpr = gl.DotOperandLayout(0, acc.type.layout, 2)
     mem.v.await_ready(i)
-    v = mem.v.places.index(i % options.STAGES).reshape([options.BN, options.D])
+    v = mem.v.tile(i)
     return warpgroup_mma(gl.convert_layout(_unpack(weights, v.dtype), left), v, acc, use_acc=True, is_async=True)
 
 
 @gluon.jit
 def _pack(weights, dtype: gl.constexpr):
-    """Two weights as one 32-bit number: passed from step to step one by one, each would be unpacked and packed."""
+    """Two weights as one 32-bit number. Single weights would be unpacked and packed again at every step."""
     ROWS: gl.constexpr = weights.shape[0]
     HALF: gl.constexpr = weights.shape[1] // 2
     NAME: gl.constexpr = "bf16x2" if dtype == gl.bfloat16 else "f16x2"
@@ -164,7 +150,7 @@ def _unpack(packed, dtype: gl.constexpr):
 
 @gluon.jit
 def _softmax(s, m, l, qk_scale, rows, at, S, MASKED: gl.constexpr, CAUSAL: gl.constexpr, DTYPE: gl.constexpr):
-    """Packed weights of a tile of scores relative to the new maximum, and the factor by which earlier sums shrink."""
+    """Packed weights of a tile of scores, the new maximum and sum, and the factor by which earlier sums shrink."""
     if MASKED:
         columns = at + gl.arange(0, s.shape[1], layout=gl.SliceLayout(0, s.type.layout))
         if CAUSAL:
@@ -179,24 +165,17 @@ def _softmax(s, m, l, qk_scale, rows, at, S, MASKED: gl.constexpr, CAUSAL: gl.co
 
 @gluon.jit
 def _step(acc, weights, m, l, i, at, q, rows, qk_scale, mem, shape, options, MASKED: gl.constexpr):
-    """Score key tile `i` while the weights of the tile before it meet their values."""
-    BN: gl.constexpr = options.BN
-    D: gl.constexpr = options.D
+    """Score key tile `i` while the weights of the tile before it are multiplied with their values."""
     mem.k.await_ready(i)
-    scoring = _score(q, mem.k.places.index(i % options.STAGES).reshape([BN, D]))
-    adding = _add(acc, weights, i - 1, mem, options)
+    scoring = _score(q, mem.k.tile(i))
+    adding = _add(acc, weights, i - 1, mem)
     s = warpgroup_mma_wait(1, deps=(scoring,))
     mem.k.release(i)
     weights, m, l, shrink = _softmax(s, m, l, qk_scale, rows, at, shape.S, MASKED, options.CAUSAL, mem.v.places.dtype)
     acc = warpgroup_mma_wait(0, deps=(adding,))
     mem.v.release(i - 1)
-    acc = acc * gl.convert_layout(shrink, gl.SliceLayout(1, mma_layout(D)))[:, None]
-    return acc, weights, m, l, i + 1, at - BN
-
-
-@gluon.jit
-def _sigmoid(x):
-    return 1.0 / (1.0 + gl.exp2(-x * _LOG2E))
+    acc = acc * gl.convert_layout(shrink, gl.SliceLayout(1, mma_layout(options.D)))[:, None]
+    return acc, weights, m, l, i + 1, at - options.BN
 
 
 @gluon.jit
@@ -210,15 +189,15 @@ def _consume(o_desc, s_ptr, lse_ptr, scale, ss_b, ss_t, ss_h, mem, shape, option
     o_tile = o.reshape([ROWS, D])
     i = 0
     t = 0
-    tile, b, h, found = hear_draw(mem.draws, t, 4)
+    row_tile, b, h, found = hear_draw(mem.draws, t, 4)
     while found != 0:
-        first = _first_row(shape, tile, options)
+        first = _first_row(shape, row_tile, options)
         row = first + CONSUMER * ROWS
         rows = row + gl.arange(0, ROWS, layout=by_row)
         there = (rows >= 0) & (rows < shape.T)
         n = _num_key_tiles(shape, first + options.CONSUMERS * ROWS, options)
-        seen = n  # tiles of keys that some row here sees
-        whole = shape.S // BN  # tiles of keys that every row here sees all of
+        seen = n  # key tiles that some row here sees
+        whole = shape.S // BN  # key tiles that every row here sees entirely
         if options.CAUSAL:
             seen = gl.maximum(_num_key_tiles(shape, row + ROWS, options), 1)
             whole = gl.minimum(gl.maximum(row + 1, 0) // BN, whole)
@@ -231,17 +210,17 @@ def _consume(o_desc, s_ptr, lse_ptr, scale, ss_b, ss_t, ss_h, mem, shape, option
         l = gl.full([ROWS], 0.0, gl.float32, by_row)
         acc = gl.zeros([ROWS, D], gl.float32, output)
         if options.CAUSAL:
-            for _ in range(n - seen):  # what only other consumers see
+            for _ in range(n - seen):  # key tiles that only other consumers see
                 mem.k.await_ready(i)
                 mem.k.release(i)
                 mem.v.await_ready(i)
                 mem.v.release(i)
                 i += 1
         at = (seen - 1) * BN
-        q = mem.q.places.index((t % options.QUERY_STAGES) * options.CONSUMERS + CONSUMER).reshape([ROWS, D])
+        q = mem.q.places.index(mem.q.turn(t) * options.CONSUMERS + CONSUMER).reshape([ROWS, D])
         mem.q.await_ready(t)
         mem.k.await_ready(i)
-        s = warpgroup_mma_wait(0, deps=(_score(q, mem.k.places.index(i % options.STAGES).reshape([BN, D])),))
+        s = warpgroup_mma_wait(0, deps=(_score(q, mem.k.tile(i)),))
         mem.k.release(i)
         weights, m, l, _ = _softmax(s, m, l, qk_scale, rows, at, shape.S, True, options.CAUSAL, mem.v.places.dtype)
         i += 1
@@ -257,7 +236,7 @@ def _consume(o_desc, s_ptr, lse_ptr, scale, ss_b, ss_t, ss_h, mem, shape, option
             mem.q.release(t)
         elif options.ELEMENTWISE:
             mem.o.release(t)
-        adding = _add(acc, weights, i - 1, mem, options)
+        adding = _add(acc, weights, i - 1, mem)
         lse_at = lse_ptr + (b * shape.H + h).to(gl.int64) * shape.T
         gl.store(lse_at + rows, (m + gl.log2(l)) * _LN2, there)
         acc = warpgroup_mma_wait(0, deps=(adding,))
@@ -268,12 +247,14 @@ def _consume(o_desc, s_ptr, lse_ptr, scale, ss_b, ss_t, ss_h, mem, shape, option
             shut = 1.0 + gl.exp2(-o_tile.load(output).to(gl.float32) * _LOG2E)
             acc = acc / (shut * gl.convert_layout(l, gl.SliceLayout(1, output))[:, None])
         else:
-            acc = acc * gl.convert_layout(_sigmoid(logits) / l, gl.SliceLayout(1, output))[:, None]
+            acc = (
+                acc * gl.convert_layout(1.0 / (1.0 + gl.exp2(-logits * _LOG2E)) / l, gl.SliceLayout(1, output))[:, None]
+            )
             tma.store_wait(0)
-            barrier()  # of this warpgroup, whose last output has left
+            barrier()  # this warpgroup's last output has left
         o_tile.store(acc.to(o.dtype))
         fence_async_shared()
-        # What is read may lie before a tensor; what is written may not, but behind it.
+        # Copies may read before a tensor but not write there; they may write behind it.
         async_store(o_desc, [b, h, gl.where(row < 0, shape.T, row), 0], o)
         if options.OUTPUT_IN_QUERIES:
             tma.store_wait(0)
@@ -282,7 +263,7 @@ def _consume(o_desc, s_ptr, lse_ptr, scale, ss_b, ss_t, ss_h, mem, shape, option
             tma.store_wait(0)
             mem.o.release(t)
         t += 1
-        tile, b, h, found = hear_draw(mem.draws, t, 4)
+        row_tile, b, h, found = hear_draw(mem.draws, t, 4)
     tma.store_wait(0)
 
 
@@ -294,7 +275,7 @@ def forward_kernel(
     ELEMENTWISE: gl.constexpr, OUTPUT_IN_QUERIES: gl.constexpr, CONSUMERS: gl.constexpr,
 ):  # fmt: skip
     dtype: gl.constexpr = q_desc.dtype
-    options = _Options(BN, D, STAGES, QUERY_STAGES, CAUSAL, ELEMENTWISE, OUTPUT_IN_QUERIES, CONSUMERS)
+    options = _Options(BN, D, CAUSAL, ELEMENTWISE, OUTPUT_IN_QUERIES, CONSUMERS)
     shape = Shape(B, H, T, S, group, section, num_tiles)
     q = gl.allocate_shared_memory(dtype, [QUERY_STAGES * CONSUMERS, 1, 1, ROWS, D], q_desc.layout)
     k = gl.allocate_shared_memory(dtype, [STAGES, 1, 1, BN, D], k_desc.layout)

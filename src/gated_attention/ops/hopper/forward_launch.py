@@ -1,9 +1,8 @@
-"""Forward of gated attention on Hopper: how `hopper_forward`'s kernel is cut and launched."""
+"""Launch of the forward kernel for Hopper."""
 
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from gated_attention.ops.hopper.forward import ROWS, forward_kernel
@@ -11,57 +10,50 @@ from gated_attention.ops.hopper.pipeline import describe, num_multiprocessors
 from gated_attention.ops.launch import launch, launch_key
 
 _SECTION_BYTES = 24 * 2**20
-"""Keys and values that programs work on at a time; they should stay in the L2 cache, of 50 MB."""
+"""Keys and values that programs work on at a time; they should stay in the L2 cache of 50 MB."""
 
 
 class Blocks(NamedTuple):
-    """How heads are cut: keys a tile, tiles in flight, warpgroups that own queries."""
+    """How heads are cut into tiles, and the warpgroups that own queries.
+
+    With `output_in_queries` the output leaves through the queries' shared memory because there is no other.
+    """
 
     num_keys: int
     num_stages: int
     num_query_stages: int
     output_in_queries: bool
-    """Whether the output leaves through the queries' shared memory, for want of any other."""
     num_consumers: int
 
 
 class Cut(NamedTuple):
-    """Three warpgroups on narrow tiles waste least of the diagonal, which counts while sequences are short."""
+    """Blocks by number of keys. Three consumers on narrow tiles waste least of the diagonal of short sequences."""
 
     short: Blocks
     long: Blocks
     longest_short: int
-    """Keys; measured, see docs/kernels.md."""
+    """Number of keys; measured, see docs/kernels.md."""
 
     def blocks(self, num_keys: int, causal: bool) -> Blocks:
-        """Those for so many keys."""
+        """The blocks for this many keys."""
         if not causal:
             return self.long._replace(num_consumers=2)  # three leave too few registers
         return self.short if num_keys <= self.longest_short else self.long
 
 
-_WIDE_HEADS = Blocks(num_keys=64, num_stages=2, num_query_stages=1, output_in_queries=True, num_consumers=2)
+_WIDE_HEADS = Blocks(64, 2, 1, True, 2)
 CUTS = {
     64: Cut(Blocks(64, 6, 2, False, 3), Blocks(128, 4, 2, False, 3), 4096),
     128: Cut(Blocks(64, 3, 1, False, 3), Blocks(128, 2, 2, False, 2), 2048),
     256: Cut(_WIDE_HEADS, _WIDE_HEADS, 0),
 }
-"""By head size."""
+"""By head dim."""
 
 
 def attention_forward(
-    q: Float[Tensor, "b h t d"],
-    k: Float[Tensor, "b k s d"],
-    v: Float[Tensor, "b k s d"],
-    gate_logits: Float[Tensor, "b t h #d"],
-    causal: bool,
-    scale: float,
+    q: Tensor, k: Tensor, v: Tensor, gate_logits: Tensor, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """The gated output, (B, H, T, D) laid out as (B, T, H, D), and the log-sum-exp, (B, H, T), natural and float32.
-
-    Args:
-        causal: Query t sees keys 0 to t, of as many keys as queries.
-    """
+    """Gated output and log-sum-exp, see `fused.Forward`."""
     B, H, T, D = q.shape
     K, S = k.shape[1:3]
     blocks = CUTS[D].blocks(S, causal)

@@ -1,6 +1,7 @@
-"""What kernels for Hopper are built from: rings of tiles in shared memory, and what describes a tensor to copy."""
+"""What the kernels for Hopper share: rings of tiles in shared memory, draws of work, and tensor descriptors."""
 
 import functools
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -19,9 +20,8 @@ def mma_layout(n):
     return gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, n, 16])
 
 
-@aggregate
-class Shape:
-    """Sizes of the problem; `section` is the number of heads of the batch that are worked on at a time."""
+class Shape(NamedTuple):
+    """Sizes of the problem; `section` heads of the batch are worked on at a time."""
 
     B: gl.tensor
     H: gl.tensor
@@ -31,29 +31,20 @@ class Shape:
     section: gl.tensor
     num_tiles: gl.tensor
 
-    @gluon.constexpr_function
-    def __init__(self, B, H, T, S, group, section, num_tiles):
-        self.B = B
-        self.H = H
-        self.T = T
-        self.S = S
-        self.group = group
-        self.section = section
-        self.num_tiles = num_tiles
 
-    @gluon.jit
-    def tile(self, index):
-        """Which rows of which head of the batch are drawn at `index`."""
-        rank, head = draw(index, self.B * self.H, self.section, self.num_tiles, self.num_tiles // 4)
-        return self.num_tiles - 1 - rank, head
+@gluon.jit
+def drawn_tile(shape, index):
+    """(Tile of rows, head of the batch) drawn at `index`."""
+    rank, head = draw(index, shape.B * shape.H, shape.section, shape.num_tiles, shape.num_tiles // 4)
+    return shape.num_tiles - 1 - rank, head
 
 
 @gluon.jit
 def draw(index, heads, section, num_blocks, late):
-    """(Which block, by length, of which head) is worked on at `index`.
+    """(Block, by length, and head) to work on at `index`.
 
-    Section after section of heads, the longest blocks first; the `late` shortest of every head are kept for the end,
-    where they fill what the long ones leave idle.
+    Sections of heads follow each other, the longest blocks of each first. The `late` shortest blocks of every head come
+    at the end, where they fill the multiprocessors that the long ones leave idle.
     """
     early = num_blocks - late
     is_late = index >= heads * early
@@ -72,29 +63,37 @@ class Ring:
     places: gl.shared_memory_descriptor
     ready: gl.shared_memory_descriptor
     free: gl.shared_memory_descriptor
-    SIZE: gl.constexpr
 
     @gluon.constexpr_function
-    def __init__(self, places, ready, free, SIZE):
+    def __init__(self, places, ready, free):
         self.places = places
         self.ready = ready
         self.free = free
-        self.SIZE = gl.constexpr(SIZE)
+
+    @gluon.jit
+    def turn(self, count):
+        """Index of the place that the `count`-th write takes."""
+        return count % self.ready.shape[0]
+
+    @gluon.jit
+    def tile(self, count):
+        """The (rows, D) tile in that place."""
+        return self.places.index(self.turn(count)).reshape([self.places.shape[3], self.places.shape[4]])
 
     @gluon.jit
     def await_free(self, count):
         """Wait until the `count`-th write may begin."""
-        mbarrier.wait(self.free.index(count % self.SIZE), ((count // self.SIZE) & 1) ^ 1)
+        mbarrier.wait(self.free.index(self.turn(count)), ((count // self.ready.shape[0]) & 1) ^ 1)
 
     @gluon.jit
     def await_ready(self, count):
         """Wait until the `count`-th write has arrived."""
-        mbarrier.wait(self.ready.index(count % self.SIZE), (count // self.SIZE) & 1)
+        mbarrier.wait(self.ready.index(self.turn(count)), (count // self.ready.shape[0]) & 1)
 
     @gluon.jit
     def release(self, count):
-        """Say that this consumer has read what the `count`-th write brought."""
-        mbarrier.arrive(self.free.index(count % self.SIZE), count=1)
+        """Report that this consumer has read the `count`-th write."""
+        mbarrier.arrive(self.free.index(self.turn(count)), count=1)
 
 
 @gluon.jit
@@ -107,21 +106,21 @@ def barriers(COUNT: gl.constexpr, ARRIVALS: gl.constexpr):
 
 @gluon.jit
 def ring(places, SIZE: gl.constexpr, READERS: gl.constexpr):
-    return Ring(places, barriers(SIZE, 1), barriers(SIZE, READERS), SIZE)
+    return Ring(places, barriers(SIZE, 1), barriers(SIZE, READERS))
 
 
 @gluon.jit
 def tell_draw(draws, t, index, shape, NUM_WARPS: gl.constexpr):
-    """Let the consumers know the `t`-th draw: row tile, batch, head, and whether there is one."""
+    """Tell the consumers the `t`-th draw: row tile, batch, head, and whether there is one."""
     total = shape.num_tiles * shape.B * shape.H
-    tile, head = shape.tile(gl.minimum(index, total - 1))
+    tile, head = drawn_tile(shape, gl.minimum(index, total - 1))
     layout: gl.constexpr = gl.BlockedLayout([4], [32], [NUM_WARPS], [0])
     field = gl.arange(0, 4, layout=layout)
     message = gl.where(field == 0, tile, gl.where(field == 1, head // shape.H, head % shape.H))
     message = gl.where(field == 3, (index < total).to(gl.int32), message)
     draws.await_free(t)
-    draws.places.index(t % draws.SIZE).store(message)
-    mbarrier.arrive(draws.ready.index(t % draws.SIZE), count=1)
+    draws.places.index(draws.turn(t)).store(message)
+    mbarrier.arrive(draws.ready.index(draws.turn(t)), count=1)
 
 
 @gluon.jit
@@ -130,7 +129,7 @@ def hear_draw(draws, t, NUM_WARPS: gl.constexpr):
     layout: gl.constexpr = gl.BlockedLayout([4], [32], [NUM_WARPS], [0])
     field = gl.arange(0, 4, layout=layout)
     draws.await_ready(t)
-    message = draws.places.index(t % draws.SIZE).load(layout)
+    message = draws.places.index(draws.turn(t)).load(layout)
     draws.release(t)
     tile = gl.sum(gl.where(field == 0, message, 0), 0)
     b = gl.sum(gl.where(field == 1, message, 0), 0)
@@ -139,14 +138,14 @@ def hear_draw(draws, t, NUM_WARPS: gl.constexpr):
 
 
 class Descriptor(TensorDescriptor):  # type: ignore[misc]  # Triton has no types
-    """How the copy engine finds tiles of a tensor; `describe` has checked that it can."""
+    """A tensor descriptor without Triton's checks, which `describe` has made."""
 
     def __post_init__(self) -> None:
         pass
 
 
 def describe(x: Float[Tensor, "b h t d"], rows: int) -> Descriptor:
-    """How the copy engine finds tiles of `rows` rows; what it cannot address is copied first."""
+    """How the copy engine finds tiles of `rows` rows. A tensor that it cannot address is copied first."""
     strides = _strides(x.shape, x.stride(), 16 // x.element_size())
     if strides is None or x.data_ptr() % 16:
         x = x.clone(memory_format=torch.contiguous_format)
@@ -155,12 +154,12 @@ def describe(x: Float[Tensor, "b h t d"], rows: int) -> Descriptor:
     return Descriptor(x, list(x.shape), strides, [1, 1, rows, width], _layout(rows, width, x.dtype))
 
 
-# What follows is slow to make, and wanted at every launch.
+# The rest is cached: it is slow to build and needed at every launch.
 
 
 @functools.lru_cache(maxsize=1024)
 def _strides(shape: torch.Size, strides: tuple[int, ...], aligned: int) -> list[int] | None:
-    """As the copy engine takes them, those of single places made up; None if rows do not begin at 16 bytes."""
+    """As the copy engine takes them; None if rows do not start at multiples of 16 bytes. Sizes of 1 have any stride."""
     width = shape[-1]
     found = [stride if size > 1 else width for size, stride in zip(shape[:-1], strides[:-1], strict=True)]
     if strides[-1] != 1 or any(stride <= 0 or stride % aligned for stride in found):
@@ -170,7 +169,7 @@ def _strides(shape: torch.Size, strides: tuple[int, ...], aligned: int) -> list[
 
 @functools.cache
 def num_multiprocessors(device: torch.device) -> int:
-    """Of a GPU."""
+    """Multiprocessors of a GPU."""
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 

@@ -1,1 +1,1 @@
-"""Attention and the gate in Triton, for every GPU that it knows."""
+"""Attention and the gate in portable Triton."""

@@ -1,13 +1,13 @@
-"""Gated attention, backward, in portable Triton: two kernels, each of which keeps what it adds up in registers.
+"""Gated attention, backward, in portable Triton: two kernels, which both keep their sums in registers.
 
-One program a block of keys walks the queries that see it, of all heads that share it; one program a tile of queries
-walks the keys it sees. Both form the weights anew from the log-sum-exp,
+One has a program per block of keys, which takes the queries that see it, of all heads that share it. The other has a
+program per tile of queries, which takes the keys that it sees. Both recompute the weights from the log-sum-exp:
 
-    P = exp2(c Q K^T - LSE),  dS = P * (dO V^T - Delta),  dV = P^T dO,  dK = dS^T Q,  dQ = dS K,
+    P = exp2(c Q K^T - LSE),  dS = P * (dO V^T - Delta),  dV = P^T dO,  dK = dS^T Q,  dQ = dS K
 
-the first of them transposed, so that P^T and dS^T are left factors as they stand. Nothing is added up in memory:
-gradients are the same in every run. What a gate changes is in LSE and Delta, or in dO, see `triton_prepare`. P, dP and
-sums are float32; P and dS are rounded to the inputs' dtype for the products that follow.
+The first computes their transposes, so that P^T and dS^T are left factors. Nothing is summed in memory, so gradients
+are deterministic. The gate enters through LSE and Delta, or through dO; see `triton.prepare`. P, dP and sums are
+float32; P and dS are rounded to the inputs' dtype for the products that follow.
 
 Source: FlashAttention-2 (Dao, 2023, algorithm 2).
 """
@@ -15,14 +15,10 @@ Source: FlashAttention-2 (Dao, 2023, algorithm 2).
 import torch
 import triton
 import triton.language as tl
-from jaxtyping import Float
 from torch import Tensor
 
-from gated_attention.ops.launch import FUSION
 from gated_attention.ops.triton.prepare import prepare
-from gated_attention.ops.triton.tiles import Blocks, choose_cut, head_of, heads, read_tile, sees, split_keys, write_tile
-
-_LOG2E = tl.constexpr(1.4426950408889634)
+from gated_attention.ops.triton.tiles import LOG2E, choose_cut, head_of, heads, read_tile, sees, split_keys, write_tile
 
 
 @triton.jit(do_not_specialize=["T", "S", "H", "group"])
@@ -39,7 +35,7 @@ def keys_kernel(
     v_block = read_tile(head_of(v, b, kv_head), first, S, BN, D, True)
     dk_block = tl.zeros((BN, D), tl.float32)
     dv_block = tl.zeros((BN, D), tl.float32)
-    qk_scale = scale * _LOG2E
+    qk_scale = scale * LOG2E
     begin = 0
     if CAUSAL:
         begin = first // BM * BM
@@ -53,7 +49,7 @@ def keys_kernel(
             # Queries from T on have an infinite LSE, hence no weight.
             p = tl.exp2(tl.dot(k_block, q_tile.T) * qk_scale - tl.load(lse_ptr + row + queries)[None, :])  # (BN, BM)
             if CAUSAL:
-                # In every tile: a loop of its own for those that need it would take registers that there are not.
+                # In every tile: a second loop for those that need a mask would take too many registers.
                 p = tl.where(queries[None, :] >= keys[:, None], p, 0.0)
             dv_block = tl.dot(p.to(do_tile.dtype), do_tile, dv_block)
             dp = tl.dot(v_block, do_tile.T)
@@ -68,7 +64,7 @@ def _meet_keys(
     dq, q, do, lse, delta, queries, k_head, v_head, first, last, S, qk_scale,
     BN: tl.constexpr, CAUSAL: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """Go on over keys `first` to `last`."""
+    """Add keys `first` to `last` to dQ."""
     D: tl.constexpr = q.shape[1]
     for at in range(first, last, BN):
         k = read_tile(k_head, at, S, BN, D, MASKED)
@@ -99,7 +95,7 @@ def queries_kernel(
     lse, delta = tl.load(lse_ptr + row + queries), tl.load(delta_ptr + row + queries)
     k_head, v_head = head_of(k, b, h // group), head_of(v, b, h // group)
     dq_tile = tl.zeros((BM, D), tl.float32)
-    qk_scale = scale * _LOG2E
+    qk_scale = scale * LOG2E
     whole, seen = split_keys(first, S, BM, BN, CAUSAL)
     dq_tile = _meet_keys(
         dq_tile, q_tile, do_tile, lse, delta, queries, k_head, v_head, whole, seen, S, qk_scale, BN, CAUSAL, True
@@ -111,23 +107,10 @@ def queries_kernel(
 
 
 def attention_backward(
-    grad: Float[Tensor, "b h t d"],
-    q: Float[Tensor, "b h t d"],
-    k: Float[Tensor, "b k s d"],
-    v: Float[Tensor, "b k s d"],
-    gate_logits: Float[Tensor, "b t h #d"],
-    out: Float[Tensor, "b h t d"],
-    lse: Float[Tensor, "b h t"],
-    causal: bool,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of queries, keys, values and gate logits, laid out as what they are of.
-
-    Args:
-        grad: Of the gated output.
-        out: The gated output.
-        lse: Natural logarithm, of the ungated attention; float32.
-    """
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, gate_logits: Tensor, out: Tensor, lse: Tensor,
+    causal: bool, scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients, see `fused.Backward`."""
     B, H, T, D = q.shape
     K, S = k.shape[1:3]
     _, by_key, by_query = choose_cut(q.device, D)
@@ -138,14 +121,9 @@ def attention_backward(
     sizes = (T, T_padded, S, H, H // K, scale)
     dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     keys_kernel[(B * K * triton.cdiv(S, by_key.num_keys),)](
-        *inputs, heads(dk), heads(dv), *sizes, **_compilation(by_key, D, causal)
+        *inputs, heads(dk), heads(dv), *sizes, D=D, CAUSAL=causal, **by_key.options()
     )
     queries_kernel[(B * H * triton.cdiv(T, by_query.num_queries),)](
-        *inputs, heads(dq), *sizes, **_compilation(by_query, D, causal)
+        *inputs, heads(dq), *sizes, D=D, CAUSAL=causal, **by_query.options()
     )
     return dq, dk, dv, grad_logits
-
-
-def _compilation(blocks: Blocks, D: int, causal: bool) -> dict[str, int]:
-    queries, keys, warps, stages = blocks
-    return {"D": D, "BM": queries, "BN": keys, "CAUSAL": causal, "num_warps": warps, "num_stages": stages} | FUSION

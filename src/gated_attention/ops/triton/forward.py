@@ -1,7 +1,7 @@
-"""Gated attention, forward, in portable Triton: one program a tile of queries, the gate in its epilogue.
+"""Gated attention, forward, in portable Triton: one program per tile of queries, the gate in its epilogue.
 
-Tiles of keys on the diagonal or at the end, which not every query of the tile sees, are walked first, under masks; the
-rest, in a second loop, without. Scores, sums and the gate are float32; weights are rounded to the dtype of the values.
+Key tiles that not every query of the tile sees come first, in a loop with masks; the others follow in a loop without.
+Scores, sums and the gate are float32; weights are rounded to the dtype of the values.
 
 Source: FlashAttention-2 (Dao, 2023, algorithm 1).
 """
@@ -9,13 +9,10 @@ Source: FlashAttention-2 (Dao, 2023, algorithm 1).
 import torch
 import triton
 import triton.language as tl
-from jaxtyping import Float
 from torch import Tensor
 
-from gated_attention.ops.launch import FUSION
-from gated_attention.ops.triton.tiles import choose_cut, head_of, heads, read_tile, sees, split_keys, write_tile
+from gated_attention.ops.triton.tiles import LOG2E, choose_cut, head_of, heads, read_tile, sees, split_keys, write_tile
 
-_LOG2E = tl.constexpr(1.4426950408889634)
 _LN2 = tl.constexpr(0.6931471805599453)
 
 
@@ -24,7 +21,7 @@ def _attend(
     acc, m, l, q, queries, k_head, v_head, first, last, S, qk_scale,
     BN: tl.constexpr, CAUSAL: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """Go on over keys `first` to `last`: sums of weighted values and of weights 2^(score - m), m the largest score."""
+    """Add keys `first` to `last` to the sums of weighted values and of weights 2^(score - m), m the largest score."""
     D: tl.constexpr = q.shape[1]
     for at in range(first, last, BN):
         k = read_tile(k_head, at, S, BN, D, MASKED)
@@ -58,7 +55,7 @@ def forward_kernel(
     acc = tl.zeros((BM, D), tl.float32)
     l = tl.zeros((BM,), tl.float32)
     m = tl.full((BM,), float("-inf"), tl.float32)  # until its first tile, in which every query sees a key
-    qk_scale = scale * _LOG2E
+    qk_scale = scale * LOG2E
     whole, seen = split_keys(first, S, BM, BN, CAUSAL)
     acc, m, l = _attend(acc, m, l, q_tile, queries, k_head, v_head, whole, seen, S, qk_scale, BN, CAUSAL, True)
     acc, m, l = _attend(acc, m, l, q_tile, queries, k_head, v_head, 0, whole, S, qk_scale, BN, CAUSAL, False)
@@ -69,29 +66,18 @@ def forward_kernel(
 
 
 def attention_forward(
-    q: Float[Tensor, "b h t d"],
-    k: Float[Tensor, "b k s d"],
-    v: Float[Tensor, "b k s d"],
-    gate_logits: Float[Tensor, "b t h #d"],
-    causal: bool,
-    scale: float,
+    q: Tensor, k: Tensor, v: Tensor, gate_logits: Tensor, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """The gated output, (B, H, T, D) laid out as (B, T, H, D), and the log-sum-exp, (B, H, T), natural and float32.
-
-    Args:
-        causal: Query t sees keys 0 to t, of as many keys as queries.
-        scale: Not 0.
-    """
+    """Gated output and log-sum-exp, see `fused.Forward`; the scale must not be 0."""
     B, H, T, D = q.shape
     if scale < 0:
-        q, scale = -q, -scale  # the kernel takes the largest product for the largest score
+        q, scale = -q, -scale  # the kernel assumes that the largest product is the largest score
     blocks = choose_cut(q.device, D).forward
     out = torch.empty(B, T, H, D, dtype=q.dtype, device=q.device).transpose(1, 2)
     lse = torch.empty(B, H, T, dtype=torch.float32, device=q.device)
     forward_kernel[(B * H * triton.cdiv(T, blocks.num_queries),)](
         heads(q), heads(k), heads(v), heads(gate_logits.transpose(1, 2)), heads(out), lse,
         T, k.shape[2], H, H // k.shape[1], scale,
-        D=D, BM=blocks.num_queries, BN=blocks.num_keys, CAUSAL=causal, ELEMENTWISE=gate_logits.shape[-1] > 1,
-        num_warps=blocks.num_warps, num_stages=blocks.num_stages, **FUSION,
+        D=D, CAUSAL=causal, ELEMENTWISE=gate_logits.shape[-1] > 1, **blocks.options(),
     )  # fmt: skip
     return out, lse

@@ -1,6 +1,6 @@
-"""Two Triton kernels around a stock attention: the sigmoid gate after it, and what its backward pass starts from.
+"""Two Triton kernels around a stock attention: the sigmoid gate after it, and the inputs of its backward pass.
 
-One program takes a few rows, a row being the channels of one head of one token. Arithmetic is float32.
+One program takes a few rows; a row is the channels of one head of one token. Arithmetic is float32.
 """
 
 import torch
@@ -66,14 +66,10 @@ def _prepare_kernel(
 
 
 def apply_gate(o: Float[Tensor, "b h t d"], gate_logits: Float[Tensor, "b t h #d"]) -> Float[Tensor, "b h t d"]:
-    """`sigmoid(gate_logits) * o`, laid out as (B, T, H, D): in place if `o` lies so, so nobody else may hold it."""
-    B, H, T, D = o.shape
+    """`sigmoid(gate_logits) * o`, laid out as (B, T, H, D): in place if `o` is, so the caller must own `o`."""
     by_token = o.transpose(1, 2)  # (B, T, H, D)
     out = by_token if by_token.is_contiguous() else torch.empty_like(by_token, memory_format=torch.contiguous_format)
-    _launch(
-        _gate_kernel, B * T * H, D, gate_logits.shape[-1] > 1,
-        o, gate_logits, out, B * T * H, T, H, *_row_strides(by_token), *gate_logits.stride(),
-    )  # fmt: skip
+    _launch(_gate_kernel, by_token, gate_logits, o, gate_logits, out)
     return out.transpose(1, 2)
 
 
@@ -84,26 +80,20 @@ def prepare_backward(
     lse: Float[Tensor, "b h t"],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As `lse_shift.prepare_backward`; `out` is laid out as (B, T, H, D)."""
-    B, H, T, D = out.shape
     elementwise = gate_logits.shape[-1] > 1
     grad = adjacent(grad)
     ds = torch.empty_like(gate_logits, memory_format=torch.contiguous_format)
     o = torch.empty_like(out)
     shifted = lse if elementwise else torch.empty_like(lse)
     scaled = torch.empty_like(out) if elementwise else grad
-    _launch(
-        _prepare_kernel, B * T * H, D, elementwise,
-        grad, out, gate_logits, lse, o, ds, shifted, scaled,
-        B * T * H, T, H, *_row_strides(grad.transpose(1, 2)), *gate_logits.stride(),
-    )  # fmt: skip
+    _launch(_prepare_kernel, grad.transpose(1, 2), gate_logits, grad, out, gate_logits, lse, o, ds, shifted, scaled)
     return scaled, o, shifted, ds
 
 
-def _launch(kernel: "triton.JITFunction", num_rows: int, D: int, elementwise: bool, *arguments: Tensor | int) -> None:
-    grid = (triton.cdiv(num_rows, _ROWS),)
-    kernel[grid](*arguments, D=D, BLOCK_D=triton.next_power_of_2(D), ROWS=_ROWS, ELEMENTWISE=elementwise, **FUSION)
-
-
-def _row_strides(by_token: Tensor) -> tuple[int, int, int]:
-    b, t, h, _ = by_token.stride()
-    return b, t, h
+def _launch(kernel: "triton.JITFunction", by_token: Tensor, gate_logits: Tensor, *tensors: Tensor) -> None:
+    """Launch over the rows of a (B, T, H, D) tensor."""
+    B, T, H, D = by_token.shape
+    kernel[(triton.cdiv(B * T * H, _ROWS),)](
+        *tensors, B * T * H, T, H, *by_token.stride()[:3], *gate_logits.stride(),
+        D=D, BLOCK_D=triton.next_power_of_2(D), ROWS=_ROWS, ELEMENTWISE=gate_logits.shape[-1] > 1, **FUSION,
+    )  # fmt: skip

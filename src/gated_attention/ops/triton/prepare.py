@@ -1,8 +1,8 @@
-"""What comes before the backward kernels of our own: one pass over the gradient and the gated output.
+"""Inputs of our own backward kernels: one pass over the gradient and the gated output.
 
-With `lse_shift`'s notation, a gate per head enters those kernels as LSE + softplus(-s) and Delta =
-rowsum(dO * gated) / g, a gate per channel as the gradient g * dO and its Delta. The gradient of the logits is written
-on the way, the ungated output never.
+In `lse_shift`'s notation, a gate per head enters those kernels through LSE + softplus(-s) and Delta = rowsum(dO *
+gated) / g, a gate per channel through the gradient g * dO and its Delta. The same pass writes the gradient of the
+logits.
 """
 
 import torch
@@ -12,10 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gated_attention.ops.launch import launch, launch_key
-from gated_attention.ops.triton.tiles import head_of, heads, read_tile, write_tile
+from gated_attention.ops.triton.tiles import LOG2E, head_of, heads, read_tile, write_tile
 
 _ROWS = 16
-_LOG2E = tl.constexpr(1.4426950408889634)
 _SMALLEST_GATE = tl.constexpr(1e-30)
 
 
@@ -33,7 +32,7 @@ def _prepare_kernel(
     g = tl.sigmoid(s)
     if ELEMENTWISE:
         ds = do * gated * tl.sigmoid(-s)
-        # Delta is formed from what the kernels will read: a query of one key has dP = Delta but for rounding.
+        # Computed from the rounded dO that the kernels read: a query of one key has dP = Delta up to rounding.
         do = (do * g).to(scaled.ptr.dtype.element_ty)
         write_tile(head_of(scaled, b, h), first, T, do)
         row_delta = tl.sum(do.to(tl.float32) * (gated / tl.maximum(g, _SMALLEST_GATE)), 1, keep_dims=True)
@@ -44,9 +43,9 @@ def _prepare_kernel(
         # softplus(-s), without overflow for a closed gate
         row_lse += tl.maximum(-s, 0.0) + tl.log(1.0 + tl.exp(-tl.abs(s)))
     write_tile(head_of(grad_logits, b, h), first, T, ds)
-    # Rows that pad the last tile attend to nothing: exp(-inf) is exactly 0.
+    # Padding rows attend to nothing: exp(-inf) is exactly 0.
     there = (first + tl.arange(0, ROWS) < T)[:, None]
-    write_tile(head_of(lse2, b, h), first, T_padded, tl.where(there, row_lse * _LOG2E, float("inf")))
+    write_tile(head_of(lse2, b, h), first, T_padded, tl.where(there, row_lse * LOG2E, float("inf")))
     write_tile(head_of(delta, b, h), first, T_padded, tl.where(there, row_delta, 0.0))
 
 
@@ -57,7 +56,7 @@ def prepare(
     lse: Float[Tensor, "b h t"],
     T_padded: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The kernels' dO; their LSE (base 2) and Delta, (2, B, H, T_padded); and the gradient of the logits."""
+    """As `lse_shift.prepare_kernels`."""
     B, H, T, D = grad.shape
     elementwise = gate_logits.shape[-1] > 1
     grad_logits = torch.empty_like(gate_logits, memory_format=torch.contiguous_format)

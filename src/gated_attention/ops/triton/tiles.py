@@ -1,4 +1,4 @@
-"""What the portable kernels are built from: how heads are cut into tiles, how tiles are read, and what masks hide."""
+"""What the portable kernels share: tile sizes, how tiles are read and written, and masks."""
 
 from typing import NamedTuple
 
@@ -7,9 +7,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from gated_attention.ops.launch import FUSION
+
 
 class Heads(NamedTuple):
-    """A (B, H, T, D) tensor as a kernel is given it, laid out in any way."""
+    """A (B, H, T, D) tensor of any layout, as an argument of a kernel."""
 
     ptr: Tensor
     stride_b: int
@@ -19,7 +21,7 @@ class Heads(NamedTuple):
 
 
 class Head(NamedTuple):
-    """One (T, D) of them, inside a kernel."""
+    """One head, (T, D), inside a kernel."""
 
     ptr: tl.tensor
     stride_t: tl.tensor
@@ -27,24 +29,30 @@ class Head(NamedTuple):
 
 
 class Blocks(NamedTuple):
-    """Queries and keys a tile, warps a program, and tiles in flight."""
+    """Queries and keys per tile, warps per program, and tiles in flight."""
 
     num_queries: int
     num_keys: int
     num_warps: int
     num_stages: int
 
+    def options(self) -> dict[str, int]:
+        """Arguments that a kernel is compiled with."""
+        queries, keys, warps, stages = self
+        return {"BM": queries, "BN": keys, "num_warps": warps, "num_stages": stages} | FUSION
+
 
 class Cut(NamedTuple):
-    """How a kernel each cuts its heads: forward, gradient of keys and values, gradient of queries."""
+    """Blocks of each kernel: forward, gradient of keys and values, gradient of queries."""
 
     forward: Blocks
     keys: Blocks
     queries: Blocks
 
 
+LOG2E = tl.constexpr(1.4426950408889634)
 LARGE_MEMORY = 227 * 1024
-"""Shared memory of a program in bytes, from compute capability 9.0 on (8.0: 163 KiB; 8.6, 8.9 and 12.0: 99 KiB)."""
+"""Bytes of shared memory per program from compute capability 9.0 on (8.0: 163 KiB; 8.6, 8.9 and 12.0: 99 KiB)."""
 
 LARGE = {
     16: Cut(Blocks(128, 64, 4, 3), Blocks(64, 128, 8, 3), Blocks(128, 64, 4, 3)),
@@ -63,13 +71,13 @@ SMALL = {
 
 
 def choose_cut(device: torch.device, head_dim: int) -> Cut:
-    """The largest tiles that the device has shared memory for."""
+    """The largest tiles for which the device has enough shared memory."""
     memory = torch.cuda.get_device_properties(device).shared_memory_per_block_optin  # type: ignore[attr-defined]
     return (LARGE if memory >= LARGE_MEMORY else SMALL)[head_dim]
 
 
 def heads(x: Tensor) -> Heads:
-    """What a kernel is given of a tensor."""
+    """The argument that stands for a tensor."""
     return Heads(x, *x.stride())
 
 
@@ -81,14 +89,14 @@ def head_of(x, b, h):
 
 @triton.jit
 def _addresses(head, first, ROWS: tl.constexpr, D: tl.constexpr):
-    # Only the tile's offset can be beyond 32 bits.
+    # Only the tile's offset can exceed 32 bits.
     start = head.ptr + tl.cast(first, tl.int64) * head.stride_t
     return start + (tl.arange(0, ROWS)[:, None] * head.stride_t + tl.arange(0, D)[None, :] * head.stride_d)
 
 
 @triton.jit
 def read_tile(head, first, end, ROWS: tl.constexpr, D: tl.constexpr, MASKED: tl.constexpr):
-    """Rows from `first` on, (ROWS, D), zero from `end` on; unmasked, there must be none of these."""
+    """Rows from `first` on, (ROWS, D), zero from `end` on. Unmasked, the tile must end before `end`."""
     at = _addresses(head, first, ROWS, D)
     if MASKED:
         return tl.load(at, (first + tl.arange(0, ROWS) < end)[:, None], 0.0)
@@ -97,7 +105,7 @@ def read_tile(head, first, end, ROWS: tl.constexpr, D: tl.constexpr, MASKED: tl.
 
 @triton.jit
 def write_tile(head, first, end, value):
-    """Rows from `first` on, as far as `end`."""
+    """Write the rows from `first` on that lie before `end`."""
     ROWS: tl.constexpr = value.shape[0]
     at = _addresses(head, first, ROWS, value.shape[1])
     tl.store(at, value.to(head.ptr.dtype.element_ty), (first + tl.arange(0, ROWS) < end)[:, None])
@@ -105,16 +113,16 @@ def write_tile(head, first, end, value):
 
 @triton.jit
 def sees(queries, keys, S, CAUSAL: tl.constexpr):
-    """Whether queries may look at keys, along another axis: not beyond themselves, or beyond the last key."""
+    """Whether queries see keys, which lie along another axis."""
     return queries >= keys if CAUSAL else keys < S
 
 
 @triton.jit
 def split_keys(first_query, S, BM: tl.constexpr, BN: tl.constexpr, CAUSAL: tl.constexpr):
-    """(Keys before which no tile needs a mask, keys that a tile of queries sees), which leave some that need one.
+    """(Number of keys in tiles that need no mask, number of keys that a tile of queries sees); the first is smaller.
 
-    Kernels walk the masked tiles first, in a loop that is never empty. After one that might be, sums have two origins,
-    and on Hopper ptxas would let products wait for each other (its advisory C7515).
+    Kernels take the masked tiles first, in a loop that is never empty. After a loop that may be empty, sums have two
+    origins, and on Hopper ptxas would serialise the products (its advisory C7515).
     """
     whole, seen = (S - 1) // BN * BN, S
     if CAUSAL:
