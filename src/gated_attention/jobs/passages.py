@@ -41,7 +41,7 @@ def _passage(texts: Iterator[str], tokenizer: PreTrainedTokenizerBase, length: i
     for text in texts:
         begin = 0 if at_start or ids else len(text) // 2
         piece = text[begin : begin + CHARACTERS_PER_TOKEN * length]
-        ids += encode(tokenizer, piece, special_tokens=at_start or bool(ids))
+        ids += encode(tokenizer, piece, special_tokens=at_start if not ids else ids[-1] != tokenizer.bos_token_id)
         if ids and ids[-1] != tokenizer.eos_token_id:
             ids.append(tokenizer.eos_token_id)
         if len(ids) >= length:

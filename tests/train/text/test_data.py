@@ -12,10 +12,12 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
+from gated_attention.jobs.domain_text import tokenise
+from gated_attention.jobs.passages import cut_passages
 from gated_attention.train.text import data
 from gated_attention.train.text.data import Blocks, DataConfig, collate, load_data
 from gated_attention.train.text.tokenizer import END_OF_TEXT, load_tokenizer, vocabulary_size
@@ -107,6 +109,34 @@ def test_every_block_begins_with_bos_and_the_stream_goes_on_behind_it(source, ca
     packed = load_data(config(source, block_size=16, bos=True), cache)
     assert (packed.train.ids[:, 0] == packed.tokenizer.bos_token_id).all()
     assert stream(packed.train, bos=True) == stream(plain.train)
+
+
+@pytest.mark.parametrize("tokenizer", ["bytes", "bpe-300"])
+def test_with_bos_the_saved_tokenizer_puts_it_before_a_text_once(source, cache, tmp_path, tokenizer):
+    # Whoever reads a model trained with BOS by its tokenizer then gives it the BOS that it has always seen.
+    plain = load_data(config(source, tokenizer=tokenizer), cache).tokenizer
+    load_data(config(source, tokenizer=tokenizer, bos=True), cache).tokenizer.save_pretrained(tmp_path / "first")
+    again = load_data(config(source, tokenizer=str(tmp_path / "first"), bos=True), cache).tokenizer
+    assert again.encode("gates open") == [again.bos_token_id, *plain.encode("gates open")]
+    assert tokenise(again, "gates open").ids[0] == again.bos_token_id
+    assert again.encode("gates open", add_special_tokens=False) == plain.encode("gates open")
+
+
+def test_with_bos_what_a_tokenizer_adds_behind_a_text_stays(source, cache, tmp_path):
+    core = load_tokenizer("bytes").backend_tokenizer
+    core.add_special_tokens(["<s>", "</s>"])
+    core.post_processor = processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", core.token_to_id("</s>"))])
+    PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>").save_pretrained(tmp_path / "t")
+    tokenizer = load_data(config(source, tokenizer=str(tmp_path / "t"), bos=True), cache).tokenizer
+    assert tokenizer.convert_ids_to_tokens(tokenizer.encode("a")) == ["<s>", "a", "</s>"]
+
+
+def test_passages_hold_one_bos_before_each_document(source, cache):
+    tokenizer = load_data(config(source, bos=True), cache).tokenizer
+    documents = datasets.Dataset.from_list([{"text": letter * 10} for letter in "abcd"])
+    (batch,) = cut_passages(documents, tokenizer, length=24, num_tokens=24, batch_size=1)
+    tokens = tokenizer.convert_ids_to_tokens(batch.ids[0].tolist())
+    assert [i for i, token in enumerate(tokens) if token == END_OF_TEXT] == [0, 11, 22]
 
 
 def test_the_held_out_share_is_of_bytes_and_by_whole_documents(tmp_path, cache):

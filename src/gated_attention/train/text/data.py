@@ -18,11 +18,17 @@ from gated_attention.ranges import require_choice, require_within
 from gated_attention.train.text.blocks import Blocks, Ids, Packing, collate, evenly_spaced
 from gated_attention.train.text.corpus import STDLIB, file_state, source_files
 from gated_attention.train.text.split import Text, split_text
-from gated_attention.train.text.tokenizer import check_tokenizer_name, load_tokenizer, tokenizer_files, vocabulary_size
+from gated_attention.train.text.tokenizer import (
+    check_tokenizer_name,
+    load_tokenizer,
+    open_with_bos,
+    tokenizer_files,
+    vocabulary_size,
+)
 
 __all__ = ["Blocks", "DataConfig", "PackedData", "collate", "load_data"]
 
-_FORMAT = 3  # of the cached files; increases when the same settings would be packed differently
+_FORMAT = 4  # of the cached files; increases when the same settings would be packed differently
 _BATCH_CHARACTERS = 2_000_000  # text per call of the tokenizer, which spreads it over all cores
 _PIECE_CHARACTERS = 1_000_000  # longer documents are tokenised in pieces, cut at line ends
 _READ_DOCUMENTS = 100  # read from the data set at a time
@@ -137,8 +143,8 @@ def _pack(config: DataConfig, folder: Path, say: Callable[[str], None]) -> None:
     if config.tokenizer.startswith("bpe-"):
         say(f"training {config.tokenizer}")
     tokenizer = load_tokenizer(config.tokenizer, train.documents)
-    if config.bos and tokenizer.bos_token_id is None:
-        raise ValueError(f"tokenizer {config.tokenizer!r} has no BOS token; leave out --bos or choose another")
+    if config.bos:
+        open_with_bos(tokenizer)
     tokenizer.save_pretrained(folder / "tokenizer")
     about: dict[str, int] = {}
     for name, text, limit in (("validation", validation, config.max_validation_tokens), ("train", train, None)):

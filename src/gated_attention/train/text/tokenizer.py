@@ -8,7 +8,7 @@ from random import Random
 from typing import cast
 
 from datasets import Dataset
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from gated_attention.train.checkpoints import last_checkpoint
@@ -59,6 +59,35 @@ def load_tokenizer(
         clean_up_tokenization_spaces=False,
     )
     return cast(PreTrainedTokenizerBase, wrapped)
+
+
+def open_with_bos(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make the tokenizer put BOS before a text, as a model expects that read BOS at the start of every sequence.
+
+    Raises:
+        ValueError: if the tokenizer has no BOS token, or does not put it there.
+    """
+    bos = tokenizer.bos_token
+    if bos is None:
+        raise ValueError(f"tokenizer {tokenizer.name_or_path!r} has no BOS token; leave out --bos or choose another")
+    if _opens_with_bos(tokenizer):
+        return
+    if (backend := getattr(tokenizer, "backend_tokenizer", None)) is None:
+        tokenizer.add_bos_token = True
+    else:
+        template = processors.TemplateProcessing(
+            single=f"{bos} $A", pair=f"{bos} $A $B:1", special_tokens=[(bos, tokenizer.bos_token_id)]
+        )
+        before = [backend.post_processor] if backend.post_processor is not None else []
+        backend.post_processor = processors.Sequence([*before, template])
+    if not _opens_with_bos(tokenizer):
+        raise ValueError(
+            f"tokenizer {tokenizer.name_or_path!r} puts no BOS before a text; leave out --bos or choose another"
+        )
+
+
+def _opens_with_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    return bool(tokenizer.encode("a")[0] == tokenizer.bos_token_id)
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
