@@ -43,7 +43,7 @@ def run(app: typer.Typer, words: Sequence[str]) -> NoReturn:
         # typer's exceptions for wrong options belong to no public class in some versions and to click in others.
         if not hasattr(error, "format_message"):
             raise
-        _refuse(error.format_message())
+        _refuse(error.format_message().replace("Value error, ", ""))  # pydantic's words, by way of typer
     if code in (INTERRUPTED, TERMINATED):
         resumes = "; the same command resumes from the last checkpoint" if words[:1] == ["compare"] else ""
         typer.echo(f"stopped{resumes}", err=True)

@@ -43,7 +43,7 @@ def test_the_command_adds_a_gate_and_says_what_to_expect(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--to", "llama"], "choose from gated, qwen3_next, qwen3_5"),
+        (["--to", "llama"], "'llama' is not one of 'gated', 'qwen3_next', 'qwen3_5'"),
         (["--to", "qwen3_next"], "no gate"),
         (["--to", "qwen3_next", "--add-gate", "sdpa-headwise"], "scale=2.0"),
         (["--to", "qwen3_next", "--self-contained"], "transformers itself"),
@@ -51,7 +51,7 @@ def test_the_command_adds_a_gate_and_says_what_to_expect(tmp_path, capsys):
         (["--add-gate", "sandwich-norm-lr-8"], "choose one that is gates and nothing else"),
         (["--add-gate", "learned-sink"], "changes the model"),
         (["--init", "normal"], "add_gate"),
-        (["--add-gate", "sdpa-headwise", "--init", "ones"], "choose from normal, zeros"),
+        (["--add-gate", "sdpa-headwise", "--init", "ones"], "'ones' is not one of 'normal', 'zeros'"),
         (["--max-shard-size", "many"], "write e.g. 500MB or 2GB"),
     ],
 )
