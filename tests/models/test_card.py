@@ -42,8 +42,8 @@ def test_a_saved_model_has_a_card(tmp_path):
     added = 2 * (32 * 4 + 32 * 2 * 8 + 2 * 32)
     assert f"| {added:,} ({added / model.num_parameters():.2%}) |" in card.text
     assert f"| Parameters | {model.num_parameters():,} |" in card.text
-    assert "| Gate at sdpa (G1) | G1 sdpa headwise sigmoid; 4 x 1 scores a token |" in card.text
-    assert "| Gate at value (G2) | G2 value elementwise sigmoid; 2 x 8 scores a token |" in card.text
+    assert "| Gate at sdpa (G1) | G1 sdpa headwise sigmoid; 4 x 1 scores per token |" in card.text
+    assert "| Gate at value (G2) | G2 value elementwise sigmoid; 2 x 8 scores per token |" in card.text
     assert "sandwich norm" in card.text
     assert "arXiv:2505.06708" in card.text
     assert str(tmp_path) not in card.content

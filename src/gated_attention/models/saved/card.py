@@ -127,7 +127,7 @@ def _model_rows(config: GatedConfigMixin, num_parameters: int, base_model: str |
 
 def _gate_text(config: GatedConfigMixin, gate: Any) -> str:
     heads, channels = gate.score_shape(config.geometry)
-    return f"{gate.describe()}; {heads} x {channels} scores a token"
+    return f"{gate.describe()}; {heads} x {channels} scores per token"
 
 
 def _section(table: Table) -> str:
