@@ -1,13 +1,24 @@
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from inspect import signature
+from typing import get_args
 
 import pytest
 import typer
 
+from gated_attention.analysis.inspect import Level
 from gated_attention.cli import app, main
+from gated_attention.cli.models import analyze, convert, evaluate
+from gated_attention.cli.study import compare
+from gated_attention.evaluate.perplexity import Mode
+from gated_attention.models.convert.convert import Target
+from gated_attention.registry.variants import TABLES
+from gated_attention.sizes import SIZES
+from gated_attention.train.text.blocks import Packing
 
 SMALL = ["--context", "64", "--batch-size", "2"]
 
@@ -34,6 +45,23 @@ def fails(arguments, capsys):
     assert stop.value.code == 2
     assert "Traceback" not in captured.err
     return captured.err
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "kind"),
+    [(compare, "packing", Packing), (analyze, "level", Level), (evaluate, "mode", Mode), (convert, "to", Target)],
+)
+def test_an_option_offers_the_choices_of_the_library(command, option, kind):
+    # The command line types them again, because the modules that define them import PyTorch.
+    choices, _ = get_args(signature(command).parameters[option].annotation)
+    assert set(get_args(choices)) == set(get_args(kind))
+
+
+@pytest.mark.parametrize(("option", "names"), [("size", SIZES), ("table", map(str, TABLES))])
+def test_the_help_of_compare_names_every_size_and_table(option, names):
+    _, info = get_args(signature(compare).parameters[option].annotation)
+    words = re.findall(r"[\w.-]*\w", info.help)
+    assert [name for name in names if name not in words] == []
 
 
 @pytest.mark.parametrize(

@@ -33,10 +33,9 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         with target.open("wb") as stream:
             yield stream
         return
-    file = _open_part(target.parent)
-    part = Path(file.name)
+    part, handle = _new_part(target.parent, is_folder=False)
     try:
-        with file:
+        with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -55,15 +54,8 @@ def new_folder(path: Path) -> Iterator[Path]:
     """
     target = path.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in target.parent.glob(f"{PART}*"):
-        _remove_if_abandoned(leftover)
-    part = target.parent / f"{PART}{uuid4().hex[:16]}"
-    part.mkdir()
-    handle = os.open(part, os.O_RDONLY)
+    part, handle = _new_part(target.parent, is_folder=True)
     try:
-        with suppress(OSError):  # a file system without locks: nobody takes the part for abandoned there
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        part.mkdir(exist_ok=True)  # another process may have removed it before it was locked
         yield part
         part.replace(target)
     except BaseException:
@@ -178,16 +170,25 @@ def _bytes(text: str) -> bytes:
     return text.encode("utf-8", "backslashreplace")
 
 
-def _open_part(folder: Path) -> BinaryIO:
+def _new_part(folder: Path, *, is_folder: bool) -> tuple[Path, int]:
+    """A new unfinished file or folder and its open handle, which holds the lock that keeps others from removing it."""
     for leftover in folder.glob(f"{PART}*"):
         _remove_if_abandoned(leftover)
     while True:
-        file = (folder / f"{PART}{uuid4().hex[:16]}").open("xb")
+        part = folder / f"{PART}{uuid4().hex[:16]}"
+        if is_folder:
+            part.mkdir()
+        else:
+            part.touch(exist_ok=False)
+        try:
+            handle = os.open(part, os.O_RDONLY if is_folder else os.O_WRONLY)
+        except FileNotFoundError:  # another process removed it before it was locked
+            continue
         with suppress(OSError):  # on a file system without locks, nobody takes the part for abandoned
-            fcntl.flock(file, fcntl.LOCK_EX)
-        if os.fstat(file.fileno()).st_nlink:  # otherwise another process removed it before it was locked
-            return file
-        file.close()
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if part.exists():
+            return part, handle
+        os.close(handle)
 
 
 def _remove_if_abandoned(part: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, TypeVar
 from typer import Argument, Option, Typer, echo
 
 from gated_attention.files import claimed
+from gated_attention.spec import Init
 
 model_commands = Typer()
 
@@ -189,9 +190,7 @@ def convert(
         Option(metavar="<layout>", help="gated, or what servers read: qwen3_next, qwen3_5, llama_cpp."),
     ] = "gated",
     add_gate: Annotated[str | None, Option(help="Variant whose gates are added to a model that has none.")] = None,
-    init: Annotated[
-        Literal["normal", "zeros"], Option(help="Initialisation of added gates; zeros changes no output.")
-    ] = "zeros",
+    init: Annotated[Init, Option(help="Initialisation of added gates; zeros changes no output.")] = "zeros",
     max_shard_size: Annotated[str, Option(help="Largest weight file, e.g. 500MB or 2GB.")] = "1GB",
     self_contained: Annotated[
         bool, Option("--self-contained", help="Put the model's code beside it, for trust_remote_code=True.")

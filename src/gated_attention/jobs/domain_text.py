@@ -1,13 +1,12 @@
 """Documents of each domain, tokenised one by one, with the number of bytes that each token covers."""
 
-from typing import Any
-
 import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from gated_attention.evaluate.perplexity import Document, Mode
 from gated_attention.evaluate.retrieval import Encode
+from gated_attention.train.text.tokenizer import text_core
 
 UNNAMED = "all"
 """The domain of documents that name none."""
@@ -51,7 +50,7 @@ def read_domains(
 
 def tokenise(tokenizer: PreTrainedTokenizerBase, text: str) -> Document:
     """A text after the special tokens that the tokenizer puts before one; those that it appends are left out."""
-    core = _rust_core(tokenizer)
+    core = text_core(tokenizer)
     if core is None:
         ids, special_ids = encode(tokenizer, text, special_tokens=True), set(tokenizer.all_special_ids)
         is_special = [token in special_ids for token in ids]
@@ -80,17 +79,7 @@ def encoder(tokenizer: PreTrainedTokenizerBase) -> Encode:
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str, *, special_tokens: bool) -> list[int]:
     """The ids of a whole text, with or without added special tokens; what looks like one in the text is text."""
-    core = _rust_core(tokenizer)
+    core = text_core(tokenizer)
     if core is not None:
         return list(core.encode(text, add_special_tokens=special_tokens).ids)
     return list(tokenizer.encode(text, add_special_tokens=special_tokens, split_special_tokens=True, verbose=False))
-
-
-def _rust_core(tokenizer: PreTrainedTokenizerBase) -> Any:
-    """The tokenizer's Rust core, set to encode a whole text as text; None if it has none."""
-    core: Any = getattr(tokenizer, "backend_tokenizer", None)
-    if core is not None:
-        core.no_truncation()
-        core.no_padding()
-        core.encode_special_tokens = True
-    return core

@@ -14,9 +14,7 @@ from gated_attention.models.saved.loading import check_folder, load_model
 from gated_attention.train.checkpoints import last_checkpoint
 from gated_attention.train.quiet import quiet
 from gated_attention.train.text.corpus import require_hub
-from gated_attention.train.text.tokenizer import has_tokenizer, load_tokenizer
-
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+from gated_attention.train.text.tokenizer import HUB_NAME, has_tokenizer, load_tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +47,7 @@ def find_checkpoint(name: str) -> Checkpoint:
                 check_folder(path)
             raise ValueError(f"{name} holds no model (no config.json); give a model's folder or a hub name")
         return Checkpoint(_printable(name), _label(path.resolve()), str(path))
-    if folder.exists() or not _HUB_NAME.fullmatch(name):
+    if folder.exists() or not HUB_NAME.fullmatch(name):
         raise ValueError(f"no model folder {name!r}; give a folder that exists or a hub name")
     require_hub(name)
     return Checkpoint(name, name.rsplit("/", maxsplit=1)[-1], name)

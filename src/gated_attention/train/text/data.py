@@ -22,6 +22,7 @@ from gated_attention.train.text.tokenizer import (
     check_tokenizer_name,
     load_tokenizer,
     open_with_bos,
+    text_core,
     tokenizer_files,
     vocabulary_size,
 )
@@ -213,15 +214,12 @@ def _tokenise(
 
 def _encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[str]], list[list[int]]]:
     """Text to ids: nothing is added or cut, and a special token inside a document is only text."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
+    core = text_core(tokenizer)
+    if core is None:
         return lambda texts: [
             tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True, verbose=False) for text in texts
         ]
-    backend.no_truncation()
-    backend.no_padding()
-    backend.encode_special_tokens = True
-    return lambda texts: [row.ids for row in backend.encode_batch_fast(texts, add_special_tokens=False)]
+    return lambda texts: [row.ids for row in core.encode_batch_fast(texts, add_special_tokens=False)]
 
 
 def _pieces(text: Text) -> Iterator[tuple[str, bool]]:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
-from typing import cast
+from typing import Any, cast
 
 from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -25,7 +25,7 @@ BYTES = "bytes"
 _BPE = re.compile(r"bpe-(\d+)")
 _SMALLEST_BPE = 258  # 256 bytes, the end of text, and one merge
 _TOKENIZER_FILES = ("tokenizer*", "vocab*", "spiece*", "sentencepiece*", "tekken*")
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def load_tokenizer(
@@ -107,6 +107,16 @@ def tokenizer_files(name: str) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_file()) if folder else []
 
 
+def text_core(tokenizer: PreTrainedTokenizerBase) -> Any:
+    """The tokenizer's Rust core, set to encode a whole text as text; None if it has none."""
+    core: Any = getattr(tokenizer, "backend_tokenizer", None)
+    if core is not None:
+        core.no_truncation()
+        core.no_padding()
+        core.encode_special_tokens = True
+    return core
+
+
 def has_tokenizer(folder: Path) -> bool:
     """Whether the folder holds a tokenizer; if not, transformers invents an empty one for some families."""
     return any(any(folder.glob(pattern)) for pattern in _TOKENIZER_FILES)
@@ -126,7 +136,7 @@ def _load(name: str) -> PreTrainedTokenizerBase:
     if folder is not None and not has_tokenizer(folder):
         raise ValueError(f"{name} holds no tokenizer; {choices}")
     if folder is None:
-        if not _HUB_NAME.fullmatch(name) or os.path.exists(os.path.expanduser(name)):
+        if not HUB_NAME.fullmatch(name) or os.path.exists(os.path.expanduser(name)):
             raise ValueError(f"no tokenizer folder {name!r}; {choices}")
         require_hub(name)
     try:
