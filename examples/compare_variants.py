@@ -1,7 +1,7 @@
 """Compare a variant of your own with the baseline: both train with the same seeds, and losses are compared in pairs.
 
-`gated-attention compare` does the same for the variants of the registry. The text is this package's own source: nothing is
-downloaded. These runs are far too short to judge a gate.
+`gated-attention compare` does the same for the variants of the registry. The text is this package's own source, so
+nothing is downloaded. These runs are far too short to judge a gate.
 """
 
 import sys
