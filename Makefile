@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 IN_PARALLEL := -n 2 --dist loadfile
 test trust newest oldest: export OMP_NUM_THREADS := 1
 
-.PHONY: compare test trust peer serve pins wheel newest oldest format clean
+.PHONY: compare test trust peer serve reports pins wheel newest oldest format clean
 
 compare: $(READY)
 	$(BIN)/gated-attention compare
@@ -27,6 +27,10 @@ peer: $(READY)  # the test classes of the installed transformers, from its sdist
 
 serve: $(READY)  # vLLM and llama.cpp, in environments of their own, compute what this package does
 	$(BIN)/python benchmarks/serve/serve.py
+
+reports: $(READY)  # every committed page again from its records, which must change nothing
+	for page in reports/*/records/../report.md; do $(BIN)/gated-attention report $$(dirname $$page) || exit 1; done
+	git diff --exit-code --stat -- reports
 
 pins: $(READY)  # the constraints resolve on the plain package index, whatever wheels lie on this machine
 	@for python in 3.11 3.12 3.13; do \

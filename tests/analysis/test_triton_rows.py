@@ -58,7 +58,8 @@ for dtype in dtypes:
         assert (counts - expected).abs().sum() <= 4, activation  # scores on a bin's edge
         truth = measures.gate_scores(logits.double(), spec)
         close(by_token, truth.by_token, activation)
-        close(shares.sum(1), truth.shares.sum(1), activation)
+        off = (shares.sum(1) - truth.shares.sum(1)) * 70 * width
+        assert off.abs().max() <= 1.01, activation  # one score on a threshold
     for length, keys, width in ((70, 32, 24), (3, 1, 20)):
         q, k = torch.randn(2, length, 6, 24, device=device), torch.randn(2, length, 2, 24, device=device)
         v = torch.randn(2, length, 2, width, device=device)

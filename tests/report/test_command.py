@@ -102,3 +102,11 @@ def test_a_report_says_what_a_study_goes_on_from(tmp_path, monkeypatch):
     scratch, _ = printed_words(make_plan(**settings, name="other", data={"packing": "documents"}), tmp_path)
     assert "trained from scratch on `stdlib`" in scratch
     assert "the documents in a sequence kept apart" in scratch
+
+
+def test_a_report_with_its_records_is_written_again_in_place(tmp_path):
+    write_arm(tmp_path / "small" / "records", "baseline", 0)
+    write_arm(tmp_path / "small" / "records", "sdpa-headwise", 0)
+    found = CliRunner().invoke(app, ["report", str(tmp_path / "small")])
+    assert found.exit_code == 0, found.output
+    assert "[records](records)" in (tmp_path / "small" / "report.md").read_text()

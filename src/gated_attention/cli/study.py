@@ -105,15 +105,20 @@ def compare(
 
 @study_commands.command()
 def report(
-    runs: Annotated[Path, Argument(help="A study's folder, runs/<name>.")],
-    output: Annotated[Path | None, Option(help="Folder for the report; default: reports/<name> beside runs.")] = None,
+    runs: Annotated[Path, Argument(help="A study's folder, runs/<name>, or a report's with its `records`.")],
+    output: Annotated[
+        Path | None, Option(help="Folder for the report; default: reports/<name> beside runs, or beside `records`.")
+    ] = None,
 ) -> None:
     """Write a study's report again from its records."""
     from gated_attention.report.study.page import write_report
 
     if not runs.is_dir():
         raise ValueError(f"{runs} is not a folder; give the folder of a study, runs/<name>")
-    folder = output or runs.resolve().parent.parent / "reports" / runs.resolve().name
+    if (runs / "records").is_dir():
+        folder, runs = output or runs, runs / "records"
+    else:
+        folder = output or runs.resolve().parent.parent / "reports" / runs.resolve().name
     with claimed(folder):
         write_report(runs, folder)
     echo(f"wrote {folder / 'report.html'}")
