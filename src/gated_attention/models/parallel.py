@@ -35,4 +35,14 @@ class HeadSharedParallel(TensorParallelLayer):  # type: ignore[misc]
         return self.transform_output_post_forward(module, output, mesh)
 
 
+class LocalParameters(TensorParallelLayer):  # type: ignore[misc]
+    """transformers' own style of this name, which 5.17 lacks: the module reads its shards as plain tensors."""
+
+    def should_use_local_tensors(self, module: nn.Module) -> bool:
+        """Always."""
+        return True
+
+
+if "local_params" not in ALL_PARALLEL_STYLES:
+    ALL_PARALLEL_STYLES.register("local_params", LocalParameters())
 ALL_PARALLEL_STYLES.register(HEAD_SHARED, HeadSharedParallel())
