@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 IN_PARALLEL := -n 2 --dist loadfile
 test trust newest oldest: export OMP_NUM_THREADS := 1
 
-.PHONY: compare test trust peer serve reports pins wheel newest oldest format clean
+.PHONY: compare test trust docs peer serve reports pins wheel newest oldest format clean
 
 compare: $(READY)
 	$(BIN)/gated-attention compare
@@ -22,6 +22,10 @@ test: $(READY)
 trust: $(READY)
 	$(BIN)/pytest $(IN_PARALLEL) -m trust
 
+docs: $(VENV)/.docs-ready  # the site, in site/: every link and anchor leads somewhere, and nothing is loaded from elsewhere
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "built site/index.html"
+
 peer: $(READY)  # the test classes of the installed transformers, from its sdist; plain Qwen3 is the control
 	$(BIN)/python tests/peer/run.py
 
@@ -35,7 +39,7 @@ reports: $(READY)  # every committed page again from its records, which must cha
 pins: $(READY)  # the constraints resolve on the plain package index, whatever wheels lie on this machine
 	@for python in 3.11 3.12 3.13; do \
 	  env -u PIP_FIND_LINKS -u UV_FIND_LINKS $(BIN)/uv pip compile --no-config --quiet --python-version $$python \
-	    --constraints constraints.txt --extra dev pyproject.toml --output-file /dev/null \
+	    --constraints constraints.txt --extra dev --extra docs pyproject.toml --output-file /dev/null \
 	  && echo "constraints resolve on Python $$python" || exit 1; \
 	done
 
@@ -66,10 +70,14 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) .venv-wheel .venv-newest .venv-oldest .serve
+	rm -rf $(VENV) .venv-wheel .venv-newest .venv-oldest .serve site
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+$(VENV)/.docs-ready: $(READY)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	touch $@

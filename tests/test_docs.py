@@ -1,12 +1,14 @@
 """The pages under docs are true: their code runs and their links lead somewhere."""
 
 import re
+import runpy
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
 
 
 # PEFT asks for a name that transformers 5.23 has deprecated.
@@ -22,7 +24,31 @@ def test_the_code_on_models_runs_in_order(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "models" / "mine" / "modeling_gated_qwen3.py").exists()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", ["index", "model-builder", "hugging-face", "interpreter"])
+def test_the_first_block_runs(page):
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / f"{page}.md").read_text(), flags=re.DOTALL)
+    exec(compile(block, f"docs/{page}.md", "exec"), {})
+
+
+def test_figures_are_what_their_script_draws(tmp_path):
+    runpy.run_path(str(ROOT / "docs" / "figures" / "draw.py"))["main"](tmp_path)
+    drawn = {path.name: path.read_bytes() for path in tmp_path.glob("*.svg")}
+    assert drawn == {path.name: path.read_bytes() for path in (ROOT / "docs" / "figures").glob("*.svg")}
+
+
+def test_every_page_is_on_the_site():
+    listed = re.findall(r"[\w./-]+\.md$", (ROOT / "mkdocs.yml").read_text(), flags=re.MULTILINE)
+    pages = [*PAGES, *(ROOT / "reports").rglob("*.md"), *ROOT.glob("*.md")]
+    assert sorted(listed) == sorted(path.relative_to(ROOT).as_posix() for path in pages)
+
+
+def test_the_reference_names_what_exists():
+    for page in (ROOT / "docs" / "api").glob("*.md"):
+        for name in re.findall(r"^::: (.+)$", page.read_text(), flags=re.MULTILINE):
+            resolve_name(":".join(name.rsplit(".", 1)))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_links_lead_somewhere(page):
     for link in re.findall(r"\]\((?!http)([^)#]+)(?:#[^)]*)?\)", page.read_text()):
         assert (page.parent / link).exists(), link
