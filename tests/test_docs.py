@@ -42,6 +42,11 @@ def test_every_page_is_on_the_site():
     assert sorted(listed) == sorted(path.relative_to(ROOT).as_posix() for path in pages)
 
 
+def test_every_example_is_on_its_page():
+    included = re.findall(r'^--8<-- "(.+)"$', (ROOT / "docs" / "examples.md").read_text(), flags=re.MULTILINE)
+    assert sorted(included) == sorted(f"examples/{path.name}" for path in (ROOT / "examples").glob("*.py"))
+
+
 def test_the_reference_names_what_exists():
     for page in (ROOT / "docs" / "api").glob("*.md"):
         for name in re.findall(r"^::: (.+)$", page.read_text(), flags=re.MULTILINE):
