@@ -1,11 +1,10 @@
 """Benchmarks through lm-evaluation-harness, with items from the hub or from local files."""
 
 import copy
-import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -14,6 +13,7 @@ from math import isnan, nan, sqrt
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import patch_environment
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -135,29 +135,29 @@ def run_benchmark(
     from lm_eval import tasks as stock_tasks
     from lm_eval.models.huggingface import HFLM
 
-    metadata: dict[str, Any] | None = None
-    shots = BENCHMARKS[name].shots if shots is None else shots
-    include = str(Path(stock_tasks.__file__).parent / BENCHMARKS[name].folder)
+    benchmark = BENCHMARKS[name]
+    shots = benchmark.shots if shots is None else shots
+    shown, shots_from, metadata = {benchmark.harness: name}, benchmark.shot_split, {}
     with tempfile.TemporaryDirectory() as folder:
-        tasks, shots_from = {BENCHMARKS[name].harness: name}, BENCHMARKS[name].shot_split
         if name == RULER:
-            tasks = {task: f"{RULER} {task}" for task in RULER_TASKS}
-            tokenizer.save_pretrained(Path(folder, "tokenizer"))  # the harness loads it by path
-            metadata = {"tokenizer": str(Path(folder, "tokenizer")), "max_seq_lengths": list(lengths)}
-        elif local is not None:
-            stock = stock_tasks.TaskManager(include_path=include, include_defaults=False).task_index
-            tasks, shots_from = _local_tasks(name, local, stock, Path(folder))
-            include = folder
+            shown = {task: f"{RULER} {task}" for task in RULER_TASKS}
+            tokenizer.save_pretrained(folder)  # the harness loads it by path
+            metadata = {"tokenizer": folder, "max_seq_lengths": list(lengths)}
+        definitions = Path(stock_tasks.__file__).parent / benchmark.folder
+        manager = stock_tasks.TaskManager(include_path=definitions, include_defaults=False, metadata=metadata)
+        tasks: list[Any] = list(shown)
+        if local is not None and name != RULER:
+            local_tasks, shots_from = _local_tasks(name, local, manager.all_subtasks)
+            shown = dict.fromkeys((task["task"] for task in local_tasks), name)
+            tasks = [{"group": "local", "task": local_tasks}]
         try:
-            with _silence(), _code_allowed(run_code):
+            with _silence(), patch_environment(HF_ALLOW_CODE_EVAL=int(run_code)):
                 found = simple_evaluate(
                     model=HFLM(  # the harness gives the tokenizer a padding token, hence the copy
                         pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size, max_length=context
                     ),
-                    tasks=list(tasks),
-                    task_manager=stock_tasks.TaskManager(
-                        include_path=include, include_defaults=False, metadata=metadata
-                    ),
+                    tasks=tasks,
+                    task_manager=manager,
                     num_fewshot=shots,
                     limit=limit,
                     bootstrap_iters=1000,  # only switches standard errors on; those of means are exact
@@ -174,31 +174,29 @@ def run_benchmark(
             raise ValueError(f"{name} failed in lm-evaluation-harness ({reason})") from error
     return [
         BenchmarkScore(task, metric, *numbers, shots, shots_from)
-        for (task, metric), numbers in _averages(tasks, found).items()
+        for (task, metric), numbers in _averages(shown, found).items()
         if name != RULER or metric in map(str, lengths)
     ]
 
 
-def _local_tasks(name: str, local: Path, stock: Mapping[str, Any], folder: Path) -> tuple[dict[str, str], str]:
-    """Write tasks that read local files; their names, each with the name of its scores, and the split of examples."""
+def _local_tasks(name: str, local: Path, known: Container[str]) -> tuple[list[dict[str, Any]], str]:
+    """The harness's tasks with their items read from local files, and the split that examples come from."""
     benchmark = BENCHMARKS[name]
-    paths = local_files(name, local)
-    shots_from = benchmark.shot_split
-    for task, path in paths.items():
-        if task not in stock or stock[task].yaml_path is None:
+    tasks, shots_from = [], benchmark.shot_split
+    for task, path in local_files(name, local).items():
+        if task not in known:
             raise ValueError(f"lm-evaluation-harness has no task {task!r}; name local files after its tasks")
-        content: dict[str, Any] = {"include": str(stock[task].yaml_path), "task": f"local_{task}"}
-        files = {benchmark.split: str(path.resolve())}
+        files, changes = {benchmark.split: str(path.resolve())}, {}
         shot_path = local / f"{task}_{benchmark.shot_split}.jsonl"
         if benchmark.shot_split and shot_path.exists():
             files[benchmark.shot_split] = str(shot_path.resolve())
         elif benchmark.shot_split:
             shots_from = benchmark.split
             # The harness keeps an item out of its own examples only if their split is the test split or not given.
-            content |= {"training_split": None, "fewshot_split": "test" if benchmark.split == "test" else None}
-        content |= {"dataset_path": "json", "dataset_name": None, "dataset_kwargs": {"data_files": files}}
-        (folder / f"local_{task}.yaml").write_text(json.dumps(content), encoding="utf-8")  # JSON is YAML
-    return {f"local_{task}": name for task in paths}, shots_from
+            changes = {"training_split": None, "fewshot_split": "test" if benchmark.split == "test" else None}
+        source = {"dataset_path": "json", "dataset_name": None, "dataset_kwargs": {"data_files": files}}
+        tasks.append({"task": task, **source, **changes})
+    return tasks, shots_from
 
 
 def local_files(name: str, folder: Path) -> dict[str, Path]:
@@ -268,18 +266,3 @@ def _silence() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         logger.setLevel(level)
-
-
-@contextmanager
-def _code_allowed(run_code: bool) -> Iterator[None]:
-    """Tell HumanEval's metric, through the environment variable that it reads, whether it may run code."""
-    name = "HF_ALLOW_CODE_EVAL"
-    before = os.environ.get(name)
-    os.environ[name] = str(int(run_code))
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
