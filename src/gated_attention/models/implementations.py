@@ -14,8 +14,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 from gated_attention import ops
-from gated_attention.ops.attention import AttentionBackend
-from gated_attention.ops.sdpa import repeat_heads, widen
+from gated_attention.ops.attention import AttentionBackend, eager
 
 FUSED_ATTENTION = "gated_attention"
 """The name under which transformers knows `ops.gated_attention`: `model.set_attn_implementation("gated_attention")`."""
@@ -89,33 +88,14 @@ def _attend_with_lse(
     if backend == "eager":
         if causal:
             mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()[None, None]
-        return _eager_with_lse(query, key, value, mask, query.shape[-1] ** -0.5 if scaling is None else scaling)
+        y, weights, lse = eager(query, key, value, mask, query.shape[-1] ** -0.5 if scaling is None else scaling)
+        return y.transpose(1, 2), weights, lse
     if mask is not None and mask.dtype != torch.bool:
         raise ValueError(
             f"a gate on the log-sum-exp takes boolean masks with {backend!r}, not {mask.dtype}; use 'eager' for a bias"
         )
     y, lse = ops.attention(query, key, value, causal=causal, scale=scaling, mask=mask, backend=backend)
     return y.transpose(1, 2), None, lse
-
-
-def _eager_with_lse(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The eager attention of transformers and its log-sum-exp; a query that sees no key gives 0 and -inf."""
-    key, value = repeat_heads(key, query), repeat_heads(value, query)
-    scores = widen(query @ key.transpose(-1, -2) * scale)  # (B, H, T, S)
-    blind = None
-    if mask is not None:
-        hidden = ~mask if mask.dtype == torch.bool else mask <= torch.finfo(mask.dtype).min
-        blind = hidden.all(-1, keepdim=True)  # scored unmasked and then dropped: their gradients would be NaN
-        if mask.dtype != torch.bool:
-            scores = scores + mask.masked_fill(hidden, 0.0)
-        scores = scores.masked_fill(hidden & ~blind, float("-inf"))
-    weights, lse = scores.softmax(-1), scores.logsumexp(-1)
-    if blind is not None:
-        weights, lse = weights.masked_fill(blind, 0.0), lse.masked_fill(blind.squeeze(-1), float("-inf"))
-    weights = weights.to(value.dtype)
-    return (weights @ value).transpose(1, 2), weights, lse
 
 
 LSE_ATTENTION: dict[str, LseAttention] = {

@@ -55,10 +55,12 @@ def attention(
     chosen = choose_backend(q, k, v, mask=mask, backend=backend)
     if chosen == "flex" and not is_empty(q, k):
         return _flex(q, k, v, causal, scale)
-    if causal and (mask is not None or q.shape[2] != k.shape[2]):
+    in_full = chosen == "eager" or is_empty(q, k)  # the kernels divide by lengths
+    if causal and (in_full or mask is not None or q.shape[2] != k.shape[2]):
         mask, causal = _join_causal(mask, q.shape[2], k.shape[2], q.device), False
-    if chosen == "eager" or is_empty(q, k):  # the kernels divide by lengths
-        return _eager(q, k, v, mask, causal, scale)
+    if in_full:
+        out, _, lse = eager(q, k, v, mask, scale)
+        return out, lse
     out, lse = sdpa(q, k, v, mask, causal, scale)
     if mask is not None:
         lse = lse.masked_fill(~mask.any(-1), float("-inf"))
@@ -132,18 +134,26 @@ def _join_causal(mask: Tensor | None, t: int, s: int, device: torch.device) -> T
     return causal if mask is None else causal & mask
 
 
-def _eager(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+def eager(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Output, weights and log-sum-exp from all scores; a query that sees no key gives 0 and -inf.
+
+    Args:
+        mask: As in `attention`, or a bias, which hides a key by the smallest number of its dtype.
+    """
     k, v = repeat_heads(k, q), repeat_heads(v, q)
     scores = widen(q @ k.transpose(-1, -2) * scale)  # (B, H, T, S)
-    if causal:
-        mask = _join_causal(None, q.shape[2], k.shape[2], q.device)
-    if mask is None:
-        return scores.softmax(-1).to(v.dtype) @ v, scores.logsumexp(-1)
-    # Rows without a visible key would have NaN gradients: they are computed unmasked and then dropped.
-    empty = ~mask.any(-1)  # (B, H, T)
-    scores = scores.masked_fill(~mask & ~empty[..., None], float("-inf"))
-    weights = scores.softmax(-1).masked_fill(empty[..., None], 0.0)
-    return weights.to(v.dtype) @ v, scores.logsumexp(-1).masked_fill(empty, float("-inf"))
+    blind = None
+    if mask is not None:
+        hidden = ~mask if mask.dtype == torch.bool else mask <= torch.finfo(mask.dtype).min
+        blind = hidden.all(-1, keepdim=True)  # scored unmasked and then dropped: their gradients would be NaN
+        if mask.dtype != torch.bool:
+            scores = scores + mask.masked_fill(hidden, 0.0)
+        scores = scores.masked_fill(hidden & ~blind, float("-inf"))
+    weights, lse = scores.softmax(-1), scores.logsumexp(-1)
+    if blind is not None:
+        weights, lse = weights.masked_fill(blind, 0.0), lse.masked_fill(blind.squeeze(-1), float("-inf"))
+    weights = weights.to(v.dtype)
+    return weights @ v, weights, lse
 
 
 def _flex(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from gated_attention.ops.sdpa import widen
 from gated_attention.ops.transforms import Function
+from gated_attention.ranges import require_choice
 from gated_attention.spec import GateSpec
 
 GateBackend = Literal["auto", "eager", "recompute"]
@@ -48,12 +49,16 @@ ACTIVATIONS: dict[str, Activation] = {
 """Every activation a gate can have (`spec.Activation`), with sources in `GateSpec`."""
 
 
-def gate_scores(gate_logits: Float[Tensor, "b t h #d"], spec: GateSpec) -> Float[Tensor, "b t #h #d"]:
+def gate_scores(gate_logits: Float[Tensor, "#b #t h #d"], spec: GateSpec) -> Float[Tensor, "#b #t #h #d"]:
     """Scores from logits: activation, mean over heads if shared, scale.
 
     Formed in float32 (or wider) unless `spec.dtype` is `model`, then in the dtype of the logits.
     """
-    return _scores(gate_logits, spec)
+    x = widen(gate_logits) if spec.dtype == "float32" else gate_logits
+    scores = ACTIVATIONS[spec.activation].value(x)
+    if spec.head_shared:
+        scores = scores.mean(2, keepdim=True)
+    return scores if spec.scale == 1.0 else scores * spec.scale
 
 
 def gate(
@@ -95,9 +100,8 @@ def choose_gate_backend(
     Raises:
         ValueError: if the backend is unknown.
     """
-    if backend not in get_args(GateBackend):
-        raise ValueError(f"unknown gate backend {backend!r}; choose from {', '.join(get_args(GateBackend))}")
     if backend != "auto":
+        require_choice("gate backend", backend, get_args(GateBackend))
         return backend
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return "eager"
@@ -105,16 +109,8 @@ def choose_gate_backend(
     return "recompute" if not given or any(x.requires_grad for x in given) else "eager"
 
 
-def _scores(gate_logits: Tensor, spec: GateSpec) -> Tensor:
-    x = widen(gate_logits) if spec.dtype == "float32" else gate_logits
-    scores = ACTIVATIONS[spec.activation].value(x)
-    if spec.head_shared:
-        scores = scores.mean(2, keepdim=True)
-    return scores if spec.scale == 1.0 else scores * spec.scale
-
-
 def _apply(y: Tensor, gate_logits: Tensor, spec: GateSpec) -> Tensor:
-    scores = _scores(gate_logits, spec).to(y.dtype)
+    scores = gate_scores(gate_logits, spec).to(y.dtype)
     return y * scores if spec.combine == "multiply" else y + scores
 
 
@@ -140,7 +136,7 @@ class _Recompute(Function):
         multiply = spec.combine == "multiply"
         grad_y = grad_logits = None
         if ctx.needs_input_grad[0]:
-            grad_y = grad * _scores(gate_logits, spec).to(y.dtype) if multiply else grad
+            grad_y = grad * gate_scores(gate_logits, spec).to(y.dtype) if multiply else grad
         if ctx.needs_input_grad[1]:
             grad_scores = widen(grad) * widen(y) if multiply else widen(grad)
             b, t, h, d = gate_logits.shape
@@ -160,7 +156,7 @@ class _Recompute(Function):
         with forward_ad._set_fwd_grad_enabled(True):
             result = torch.zeros_like(y)
             if tangent is not None:
-                result = tangent * _scores(gate_logits, spec).to(y.dtype) if multiply else tangent
+                result = tangent * gate_scores(gate_logits, spec).to(y.dtype) if multiply else tangent
             if tangent_logits is not None:
                 scores = ACTIVATIONS[spec.activation].derivative(widen(gate_logits)) * tangent_logits * spec.scale
                 scores = (scores.mean(2, keepdim=True) if spec.head_shared else scores).to(y.dtype)
