@@ -15,7 +15,7 @@ from gated_attention.analysis.reduction import MassiveActivation
 from gated_attention.cli import main
 from gated_attention.jobs.analyze import AnalysisPlan, analyze
 from gated_attention.jobs.named_model import find_checkpoint
-from gated_attention.jobs.passages import cut_passages
+from gated_attention.jobs.text import cut_passages
 from gated_attention.models import GatedQwen3Config
 from gated_attention.models.build import build_model
 from gated_attention.report.analysis.figures import _gate_range

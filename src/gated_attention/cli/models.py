@@ -136,7 +136,7 @@ def evaluate(
         require_choice("task", task, TASKS)
 
     from gated_attention.device import pick_device
-    from gated_attention.jobs.evaluate import evaluate as run
+    from gated_attention.jobs.evaluation import evaluate as run
     from gated_attention.jobs.evaluation_plan import EvaluationPlan
     from gated_attention.report.evaluation.write import print_evaluation, write_evaluation
 

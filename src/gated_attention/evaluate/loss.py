@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gated_attention.nn.eval_mode import evaluating
+from gated_attention.ops.sdpa import widen
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +36,8 @@ def perplexity(loss_nats: float) -> float:
 
 def token_losses(logits: Float[Tensor, "b t v"], targets: Int[Tensor, "b t"]) -> Float[Tensor, "b t"]:
     """Negative log-likelihood of each target in nats, computed in float32 or wider."""
-    wide = torch.promote_types(logits.dtype, torch.float32)
     pairs = zip(logits, targets, strict=True)  # one sequence at a time, which keeps the wide copy of the logits small
-    return torch.stack([F.cross_entropy(row.to(wide), target, reduction="none") for row, target in pairs])
+    return torch.stack([F.cross_entropy(widen(row), target, reduction="none") for row, target in pairs])
 
 
 def next_token_losses(

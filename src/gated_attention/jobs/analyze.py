@@ -13,7 +13,7 @@ from gated_attention.analysis.families import find_attention
 from gated_attention.analysis.inspect import Level
 from gated_attention.device import device_name
 from gated_attention.jobs.named_model import Checkpoint, check_tokenizer, find_checkpoint, load_checkpoint, name_dtype
-from gated_attention.jobs.passages import cut_passages
+from gated_attention.jobs.text import cut_passages
 from gated_attention.ranges import require_choice, require_once, require_within
 from gated_attention.spec import Site
 from gated_attention.train.text.corpus import load_documents

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from gated_attention.evaluate.retrieval import KINDS, Encode, Sample, make_samples
 from gated_attention.files import write_text, writing_to
-from gated_attention.jobs.domain_text import encoder
+from gated_attention.jobs.text import encoder
 from gated_attention.ranges import require_within
 from gated_attention.train.text.corpus import load_documents
 from gated_attention.train.text.tokenizer import load_tokenizer

@@ -16,8 +16,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
-from gated_attention.jobs.domain_text import tokenise
-from gated_attention.jobs.passages import cut_passages
+from gated_attention.jobs.text import cut_passages, tokenise
 from gated_attention.train.text import data
 from gated_attention.train.text.data import Blocks, DataConfig, collate, load_data
 from gated_attention.train.text.tokenizer import END_OF_TEXT, load_tokenizer, vocabulary_size

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from gated_attention.evaluate.retrieval import RetrievalScore
-from gated_attention.jobs.evaluate import Evaluation
+from gated_attention.jobs.evaluation import Evaluation
 from gated_attention.report.blocks import FigureBlock, figure_block
 from gated_attention.report.panels import WIDTH, add_scale, panel_grid
 from gated_attention.report.plots import INK, add_legend, strokes_for, styled

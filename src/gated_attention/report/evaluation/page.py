@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from importlib import metadata
 
-from gated_attention.jobs.evaluate import Evaluation
+from gated_attention.jobs.evaluation import Evaluation
 from gated_attention.report.blocks import (
     Block,
     Bullets,

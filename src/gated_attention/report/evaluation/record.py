@@ -8,7 +8,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from gated_attention.jobs.evaluate import Evaluation, RopeEvaluation
+from gated_attention.jobs.evaluation import Evaluation, RopeEvaluation
 from gated_attention.report.tables import csv_of
 from gated_attention.study.record import library_versions
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from gated_attention.jobs.evaluate import Evaluation
+from gated_attention.jobs.evaluation import Evaluation
 from gated_attention.report.evaluation.record import Number, numbers
 from gated_attention.report.tables import Column, Table, table_of
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from gated_attention.jobs.evaluate import Evaluation
+from gated_attention.jobs.evaluation import Evaluation
 from gated_attention.report.blocks import write_document
 from gated_attention.report.evaluation.page import evaluation_blocks
 from gated_attention.report.evaluation.record import csv_text, json_text, numbers

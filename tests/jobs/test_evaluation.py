@@ -13,9 +13,9 @@ from transformers import BertConfig, BertLMHeadModel, GPT2Config, GPT2LMHeadMode
 from gated_attention.cli import main
 from gated_attention.evaluate.benchmarks import BenchmarkScore
 from gated_attention.evaluate.loss import held_out_loss
-from gated_attention.jobs.domain_text import encoder, tokenise
-from gated_attention.jobs.evaluate import evaluate
+from gated_attention.jobs.evaluation import evaluate
 from gated_attention.jobs.evaluation_plan import EvaluationPlan
+from gated_attention.jobs.text import encoder, tokenise
 from gated_attention.models import GatedQwen3Config
 from gated_attention.models.build import build_model
 from gated_attention.spec import GateSpec
@@ -184,7 +184,7 @@ def test_bad_input_is_one_line_and_exit_code_2(model, text, tmp_path, capsys):
 
 def test_benchmarks_are_shown_with_shots_and_the_harness_version(model, tmp_path, capsys, monkeypatch):
     score = BenchmarkScore("gsm8k", "exact_match, strict-match", 0.25, 0.1, 40, 5, "test")
-    monkeypatch.setattr("gated_attention.jobs.evaluate.run_benchmark", lambda *args, **options: [score])
+    monkeypatch.setattr("gated_attention.jobs.evaluation.run_benchmark", lambda *args, **options: [score])
     monkeypatch.setenv("COLUMNS", "160")
     out = tmp_path / "out"
     code, printed, _ = run(capsys, model, "--tasks", "gsm8k", "--output", str(out))
@@ -214,7 +214,7 @@ def test_what_was_measured_before_an_interruption_is_kept(model, text, tmp_path,
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("gated_attention.jobs.evaluate.score_samples", interrupt)
+    monkeypatch.setattr("gated_attention.jobs.evaluation.score_samples", interrupt)
     tasks = ["--tasks", "perplexity,retrieval", "--samples", "1", "--depths", "0", "--lengths", "256", "--yarn", "8"]
     code, _, errors = run(capsys, model, *tasks, "--data", text, "--tokens", "200", "--output", str(tmp_path / "out"))
     assert (code, errors) == (130, "stopped\n")

@@ -1,9 +1,9 @@
 """`evaluate`: one model on the paper's benchmarks, under plain RoPE and the overrides that are asked for."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any, cast
+from typing import cast
 
 import torch
 from datasets import Dataset
@@ -19,16 +19,15 @@ from gated_attention.evaluate.benchmarks import (
     run_benchmark,
 )
 from gated_attention.evaluate.length import Damage, LengthLoss, damage_inside, length_losses
-from gated_attention.evaluate.perplexity import Document, Perplexity, average_domains, document_losses
+from gated_attention.evaluate.perplexity import Perplexity, average_domains, document_losses
 from gated_attention.evaluate.quantization import Quantization, linear_layers, quantization_losses
-from gated_attention.evaluate.retrieval import RetrievalScore, Sample, score_samples
+from gated_attention.evaluate.retrieval import RetrievalScore, score_samples
 from gated_attention.evaluate.rope import Rope, overridden, override_parameters
 from gated_attention.jobs.analyze import BATCH_TOKENS, Say
-from gated_attention.jobs.domain_text import encoder, read_domains, tokenise
 from gated_attention.jobs.evaluation_plan import EvaluationPlan
 from gated_attention.jobs.named_model import check_tokenizer, find_checkpoint, load_checkpoint, name_dtype
-from gated_attention.jobs.passages import cut_passages
 from gated_attention.jobs.retrieval_data import all_samples
+from gated_attention.jobs.text import cut_passages, encoder, read_domains, tokenise
 from gated_attention.nn.eval_mode import evaluating
 from gated_attention.train.text.corpus import load_documents
 
@@ -36,7 +35,6 @@ DEFAULT_CONTEXT = 4096
 """Tokens of context, if the model has as many positions."""
 
 _TEXT_TASKS = {"perplexity", "length", "quantization"}
-_HARNESS_TASKS = {*BENCHMARKS, RULER}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +89,7 @@ def evaluate(
         ValueError: if the model, the text or the tokenizer cannot be read or do not fit together, or a length exceeds
             the model's positions and neither YaRN nor a base is given.
     """
-    if _HARNESS_TASKS & set(plan.tasks):
+    if BENCHMARKS.keys() & set(plan.tasks):
         require_harness()
     checkpoint = find_checkpoint(plan.model)
     documents = None
@@ -103,20 +101,27 @@ def evaluate(
     say(f"loading {checkpoint.name}")
     model, tokenizer = load_checkpoint(checkpoint, device, plan.tokenizer)
     _require_causal(model, checkpoint.name)
-    run = _Run(plan, model, tokenizer, documents, BATCH_TOKENS[device.type], say)
+    run = _Run(plan, model, tokenizer, documents, BATCH_TOKENS[device.type])
     run.check(checkpoint.name)
+    of_rope: list[str] = [task for task in ("perplexity", "length", "retrieval") if task in plan.tasks]
+    of_rope += [task for task in plan.tasks if task in BENCHMARKS]
+    measures = {task: run.prepare(task) for task in of_rope}
+    quantize = run.quantization() if "quantization" in plan.tasks else None
     found = Evaluation(
         plan, checkpoint.label, family=model.config.model_type, num_parameters=model.num_parameters(),
         dtype=name_dtype(model), device=device_name(device), context=run.context, ropes=(), quantization=None,
     )  # fmt: skip
     for rope in plan.ropes():
-        done = found.ropes
+        done, one = found.ropes, RopeEvaluation(rope)
         with overridden(model, rope, run.positions or run.context):
-            for one in run.under(rope, done[0] if done else None):
+            for task, measure in measures.items():
+                say(f"{task}, {rope.label}")
+                one = measure(one, done[0] if done else None)
                 found = replace(found, ropes=(*done, one))
                 keep(found)
-    if "quantization" in plan.tasks:
-        found = replace(found, quantization=run.quantization())
+    if quantize is not None:
+        say("quantization")
+        found = replace(found, quantization=quantize())
     found = replace(found, is_complete=True)
     keep(found)
     return found
@@ -132,16 +137,19 @@ def _require_causal(model: PreTrainedModel, name: str) -> None:
         raise ValueError(f"{name} ({model.config.model_type}) is not causal: it reads later tokens; give a decoder")
 
 
+_Measure = Callable[[RopeEvaluation, RopeEvaluation | None], RopeEvaluation]
+"""Adds a task's results under the rotary embedding in place; the second argument is plain RoPE's, None for itself."""
+
+
 @dataclass(frozen=True)
 class _Run:
-    """A loaded model, and what the tasks need, each prepared once."""
+    """A loaded model whose tasks are prepared, each checked and its text cut, before the first one is measured."""
 
     plan: EvaluationPlan
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     documents: Dataset | None
     batch_tokens: int
-    say: Say
 
     @cached_property
     def positions(self) -> int | None:
@@ -155,47 +163,6 @@ class _Run:
     @cached_property
     def lengths(self) -> tuple[int, ...]:
         return self.plan.lengths or (self.context,)
-
-    @property
-    def harness_tasks(self) -> list[str]:
-        return [task for task in self.plan.tasks if task in _HARNESS_TASKS]
-
-    @cached_property
-    def domains(self) -> tuple[list[Document], list[str]]:
-        """Documents and their domains, for perplexity."""
-        plan, documents = self.plan, cast(Dataset, self.documents)
-        found, domains = read_domains(
-            documents, self.tokenizer, num_tokens=plan.num_tokens, mode=plan.mode, context=self.context
-        )
-        if not found:
-            raise ValueError(f"{plan.source} has no document of two tokens; give more text")
-        check_tokenizer(self.model, max(max(document.ids) for document in found), plan.model)
-        return found, domains
-
-    @cached_property
-    def samples(self) -> list[Sample]:
-        plan, encode = self.plan, encoder(self.tokenizer)
-        return all_samples(
-            encode, lengths=self.lengths, depths=plan.depths, num_samples=plan.num_samples, seed=plan.seed,
-            filler=plan.filler,
-        )  # fmt: skip
-
-    @cached_property
-    def passages(self) -> torch.Tensor:
-        """Passages of one context, for quantization."""
-        return self._cut(self.context)
-
-    @cached_property
-    def long_passages(self) -> torch.Tensor:
-        """Passages of the largest multiple of the context, for the task `length`."""
-        return self._cut(max(self.plan.multiples) * self.context)
-
-    def _cut(self, length: int) -> torch.Tensor:
-        documents, num_tokens = cast(Dataset, self.documents), self.plan.num_tokens
-        batches = cut_passages(documents, self.tokenizer, length=length, num_tokens=num_tokens, batch_size=1)
-        ids = torch.cat([batch.ids for batch in batches])
-        check_tokenizer(self.model, int(ids.max()), self.plan.model)
-        return ids
 
     def check(self, name: str) -> None:
         """Refuse lengths beyond the positions, impossible overrides, and a tokenizer of another model."""
@@ -215,55 +182,82 @@ class _Run:
             )
         sample = str(self.documents[0]["text"][:4096]) if self.documents is not None else "pass key 0123456789"
         check_tokenizer(self.model, max(tokenise(self.tokenizer, sample).ids, default=0), name)
-        if "perplexity" in tasks:
-            _ = self.domains
-        if "length" in tasks:
-            _ = self.long_passages
-        if "quantization" in tasks:
-            if len(self.passages) < 2:
-                cure = "give more --tokens or less --context"
-                raise ValueError(f"quantization needs two passages, one to calibrate; {cure}")
-            linear_layers(self.model)
-        if "retrieval" in tasks:
-            _ = self.samples
-        for task in self.harness_tasks:
-            check_benchmark(self.tokenizer, task, local=plan.local, run_code=plan.run_code)
 
-    def under(self, rope: Rope, plain: RopeEvaluation | None) -> Iterator[RopeEvaluation]:
-        """The results under one rotary embedding, which is already in place: more after every task."""
-        found = RopeEvaluation(rope)
-        first = [task for task in ("perplexity", "length", "retrieval") if task in self.plan.tasks]
-        for task in first + self.harness_tasks:
-            self.say(f"{task}, {rope.label}")
-            found = replace(found, **self._measure(task, found, plain))
-            yield found
+    def prepare(self, task: str) -> _Measure:
+        """The measure of any task but quantization.
 
-    def _measure(self, task: str, found: RopeEvaluation, plain: RopeEvaluation | None) -> dict[str, Any]:
-        """The fields of `found` that a task gives."""
-        plan, model, context = self.plan, self.model, self.context
-        if task == "perplexity":
-            documents, domains = self.domains
-            stride = plan.stride or max(1, context // 2)
+        Raises:
+            ValueError: if the task cannot run.
+        """
+        own = {"perplexity": self._perplexity, "length": self._length, "retrieval": self._retrieval}
+        return own[task]() if task in own else self._benchmark(task)
+
+    def _perplexity(self) -> _Measure:
+        plan, context = self.plan, self.context
+        documents, domains = read_domains(
+            cast(Dataset, self.documents), self.tokenizer, num_tokens=plan.num_tokens, mode=plan.mode, context=context
+        )
+        if not documents:
+            raise ValueError(f"{plan.source} has no document of two tokens; give more text")
+        check_tokenizer(self.model, max(max(document.ids) for document in documents), plan.model)
+
+        def measure(found: RopeEvaluation, _: RopeEvaluation | None) -> RopeEvaluation:
+            stride, most = plan.stride or max(1, context // 2), self.batch_tokens
             losses = document_losses(
-                model, documents, mode=plan.mode, context=context, stride=stride, batch_tokens=self.batch_tokens
+                self.model, documents, mode=plan.mode, context=context, stride=stride, batch_tokens=most
             )
-            return {"perplexity": average_domains(losses, domains)}
-        if task == "length":
-            lengths = [multiple * context for multiple in sorted(plan.multiples)]
-            length = tuple(length_losses(model, self.long_passages, context, lengths, self.batch_tokens))
-            return {"length": length, "damage": damage_inside(plain.length[0], length[0]) if plain else None}
-        if task == "retrieval":
-            return {"retrieval": tuple(score_samples(model, encoder(self.tokenizer), self.samples))}
-        longest = max(self.lengths) if task == RULER else context
-        scores = run_benchmark(
-            model, self.tokenizer, task, context=longest, batch_size=max(1, self.batch_tokens // longest),
-            shots=plan.shots, limit=plan.limit, local=plan.local, lengths=self.lengths, run_code=plan.run_code,
-        )  # fmt: skip
-        return {"benchmarks": (*found.benchmarks, *scores)}
+            return replace(found, perplexity=average_domains(losses, domains))
 
-    def quantization(self) -> Quantization:
-        """Every fourth passage calibrates, the others are scored."""
-        self.say("quantization")
-        calibrates = torch.arange(len(self.passages)) % 4 == 1
+        return measure
+
+    def _length(self) -> _Measure:
+        lengths = [multiple * self.context for multiple in sorted(self.plan.multiples)]
+        passages = self._cut(lengths[-1])
+
+        def measure(found: RopeEvaluation, plain: RopeEvaluation | None) -> RopeEvaluation:
+            losses = tuple(length_losses(self.model, passages, self.context, lengths, self.batch_tokens))
+            damage = damage_inside(plain.length[0], losses[0]) if plain else None
+            return replace(found, length=losses, damage=damage)
+
+        return measure
+
+    def _retrieval(self) -> _Measure:
+        plan, encode = self.plan, encoder(self.tokenizer)
+        samples = all_samples(
+            encode, lengths=self.lengths, depths=plan.depths, num_samples=plan.num_samples, seed=plan.seed,
+            filler=plan.filler,
+        )  # fmt: skip
+        return lambda found, _: replace(found, retrieval=tuple(score_samples(self.model, encode, samples)))
+
+    def _benchmark(self, task: str) -> _Measure:
+        plan = self.plan
+        check_benchmark(self.tokenizer, task, local=plan.local, run_code=plan.run_code)
+        longest = max(self.lengths) if task == RULER else self.context
+
+        def measure(found: RopeEvaluation, _: RopeEvaluation | None) -> RopeEvaluation:
+            scores = run_benchmark(
+                self.model, self.tokenizer, task, context=longest, batch_size=max(1, self.batch_tokens // longest),
+                shots=plan.shots, limit=plan.limit, local=plan.local, lengths=self.lengths, run_code=plan.run_code,
+            )  # fmt: skip
+            return replace(found, benchmarks=(*found.benchmarks, *scores))
+
+        return measure
+
+    def quantization(self) -> Callable[[], Quantization]:
+        """The measure of quantization: every fourth passage calibrates, the others are scored."""
+        passages = self._cut(self.context)
+        if len(passages) < 2:
+            cure = "give more --tokens or less --context"
+            raise ValueError(f"quantization needs two passages, one to calibrate; {cure}")
+        linear_layers(self.model)
+        calibrates = torch.arange(len(passages)) % 4 == 1
         split = partial(torch.split, split_size_or_sections=max(1, self.batch_tokens // self.context))
-        return quantization_losses(self.model, split(self.passages[~calibrates]), split(self.passages[calibrates]))
+        return partial(quantization_losses, self.model, split(passages[~calibrates]), split(passages[calibrates]))
+
+    def _cut(self, length: int) -> torch.Tensor:
+        """Passages of one length."""
+        documents, num_tokens = cast(Dataset, self.documents), self.plan.num_tokens
+        batches = cut_passages(documents, self.tokenizer, length=length, num_tokens=num_tokens, batch_size=1)
+        ids = torch.cat([batch.ids for batch in batches])
+        check_tokenizer(self.model, int(ids.max()), self.plan.model)
+        return ids
