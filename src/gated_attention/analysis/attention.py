@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from gated_attention import ops
@@ -97,6 +98,35 @@ def attend(
         out = out * torch.exp(lse - total).transpose(1, 2)[..., None].to(out.dtype)
         lse = total
     return AttentionCall(layer, q, k, v, out, lse, scale, softcap, mask, sinks, bias)
+
+
+class Visible(NamedTuple):
+    """What the queries of a call may see, per sequence.
+
+    Attributes:
+        num_seen: How many keys each query sees; under uniform attention each of these keys gets one over that number.
+        seen_by: How many queries see each key.
+        sees_first: 1 for every query that sees key 0, otherwise 0.
+    """
+
+    num_seen: Int[Tensor, "n t"]
+    seen_by: Int[Tensor, "n t"]
+    sees_first: Int[Tensor, "n t"]
+
+
+def visible(call: AttentionCall) -> Visible:
+    """Counts from the mask of the first head; one row for all sequences without a mask."""
+    if call.mask is None:
+        num_seen = torch.arange(1, call.length + 1, device=call.q.device)[None]
+        return Visible(num_seen, num_seen.flip(1), torch.ones_like(num_seen))
+    mask = call.mask[:, 0]
+    if mask.stride(0) == 0:  # one mask for all sequences
+        mask = mask[:1]
+    # A sum copies booleans to 64-bit integers.
+    blocks = torch.split(mask, max(1, BLOCK_ELEMENTS // mask[:, 0].numel()), dim=1)
+    num_seen = torch.cat([rows.sum(2) for rows in blocks], dim=1)
+    seen_by = torch.stack([rows.sum(1) for rows in blocks]).sum(0)
+    return Visible(*(counts.expand(len(call.q), -1) for counts in (num_seen, seen_by, mask[:, :, 0].long())))
 
 
 def by_query(sinks: Tensor) -> Tensor:

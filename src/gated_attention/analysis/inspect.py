@@ -10,8 +10,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from gated_attention.analysis import measures, visible
-from gated_attention.analysis.attention import AttentionCall
+from gated_attention.analysis import measures
+from gated_attention.analysis.attention import AttentionCall, visible
 from gated_attention.analysis.capture import Watcher, watch
 from gated_attention.analysis.definitions import MEASURES
 from gated_attention.analysis.families import (
@@ -190,9 +190,10 @@ class _Recorder(Watcher):
     def _reduce_gates(self, site: Site, ids: Int[Tensor, "b t"]) -> None:
         rows, prefix, means = self.rows, f"{site}_", []
         for layers, (by_token, shares, sampled) in rows.take(measures.GateScores._fields, prefix):
-            below, above, is_open = shares.sum(2).unbind(-1)
-            rows.put(layers, {"mean": by_token.mean(2), "below": below, "above": above, "open": is_open}, prefix)
-            rows.put(layers, {"first": by_token[:, :, 0].clone()}, prefix)  # the clone lets the rest be freed
+            names = ("gate_share_below_0.1", "gate_share_above_0.9", "gate_share_open")
+            rows.put(layers, dict(zip(names, shares.sum(2).unbind(-1), strict=True)), prefix)
+            first = by_token[:, :, 0].clone()  # lets the rest be freed
+            rows.put(layers, {"gate_mean": by_token.mean(2), "gate_first": first}, prefix)
             rows.add_up(layers, f"{site}_histogram", measures.gate_histograms(sampled, self.specs[site]))
             means.append(by_token.mean(-1))  # (L, B, T)
             if self.in_first_batch:
@@ -212,8 +213,7 @@ class _Recorder(Watcher):
         if self.level == "full":
             self.rows.add(layer, measures.whole_attention(call)._asdict())
         if self.in_first_batch or call.mask is not None:
-            self.rows.add(layer, {"num_seen": visible.num_seen(call), "seen_by": visible.seen_by(call)})
-            self.rows.add(layer, {"sees_first": visible.sees_first(call)})
+            self.rows.add(layer, visible(call)._asdict())
         if self.in_first_batch and layer in self.map_layers:
             excerpt = slice(0, min(self.map_size, call.length))
             self.maps[layer] = call.weights(excerpt, excerpt)[0].mean(0)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gated_attention.analysis import measures
-from gated_attention.analysis.definitions import QUANTILES
+from gated_attention.analysis.definitions import GATE_MEASURES, MEASURES, QUANTILES
 from gated_attention.spec import GateSpec
 
 SINK_THRESHOLD = 0.3
@@ -137,14 +137,9 @@ def model_measures(
     for layer in collected["sums"]:
         rows = {name: layers[layer] for name, layers in collected.items() if layer in layers}
         measured = _sinks(rows, length, starts)
-        for name in ("value_drain", "size_before_gate", "size_after_gate", "sparsity_1e-2", "sparsity_1e-3"):
-            measured[name] = rows[name].mean(0)
+        measured |= {name: values.mean(0) for name, values in rows.items() if name in MEASURES}
         if "entropy" in rows:
-            measured |= {name: rows[name].mean(0) for name in ("entropy", "peak")}
             measured["peak_elsewhere"] = (rows["peak_position"] != 0).mean(0)
-        measured |= _uniform(rows, length)
-        measured |= {name: rows[name].mean(0) for name in ("inf_norm", "kurtosis")}
-        if "entropy" in rows:
             measured["entropy_uniform"] = np.log(rows["num_seen"]).mean()
         for name, value in measured.items():
             found[name][layer] = value
@@ -165,7 +160,9 @@ def model_measures(
 def _sinks(found: Mapping[str, np.ndarray], length: int, starts: np.ndarray) -> dict[str, Any]:
     sums, rows = found["sums"], found["first_rows"]  # (N, H, n), (N, H, m)
     f_attn = (sums[..., 0] - rows[..., 0]) / (length - 1)  # (N, H)
-    late = length - measures.FIRST_QUERIES
+    first = measures.FIRST_QUERIES
+    late = length - first
+    uniform = (found["sees_first"] / found["num_seen"]).mean(0)  # (T,)
     received = sums / np.maximum(found["seen_by"][:, None, : sums.shape[2]], 1)  # 0 for a key that no query sees
     mean = received.mean(0)
     position = mean.argmax(-1)
@@ -178,15 +175,8 @@ def _sinks(found: Mapping[str, np.ndarray], length: int, starts: np.ndarray) -> 
         "sink_rate": (received[..., 0] > SINK_THRESHOLD).mean(0),
         "sink_position": position.astype(np.float64),
         "sink_share": np.take_along_axis(mean, position[:, None], axis=-1)[:, 0],
-    }
-
-
-def _uniform(found: Mapping[str, np.ndarray], length: int) -> dict[str, float]:
-    share = (found["sees_first"] / found["num_seen"]).mean(0)  # (T,)
-    first = measures.FIRST_QUERIES
-    return {
-        "f_attn_uniform": float(share[1:].mean()),
-        "f_attn_late_uniform": float(share[first:].mean()) if length > first else float("nan"),
+        "f_attn_uniform": uniform[1:].mean(),
+        "f_attn_late_uniform": uniform[first:].mean() if late > 0 else np.nan,
     }
 
 
@@ -236,23 +226,16 @@ class GateMeasures:
         cls, spec: GateSpec, collected: Collected, num_layers: int, length: int, by_token_id: np.ndarray
     ) -> "GateMeasures":
         """The measures of one site's gates from the rows."""
-
-        def heads(name: str) -> np.ndarray:
-            rows = collected[f"{spec.site}_{name}"]
-            return by_layer({layer: values.mean(0) for layer, values in rows.items()}, num_layers)
-
+        by_name = {
+            name: by_layer({layer: values.mean(0) for layer, values in rows.items()}, num_layers)
+            for name in GATE_MEASURES
+            if (rows := collected.get(f"{spec.site}_{name}"))
+        }
+        mean, first = by_name["gate_mean"], by_name["gate_first"]
+        by_name["gate_rest"] = first if spec.input == "parameter" else (length * mean - first) / (length - 1)
         excerpts = {layer: values[0].T for layer, values in collected[f"{spec.site}_excerpt"].items()}
         histogram = by_layer(collected[f"{spec.site}_histogram"], num_layers, missing=0.0)
         edges = np.linspace(*measures.score_range(spec), measures.NUM_BINS + 1)
-        mean, first = heads("mean"), heads("first")
-        by_name = {
-            "gate_mean": mean,
-            "gate_share_below_0.1": heads("below"),
-            "gate_share_above_0.9": heads("above"),
-            "gate_share_open": heads("open"),
-            "gate_first": first,
-            "gate_rest": first if spec.input == "parameter" else (length * mean - first) / (length - 1),
-        }
         by_name |= {f"gate_quantile_{q:02d}": _quantile(histogram, edges, q / 100) for q in QUANTILES}
         return cls(spec, by_name, histogram, edges, by_layer(excerpts, num_layers), by_token_id)
 

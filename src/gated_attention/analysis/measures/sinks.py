@@ -6,10 +6,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gated_attention.analysis.attention import AttentionCall, by_query, query_blocks
+from gated_attention.analysis.attention import AttentionCall, by_query, query_blocks, visible
 from gated_attention.analysis.measures.hidden_states import mean_size
 from gated_attention.analysis.measures.whole_tensors import has_kernels, wide_dtype
-from gated_attention.analysis.visible import seen_by
 
 CANDIDATE_KEYS = 32
 """First keys among which the strongest sink is sought, though not beyond the first half of a sequence."""
@@ -87,7 +86,7 @@ def whole_attention(call: AttentionCall) -> WholeAttention:
         sinks = by_query(call.sinks).to(dtype)  # (H, 1) or (B, H, T)
         entropy = entropy - (torch.exp(sinks - call.lse) * sinks).sum(-1)
     half = max(1, length // 2)
-    peak, position = (sums[..., :half] / seen_by(call)[:, None, :half].clamp(min=1)).max(-1)
+    peak, position = (sums[..., :half] / visible(call).seen_by[:, None, :half].clamp(min=1)).max(-1)
     return WholeAttention(entropy / length, peak, position)
 
 
