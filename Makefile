@@ -22,8 +22,9 @@ test: $(READY)
 trust: $(READY)
 	$(BIN)/pytest $(IN_PARALLEL) -m trust
 
+# Not --quiet, which hides warnings from --strict.
 docs: $(VENV)/.docs-ready  # the site, in site/: every link and anchor leads somewhere, and nothing is loaded from elsewhere
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "built site/index.html"
 
 peer: $(READY)  # the test classes of the installed transformers, from its sdist; plain Qwen3 is the control
