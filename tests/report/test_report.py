@@ -153,7 +153,7 @@ def test_it_tells_what_the_study_cost_and_links_its_records(study, text):
 
 
 def test_long_detail_is_collapsed_and_still_in_both_forms(text, page):
-    assert text.count("<details>") == page.count("<details>") == text.count("</details>") == 3
+    assert text.count("<details>") == page.count("<details>") == text.count("</details>") == 4
     for part in ("<summary>9 runs</summary>", "<summary>All measures</summary>"):
         assert part in text
         assert part in page
@@ -368,3 +368,31 @@ def test_the_course_of_a_difference_is_told(tmp_path):
             for folder in study.glob(f"*/seed{seed}"):
                 (folder / "metrics.jsonl").write_text(json.dumps({"step": step, "val_loss_nats": 2.0}) + "\n")
         assert course not in report_of(study)
+
+
+def test_samples_of_every_variant_stand_below_their_prompt(study, tmp_path):
+    assert "## Samples" not in report_of(study)  # records of before have none
+    for variant in ("baseline", "sdpa-headwise"):
+        write_json(study / variant / "seed0" / "samples.json", [
+            {"prompt": f"p{i} `", "held_out": "```\n中文", "continuation": f"by {variant}\n\tदेव"} for i in range(2)
+        ])  # fmt: skip
+    text = report_of(study)
+    assert "<details open>\n<summary>Passage 1 of 2</summary>" in text
+    assert text.count("````text\n```\n中文\n````") == 2
+    assert text.index("`baseline`\n\n```text\nby baseline\n\tदेव\n```") < text.index("by sdpa-headwise")
+    assert "by sdpa-elementwise" not in text
+    page = Page((study.parent.parent / "report" / "report.html").read_text(encoding="utf-8"))
+    assert "by sdpa-headwise\n\tदेव" in page.text
+
+
+def test_samples_that_are_none_are_refused(study):
+    (study / "baseline" / "seed0" / "samples.json").write_text('[{"prompt": 3}]')
+    with pytest.raises(ValueError, match="samples.json"):
+        report_of(study)
+
+
+def test_heads_say_what_they_mean_and_what_is_better(page, text):
+    assert '<abbr title="Perplexity, the exponential of the validation loss' in page
+    assert "Lower is better." in page
+    assert "| Validation loss ↓ (nats/token) |" in text
+    assert "- **F-Attn**: Attention to the first token of a sequence" in text

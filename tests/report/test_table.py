@@ -60,7 +60,7 @@ def test_differences_refer_to_the_baseline_seed_by_seed():
     rows = {row.variant: row for row in compare_variants(results).rows}
     assert rows["baseline"].difference is None
     assert rows["other"].difference.mean == pytest.approx((-0.1 - 0.2 + 0.1) / 3)
-    assert column(results, "Difference (nats/token)")["other"].text == "-0.0667 ± 0.0882"
+    assert column(results, "Difference ↓ (nats/token)")["other"].text == "-0.0667 ± 0.0882"
     assert column(results, "Verdict")["other"].text == "within noise (t = -0.8, n = 3)"
 
 
@@ -73,8 +73,8 @@ def test_a_study_without_baseline_compares_with_its_first_variant():
 def test_a_single_variant_has_no_paired_columns():
     results = make_study(baseline=(2.0, 3.0))
     assert compare_variants(results).reference is None
-    assert "Validation loss (nats/token)" in titles(results)
-    assert not {"Difference (nats/token)", "Verdict", "Residue (%)"} & set(titles(results))
+    assert "Validation loss ↓ (nats/token)" in titles(results)
+    assert not {"Difference ↓ (nats/token)", "Verdict", "Residue (%)"} & set(titles(results))
 
 
 def test_columns_that_no_variant_fills_are_left_out():
@@ -85,7 +85,7 @@ def test_columns_that_no_variant_fills_are_left_out():
 def test_one_seed_is_called_no_evidence():
     results = make_study(baseline=(2.0,), other=(1.0,))
     assert column(results, "Verdict")["other"].text == "n = 1: no spread, not evidence"
-    assert column(results, "Validation loss (nats/token)")["other"].text == "1.0000"
+    assert column(results, "Validation loss ↓ (nats/token)")["other"].text == "1.0000"
 
 
 def test_a_confirmed_difference_is_marked():
@@ -105,19 +105,19 @@ def test_diverged_runs_are_counted_and_left_out_of_every_mean(lost):
         make_result("other", 1, lost, f_attn=0.9),
         make_result("other", 2, 3.8, f_attn=0.3),
     ]
-    assert column(results, "Validation loss (nats/token)")["other"].text == "2.8500 ± 1.3435"
+    assert column(results, "Validation loss ↓ (nats/token)")["other"].text == "2.8500 ± 1.3435"
     assert column(results, "Diverged")["other"].text == "1 of 3 diverged"
     assert column(results, "Diverged")["baseline"].text == ABSENT
-    assert column(results, "F-Attn")["other"].text == "0.2000"
+    assert column(results, "F-Attn ↓")["other"].text == "0.2000"
     difference = compare_variants(results).rows[1].difference
     assert (difference.n, difference.num_lost) == (2, 1)
 
 
 def test_a_variant_whose_runs_all_diverged_says_so():
     results = make_study(baseline=(2.0, 3.0), other=(nan, inf))
-    assert column(results, "Validation loss (nats/token)")["other"].text == "diverged"
+    assert column(results, "Validation loss ↓ (nats/token)")["other"].text == "diverged"
     assert column(results, "Verdict")["other"] == ("diverged", "bad")
-    assert column(results, "M-Act")["other"].text == "diverged"
+    assert column(results, "M-Act ↓")["other"].text == "diverged"
 
 
 def test_better_on_the_survivors_is_not_praised():

@@ -38,7 +38,7 @@ class Paragraph(NamedTuple):
     """Running text; `role` lets the page set it apart."""
 
     text: str
-    role: Literal["", "lead", "note"] = ""
+    role: Literal["", "lead", "note", "name"] = ""
 
 
 class Bullets(NamedTuple):
@@ -48,9 +48,10 @@ class Bullets(NamedTuple):
 
 
 class CodeBlock(NamedTuple):
-    """Lines for a shell."""
+    """Lines that keep their breaks: commands, or text that wraps."""
 
     text: str
+    language: Literal["sh", "text"] = "sh"
 
 
 class Links(NamedTuple):
@@ -90,6 +91,7 @@ class Details(NamedTuple):
 
     summary: str
     blocks: Sequence["Block"]
+    is_open: bool = False
 
 
 Block = Heading | Paragraph | Bullets | CodeBlock | Links | TableBlock | FigureBlock | WidgetBlock | Details
@@ -99,6 +101,12 @@ Block = Heading | Paragraph | Bullets | CodeBlock | Links | TableBlock | FigureB
 def figure_block(path: str, figure: Figure, title: str, caption: str) -> FigureBlock:
     """A drawn figure as a block."""
     return FigureBlock(path, to_svg(figure, salt=PurePath(path).stem), title, caption)
+
+
+def explained(summary: str, *tables: Table) -> Details:
+    """What the columns of tables mean, each once."""
+    meanings = {column.header: column.explanation for table in tables for column in table.columns if column.meaning}
+    return Details(summary, [Bullets([f"**{header}**: {text}" for header, text in meanings.items()])])
 
 
 def with_contents(document: Iterable[Block]) -> list[Block]:
@@ -159,7 +167,8 @@ def _markdown_block(block: Block) -> str:
         case Bullets():
             return "\n".join(f"- {_markdown_text(item)}" for item in block.items)
         case CodeBlock():
-            return f"```sh\n{block.text}\n```"
+            fence = "`" * max(3, *(len(run) + 1 for run in re.findall("`+", block.text)), 0)
+            return f"{fence}{block.language}\n{block.text}\n{fence}"
         case Links():
             return f"{block.name}: {' · '.join(f'[{text}]({target})' for text, target in block.targets.items())}"
         case TableBlock():
@@ -169,7 +178,7 @@ def _markdown_block(block: Block) -> str:
             return f"### {_markdown_text(block.title)}\n\n![{_markdown_escape(block.title)}]({block.path})\n\n{caption}"
         case Details():
             summary = f"<summary>{escape(block.summary)}</summary>"
-            return f"<details>\n{summary}\n\n{markdown(block.blocks)}\n</details>"
+            return f"<details{' open' * block.is_open}>\n{summary}\n\n{markdown(block.blocks)}\n</details>"
         case Paragraph() | WidgetBlock():
             return _markdown_text(block.text)
 

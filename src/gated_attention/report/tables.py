@@ -39,17 +39,32 @@ class Column(NamedTuple):
     Attributes:
         beneath: Stack the column below the one before it where space is short.
         numeric: Align right.
+        meaning: What its cells say, as a phrase.
+        better: Which of two values is the better one.
     """
 
     header: str
     unit: str = ""
     beneath: bool = False
     numeric: bool = True
+    meaning: str = ""
+    better: Literal["", "lower", "higher"] = ""
+
+    @property
+    def head(self) -> str:
+        """Header with an arrow to where better values lie."""
+        return self.header + {"": "", "lower": " ↓", "higher": " ↑"}[self.better]
 
     @property
     def title(self) -> str:
-        """Header with its unit."""
-        return f"{self.header} ({self.unit})" if self.unit else self.header
+        """Head with its unit."""
+        return f"{self.head} ({self.unit})" if self.unit else self.head
+
+    @property
+    def explanation(self) -> str:
+        """The meaning as a sentence, and which values are better; empty without a meaning."""
+        better = f" {self.better.capitalize()} is better." if self.better else ""
+        return f"{self.meaning[0].upper()}{self.meaning[1:]}.{better}" if self.meaning else ""
 
 
 class Table(NamedTuple):
@@ -132,7 +147,7 @@ def rich_table(table: Table, width: int | None = None) -> RichTable:
     stacks = table.stacks()
     for stack in stacks:
         columns = [table.columns[index] for index in stack]
-        heads = [Text("\n".join(filter(None, (c.header, c.unit and f"({c.unit})"))), _style(c)) for c in columns]
+        heads = [Text("\n".join(filter(None, (c.head, c.unit and f"({c.unit})"))), _style(c)) for c in columns]
         numeric = columns[0].numeric  # numbers keep to their lines, words take the width that is left
         justify: Literal["right", "left"] = "right" if numeric else "left"
         printed.add_column(Text("\n").join(heads), justify=justify, no_wrap=numeric, overflow="fold")

@@ -36,7 +36,7 @@ def measure_arm(
     batch_size = max(1, BATCH_TOKENS // data.validation.ids.shape[1])
     batches = data.validation.batches(batch_size)
     inspected = data.validation.undivided().sample(INSPECTED_TOKENS).id_batches(batch_size)
-    with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
+    with training_precision(device, settings):
         loss = held_out_loss(model, batches)
         inspection = inspect_model(model, inspected)
         experts = expert_load(model, inspected)
@@ -53,6 +53,11 @@ def measure_arm(
         "peak_memory_gib": Measure(_peak_memory_gib(device), "GiB", 1),
     }
     return measures, {**_arrays(inspection), **({"expert_load": experts.load} if experts else {})}
+
+
+def training_precision(device: torch.device, settings: TrainConfig) -> torch.autocast:
+    """A context in which a model computes as it did in training."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16")
 
 
 def _gate_measures(model: PreTrainedModel, inspection: Inspection) -> dict[str, Measure]:

@@ -27,10 +27,11 @@ ARRAYS_NAME = "arrays.npz"
 METRICS_NAME = "metrics.jsonl"
 CONFIG_NAME = "config.json"
 
-_CLOSED = ConfigDict(extra="forbid")
+CLOSED = ConfigDict(extra="forbid")
+"""For records that hold their own fields and no others."""
 
 
-@with_config(_CLOSED)
+@with_config(CLOSED)
 @dataclass(frozen=True, slots=True)
 class Measure:
     """One measured number.
@@ -49,7 +50,7 @@ class Measure:
     per_layer: tuple[float, ...] = ()
 
 
-@with_config(_CLOSED)
+@with_config(CLOSED)
 @dataclass(frozen=True, slots=True)
 class Result:
     """The result of one arm: a variant trained with one seed.

@@ -13,7 +13,7 @@ from gated_attention.files import claimed, remove_parts
 from gated_attention.models import GatedQwen3MoeConfig
 from gated_attention.models.build import build_model
 from gated_attention.study.arms import Arm, ArmObserver, Observer, StudyPlan
-from gated_attention.study.measure import measure_arm
+from gated_attention.study.measure import measure_arm, training_precision
 from gated_attention.study.model_card import write_model_card
 from gated_attention.study.record import (
     ARRAYS_NAME,
@@ -28,6 +28,7 @@ from gated_attention.study.record import (
     write_json,
     write_result,
 )
+from gated_attention.study.samples import SAMPLES_NAME, write_samples
 from gated_attention.study.workers import run_side_by_side
 from gated_attention.train.callbacks import MetricsCallback, tensorboard_callback
 from gated_attention.train.checkpoints import keep_newest, last_checkpoint
@@ -107,6 +108,7 @@ def run_arm(arm: Arm, data: PackedData, device: torch.device, observer: ArmObser
     observer.say("measuring")
     measures, arrays = measure_arm(model, data, settings, arm.folder / METRICS_NAME)
     write_arrays(arm.folder / ARRAYS_NAME, arrays)
+    write_samples(arm.folder / SAMPLES_NAME, model, data, training_precision(device, settings))
     result = Result(
         study=plan.name,
         variant=arm.variant.name,

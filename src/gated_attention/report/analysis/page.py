@@ -22,7 +22,7 @@ from gated_attention.report.blocks import (
 )
 from gated_attention.report.command_line import plan_command, source_name
 from gated_attention.report.plots import strokes_for
-from gated_attention.report.study.strip import SINK_FACTOR
+from gated_attention.report.study.columns import SINK_FACTOR
 from gated_attention.report.tables import Column, Decimals, Table, count_text, number_text, significant, table_of
 from gated_attention.spec import SITE_LABELS
 

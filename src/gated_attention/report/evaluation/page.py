@@ -8,10 +8,12 @@ from gated_attention.report.blocks import (
     Block,
     Bullets,
     CodeBlock,
+    Details,
     Heading,
     Links,
     Paragraph,
     TableBlock,
+    explained,
     with_contents,
 )
 from gated_attention.report.command_line import plan_command, source_name
@@ -19,24 +21,8 @@ from gated_attention.report.evaluation.figures import evaluation_figures
 from gated_attention.report.evaluation.task_tables import task_tables
 from gated_attention.report.tables import count_text
 
-_DEFINITIONS = {
-    "perplexity": (
-        "**Loss**: mean cross-entropy per token, natural logarithm. **Perplexity** is its exponential. **Bits per "
-        "byte** is the loss in bits, divided by the bytes of the text. In the average, every domain weighs the same."
-    ),
-    "length": (
-        "**Loss by length**: loss of the same tokens given more context; 1x is one context. **Damage** is the loss at "
-        "1x minus that of plain RoPE at 1x."
-    ),
-    "retrieval": (
-        "**Retrieval**: loss of the answer to a question about a fact in the text, and the share of answers that are "
-        "exactly right. The table has the mean over depths."
-    ),
-    "quantization": (
-        "**Quantisation**: loss with weights and activations rounded, minus the loss without. The note names the "
-        "input that costs most when it alone is rounded."
-    ),
-}
+LONG = 8
+"""Rows from which a table is collapsed."""
 
 
 def evaluation_blocks(evaluation: Evaluation) -> list[Block]:
@@ -56,18 +42,22 @@ def _document(evaluation: Evaluation) -> Iterator[Block]:
     yield Heading("Results")
     if not evaluation.is_complete:
         yield Paragraph("**Not complete:** some tasks have no numbers yet.")
-    for heading, table in task_tables(evaluation):
+    tables = dict(task_tables(evaluation))
+    for heading, table in tables.items():
         yield Heading(heading, level=3)
-        yield TableBlock(table)
+        block = TableBlock(table)
+        yield block if len(table.rows) < LONG else Details(f"{len(table.rows)} rows", [block])
     if figures := list(evaluation_figures(evaluation)):
         yield Heading("Figures")
         yield from figures
-    definitions = [text for task, text in _DEFINITIONS.items() if task in plan.tasks]
-    if any(one.benchmarks for one in evaluation.ropes):
-        definitions.append(f"**Benchmarks**: as lm-eval {metadata.version('lm-eval')} defines them.")
-    definitions.append("± is the standard error. n is the number of tokens, domains, samples or questions.")
     yield Heading("Definitions")
-    yield Bullets(definitions)
+    yield explained("All columns", *tables.values())
+    notes = ["± is the standard error."]
+    if "length" in plan.tasks:
+        notes.append("Loss by length is of the same tokens given more context; 1x is one context.")
+    if any(one.benchmarks for one in evaluation.ropes):
+        notes.append(f"Benchmarks are as lm-eval {metadata.version('lm-eval')} defines them.")
+    yield Paragraph(" ".join(notes), "note")
     yield Heading("Limitations")
     yield Bullets(list(_limitations(evaluation)))
     yield Heading("Reproduce")

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from gated_attention.jobs.evaluation import Evaluation
-from gated_attention.report.evaluation.record import Number, numbers
+from gated_attention.report.evaluation.record import AVERAGE, Number, numbers
 from gated_attention.report.tables import Column, Table, table_of
 
 TITLES = {
@@ -16,6 +16,27 @@ TITLES = {
 }
 """Task of a number to the title of its table."""
 
+_MEASURES = {
+    "loss": Column(
+        "Loss", "nats/token", better="lower", meaning="mean cross-entropy per token, natural logarithm"
+    ),
+    "perplexity": Column("Perplexity", better="lower", meaning="exponential of the loss"),
+    "bits_per_byte": Column(
+        "Bits per byte", better="lower", meaning="the loss in bits, divided by the bytes of the text"
+    ),
+    "damage": Column("Damage", "nats", better="lower", meaning="loss at 1x minus that of plain RoPE at 1x"),
+    "exact_match": Column(
+        "Exact match", "share", better="higher",
+        meaning="share of answers that are exactly right, averaged over depths",
+    ),
+    "loss_change": Column(
+        "Loss change", "nats/token", better="lower",
+        meaning="loss with weights and activations rounded, minus the loss without; the note names the input that "
+        "costs most when it alone is rounded",
+    ),
+}  # fmt: skip
+"""The columns of our own measures; those of benchmarks are lm-eval's."""
+
 _IN_FIGURE = "loss_from_position_"  # only the figure and the files have it
 _SIDE_BY_SIDE = 3  # columns of measures at most
 
@@ -23,6 +44,7 @@ _SIDE_BY_SIDE = 3  # columns of measures at most
 def task_tables(evaluation: Evaluation) -> Iterator[tuple[str, Table]]:
     """Title and table of each task that has numbers."""
     found = [one for one in numbers(evaluation) if not one.measure.startswith(_IN_FIGURE)]
+    found = [one for one in found if one.item != AVERAGE or one.n > 1]
     for task, title in TITLES.items():
         if rows := [one for one in found if one.task == task]:
             yield title, _table(_over_depths(rows) if task == "retrieval" else rows)
@@ -40,12 +62,12 @@ def _table(rows: Sequence[Number]) -> Table:
     }
     if few:
         for name, unit in measures:
-            column = Column(name.replace("_", " "), "" if unit == "1" else unit)
+            column = _MEASURES.get(name, Column(name.replace("_", " "), unit))
             columns[column] = [_value([one for one in group if one.measure == name]) for group in groups]
     else:
         columns[Column("Metric", numeric=False)] = [group[0].measure for group in groups]
         columns[Column("Value")] = [_value(group) for group in groups]
-    columns[Column("n")] = [f"{group[0].n:,}" for group in groups]
+    columns[Column("n", meaning="number of tokens, domains, samples or questions")] = [f"{group[0].n:,}" for group in groups]
     columns[Column("Note", numeric=False)] = [group[-1].note for group in groups]
     return table_of(columns)
 

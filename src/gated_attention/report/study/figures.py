@@ -11,6 +11,7 @@ from gated_attention.report.curves import Curve, mean_curve, paired_differences
 from gated_attention.spec import SITE_LABELS, SITES
 from gated_attention.study.comparison import diverged
 from gated_attention.study.record import Result
+from gated_attention.study.samples import Sample
 
 FOLDER = "figures"
 """Where a report keeps its figures, beside `report.md`."""
@@ -20,11 +21,12 @@ NAMES = ("forest", "loss", "f_attn", "m_act", "gate_scores", "attention_maps")
 
 
 class Run(NamedTuple):
-    """One finished arm: its result, the lines of its `metrics.jsonl` and its arrays by name."""
+    """One finished arm: its result, the lines of its `metrics.jsonl`, its arrays by name and its samples."""
 
     result: Result
     metrics: Sequence[Mapping[str, Any]]
     arrays: Mapping[str, np.ndarray]
+    samples: Sequence[Sample] = ()
 
 
 Arms = Mapping[str, Sequence[Run]]

@@ -1,11 +1,13 @@
-"""What a study trained, on what and for how long, in words."""
+"""What a study asks, and what it trained, on what and for how long, in words."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
-from gated_attention.report.blocks import Paragraph
+from gated_attention.report.blocks import Block, Heading, Paragraph
 from gated_attention.report.command_line import source_name
+from gated_attention.report.study.sections import MANY, scale_text
 from gated_attention.report.tables import count_text
 from gated_attention.study.comparison import Comparison, VariantRow
 from gated_attention.study.record import Result
@@ -16,8 +18,22 @@ EQUAL_PARAMETERS = 0.01
 _WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
-def lead(results: Sequence[Result], comparison: Comparison) -> Paragraph:
-    """One paragraph: what was trained, on what, for how long and where."""
+def question(results: Sequence[Result], comparison: Comparison) -> Paragraph:
+    """What the study asks, and at which scale."""
+    reference, *others = (f"`{row.variant}`" for row in comparison.rows)
+    names = others if len(others) <= MANY else [f"{len(others)} variants"]
+    asked = " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
+    sought = "validation loss, attention sink, activations and speed"
+    text = (
+        f"How do{'es' * (len(others) == 1)} {asked} differ from {reference} in {sought}?"
+        if others
+        else (f"What does {reference} reach in {sought}?")
+    )
+    return Paragraph(f"{text} Trained with {scale_text(results, comparison)}, {_seeds(results)}.", "lead")
+
+
+def setup(results: Sequence[Result], comparison: Comparison) -> Iterator[Block]:
+    """What was trained, on what, for how long and where."""
     config, rows = results[0].config, comparison.rows
     number = _WORDS[len(rows)] if len(rows) < len(_WORDS) else str(len(rows))
     text = f"{number.capitalize()} variant{'s' * (len(rows) > 1)} of one decoder"
@@ -26,7 +42,9 @@ def lead(results: Sequence[Result], comparison: Comparison) -> Paragraph:
     text += f", {_origin(config)}{_data(config.get('data', {}))}: {_length(results)}, on {_place(results)}."
     if comparison.reference:
         text += f" They differ as the table says{_residue(results, rows)}; equal seeds see equal data in equal order."
-    return Paragraph(text, "lead")
+    yield Heading("Setup")
+    yield Paragraph(text)
+    yield from _held_out_note(results)
 
 
 def _shape(row: VariantRow, model: Mapping[str, Any]) -> Iterator[str]:
@@ -56,12 +74,16 @@ def _data(data: Mapping[str, Any]) -> str:
     return text + (", the documents in a sequence kept apart" if data.get("packing") == "documents" else "")
 
 
+def _seeds(results: Sequence[Result]) -> str:
+    seeds = sorted(Counter(run.variant for run in results).values())
+    plural = "s" * (seeds[-1] > 1)
+    return f"{seeds[0]}{f' to {seeds[-1]}' * (seeds[0] < seeds[-1])} seed{plural} each"
+
+
 def _length(results: Sequence[Result]) -> str:
-    seeds = sorted({len([other for other in results if other.variant == run.variant]) for run in results})
-    each = f"{seeds[0]} seed{'s' * (seeds[0] > 1)} each" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds each"
     steps, tokens = results[0].config.get("train", {}).get("steps"), results[0].tokens_seen
     per_step = f"{steps:,} steps of {count_text(tokens // steps)} tokens, " if steps else ""
-    return f"{each}, {per_step}{count_text(tokens)} tokens per run"
+    return f"{_seeds(results)}, {per_step}{count_text(tokens)} tokens per run"
 
 
 def _place(results: Sequence[Result]) -> str:
@@ -83,7 +105,7 @@ def _residue(results: Sequence[Result], rows: Sequence[VariantRow]) -> str:
     return f", the FFN narrowed so that parameter counts {agree}" if narrowed else f"; parameter counts {agree}"
 
 
-def held_out_note(results: Sequence[Result]) -> Iterator[Paragraph]:
+def _held_out_note(results: Sequence[Result]) -> Iterator[Paragraph]:
     """Which text the losses of table and curve are of, and how much; nothing for records that do not say."""
     config = results[0].config
     text = config.get("text")

@@ -6,13 +6,14 @@ Neither clock nor machine enters: the same runs give the same bytes.
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from gated_attention.report.blocks import Block, Heading, Links, Paragraph, TableBlock, with_contents, write_document
+from gated_attention.report.blocks import Block, Heading, Links, TableBlock, explained, with_contents, write_document
 from gated_attention.report.plots import strokes_for
 from gated_attention.report.study import appendix, lead, sections
 from gated_attention.report.study.beside_the_paper import beside_paper
 from gated_attention.report.study.figures import FOLDER, NAMES, Run, study_figures, validation_differences
 from gated_attention.report.study.forest import forest
-from gated_attention.report.study.strip import result_strip, strip_note
+from gated_attention.report.study.samples import sample_generations
+from gated_attention.report.study.strip import result_strip
 from gated_attention.report.study.table import comparison_table, csv_text
 from gated_attention.study.comparison import compare_variants
 from gated_attention.study.record import (
@@ -24,6 +25,7 @@ from gated_attention.study.record import (
     find_results,
     read_arrays,
 )
+from gated_attention.study.samples import SAMPLES_NAME, read_samples
 from gated_attention.train.metrics import read_metrics
 
 
@@ -56,30 +58,39 @@ def _document(study_folder: Path, results: Sequence[Result], files: Mapping[str,
     arms: dict[str, list[Run]] = {row.variant: [] for row in comparison.rows}
     for result in results:
         folder = study_folder / result.variant / f"seed{result.seed}"
-        run = Run(result, read_metrics(folder / METRICS_NAME), read_arrays(folder / ARRAYS_NAME))
+        run = Run(
+            result,
+            read_metrics(folder / METRICS_NAME),
+            read_arrays(folder / ARRAYS_NAME),
+            read_samples(folder / SAMPLES_NAME),
+        )
         arms[result.variant].append(run)
     ordered = [run.result for runs in arms.values() for run in runs]
     strokes = strokes_for(arms)
     colors = {label: stroke.color for label, stroke in strokes.items()}
     yield Heading(f"Gated attention study: {results[0].study}", level=1)
-    yield lead.lead(ordered, comparison)
+    yield lead.question(ordered, comparison)
     yield Heading("Results")
+    compared = comparison_table(comparison)
     if comparison.reference:
-        yield TableBlock(result_strip(comparison), colors)
+        strip = result_strip(comparison)
+        yield TableBlock(strip, colors)
         if figure := forest(comparison, strokes):
             yield figure
-        yield Paragraph(strip_note(comparison), "note")
+        yield explained("What the columns mean", strip)
     yield sections.outcome(ordered, comparison, validation_differences(arms, comparison.reference))
-    yield TableBlock(comparison_table(comparison), colors)
+    yield TableBlock(compared, colors)
     yield Links("Data", files)
     yield from sections.table_notes(ordered, comparison, _unfinished(study_folder))
-    yield from lead.held_out_note(ordered)
     yield from appendix.cost(ordered, comparison)
+    yield from lead.setup(ordered, comparison)
     yield Heading("Figures")
     yield from study_figures(arms, comparison.reference)
+    yield from sample_generations(arms)
     yield from beside_paper(ordered, comparison)
     yield from appendix.every_run(ordered)
-    yield from appendix.definitions(comparison)
+    yield Heading("Definitions")
+    yield explained("All measures", compared)
     yield from appendix.limits(ordered, comparison)
     yield from appendix.reproduction(ordered, comparison)
 

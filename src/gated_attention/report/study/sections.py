@@ -6,7 +6,7 @@ from gated_attention.analysis.measures import MASSIVE
 from gated_attention.report.blocks import Bullets, Paragraph
 from gated_attention.report.command_line import source_name
 from gated_attention.report.curves import Curve
-from gated_attention.report.study.strip import REMOVED_SHARE, SINK_FACTOR
+from gated_attention.report.study.columns import REMOVED_SHARE, SINK_FACTOR
 from gated_attention.report.study.table import spread_text
 from gated_attention.report.tables import ABSENT, count_text, fixed, number_text, significant
 from gated_attention.study.comparison import BASELINE, LOSS, Comparison, VariantRow, diverged

@@ -2,26 +2,35 @@
 
 from math import exp, log, nan
 
+from gated_attention.report.study.columns import (
+    DIFFERENCE,
+    F_ATTN,
+    M_ACT,
+    REMOVED_SHARE,
+    SINK_FACTOR,
+    VARIANT,
+    VERDICT,
+)
 from gated_attention.report.study.table import verdict_tone
 from gated_attention.report.tables import ABSENT, Cell, Column, Table, number_text, significant, table_of
 from gated_attention.study.comparison import Comparison, VariantRow
 from gated_attention.study.statistics import CONFIDENCE, PairedDifference, paired_difference
 
-SINK_FACTOR = 10.0
-"""F-Attn over its uniform value from which a model counts as having an attention sink."""
-
-REMOVED_SHARE = 1 / 3
-"""A sink counts as removed if F-Attn falls to this share of the reference's."""
-
 _COLUMNS = (
-    Column("Variant", numeric=False),
-    Column(f"Difference [{100 * CONFIDENCE:.0f} % interval]", "nats/token"),
-    Column("Verdict", numeric=False),
-    Column("F-Attn", "times uniform"),
-    Column("Sink", numeric=False),
-    Column("M-Act", "ratio"),
-    Column("Speed", "%"),
-)
+    VARIANT,
+    DIFFERENCE._replace(header=f"Difference [{100 * CONFIDENCE:.0f} % interval]"),
+    VERDICT,
+    F_ATTN._replace(unit="times uniform"),
+    Column(
+        "Sink", numeric=False,
+        meaning=f"a sink is F-Attn of at least {SINK_FACTOR:.0f} times uniform attention's; removed is a third or less "
+        "of the reference's sink, weakened significantly less (paired t test)",
+    ),
+    M_ACT._replace(
+        unit="ratio", meaning=f"{M_ACT.meaning}; the ratio to the reference's is a geometric mean over seeds"
+    ),
+    Column("Speed", "%", better="higher", meaning="training throughput, relative to the reference's"),
+)  # fmt: skip
 
 
 def result_strip(comparison: Comparison) -> Table:
@@ -42,19 +51,6 @@ def _cells(row: VariantRow, reference: VariantRow) -> tuple[Cell | str | None, .
         _activation(row, reference),
         f"{100 * speed / others:.0f}" if speed is not None and others else None,
     )
-
-
-def strip_note(comparison: Comparison) -> str:
-    """How to read the strip."""
-    text = (
-        f"Difference: validation loss minus that of `{comparison.rows[0].variant}`, paired by seed; lower is better. "
-    )
-    if any("f_attn" in row.measures for row in comparison.rows):
-        text += (
-            f"A sink is F-Attn of at least {SINK_FACTOR:.0f} times uniform. Removed: a third or less of the "
-            "reference's sink. Weakened: significantly less (paired t test). "
-        )
-    return f"{text}M-Act ratio and speed are relative to the reference; the ratio is a geometric mean over seeds."
 
 
 def interval_text(found: PairedDifference) -> str:

@@ -1,10 +1,20 @@
 """A study's comparison as a table, for Markdown, HTML and the terminal, and as CSV; and what the study cost."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from rich.table import Table as RichTable
 
+from gated_attention.report.study.columns import (
+    DIFFERENCE,
+    INSIDE,
+    LOSSES,
+    PARAMETERS,
+    RESIDUE,
+    VARIANT,
+    VERDICT,
+    MeasureColumn,
+)
 from gated_attention.report.tables import (
     ABSENT,
     Cell,
@@ -15,7 +25,6 @@ from gated_attention.report.tables import (
     count_text,
     csv_of,
     exact_text,
-    fixed,
     number_text,
     rich_table,
     significant,
@@ -23,9 +32,9 @@ from gated_attention.report.tables import (
 )
 from gated_attention.study.comparison import LOSS, Comparison, compare_variants
 from gated_attention.study.record import Result
-from gated_attention.study.statistics import PairedDifference, Spread, t_quantile
+from gated_attention.study.statistics import PairedDifference, Spread, spread, t_quantile
 
-_FOUR, _THREE = fixed(4), significant(3)
+_THREE = significant(3)
 
 
 def spread_text(found: Spread | None, decimals: Decimals) -> str:
@@ -53,40 +62,41 @@ def verdict_tone(difference: PairedDifference) -> Tone:
     return tones.get(difference.verdict, "muted")
 
 
+def measured(columns: Iterable[MeasureColumn], rows: Sequence[Mapping[str, Spread]]) -> dict[Column, list[str]]:
+    """Columns of measures, a cell for each row's values over seeds."""
+    return {
+        column: [
+            spread_text(found and replace(found, sd=found.sd if has_spread else None), decimals)
+            for found in (row.get(measure) for row in rows)
+        ]
+        for column, measure, decimals, has_spread in columns
+    }
+
+
 def comparison_table(comparison: Comparison) -> Table:
     """Parameters, loss, paired difference and what the paper measures, a row for each variant."""
     rows = comparison.rows
-
-    def spreads(measure: str, decimals: Decimals) -> list[str]:
-        return [spread_text(row.measures.get(measure), decimals) for row in rows]
-
-    def means(measure: str, decimals: Decimals) -> list[str]:
-        found = [row.measures.get(measure) for row in rows]
-        return [spread_text(one and replace(one, sd=None), decimals) for one in found]
-
-    parameters = [row.parameters for row in rows]
+    measures = [row.measures for row in rows]
     return table_of(
         {
-            Column("Variant", numeric=False): [row.variant for row in rows],
+            VARIANT: [row.variant for row in rows],
             Column("Gate", beneath=True, numeric=False): [row.gate for row in rows],
-            Column("Parameters", "M"): [number_text(count and count / 1e6, 3) for count in parameters],
-            Column("Residue", "%", beneath=True): [
-                None if row.residue is None else f"{100 * row.residue:+.2f}" for row in rows
-            ],
-            Column("Validation loss", "nats/token"): spreads(LOSS, _FOUR),
-            Column("PPL", beneath=True): spreads("val_perplexity", significant(5)),
-            Column("Diverged", beneath=True): [_diverged_cell(row.measures.get(LOSS)) for row in rows],
-            Column("Difference", "nats/token"): [difference_text(row.difference) for row in rows],
-            Column("Verdict", beneath=True): [_verdict_cell(row.difference) for row in rows],
-            Column("F-Attn"): means("f_attn", _FOUR),
-            Column("Uniform", beneath=True): means("f_attn_uniform", _FOUR),
-            Column("M-Act"): means("m_act", _THREE),
-            Column("Gate mean"): means("gate_score_mean", _FOUR),
-            Column("Below 0.1", beneath=True): means("gate_share_below_0.1", _FOUR),
-            Column("Tokens/s"): means("train_tokens_per_s", fixed(0)),
-            Column("Memory", "GiB", beneath=True): means("peak_memory_gib", fixed(2)),
+            PARAMETERS: [number_text(row.parameters and row.parameters / 1e6, 3) for row in rows],
+            RESIDUE: [None if row.residue is None else f"{100 * row.residue:+.2f}" for row in rows],
+            **measured(LOSSES, measures),
+            Column("Diverged", beneath=True): [_diverged_cell(found.get(LOSS)) for found in measures],
+            DIFFERENCE: [difference_text(row.difference) for row in rows],
+            VERDICT._replace(beneath=True, numeric=True): [_verdict_cell(row.difference) for row in rows],
+            **measured(INSIDE, measures),
         }
     )
+
+
+def runs_table(results: Sequence[Result]) -> Table:
+    """The raw numbers, a row for each run."""
+    measures = [{name: spread([one.value]) for name, one in run.measures.items()} for run in results]
+    names, seeds = [run.variant for run in results], [str(run.seed) for run in results]
+    return table_of({VARIANT: names, Column("Seed"): seeds, **measured(LOSSES + INSIDE, measures)})
 
 
 def _diverged_cell(loss: Spread | None) -> Cell | None:
@@ -149,7 +159,7 @@ def cost_table(results: Sequence[Result], comparison: Comparison) -> Table:
     hours = [sum(filter(None, found)) if all(found) else None for found in times]
     return table_of(
         {
-            Column("Variant", numeric=False): [row.variant for row in comparison.rows],
+            VARIANT: [row.variant for row in comparison.rows],
             Column("Runs"): [str(len(runs)) for runs in arms],
             Column("Tokens"): [count_text(sum(run.tokens_seen for run in runs)) for runs in arms],
             Column("Time per run", "hours"): [
