@@ -3,13 +3,15 @@
 import re
 import subprocess
 import sys
+from io import BytesIO
 from xml.etree import ElementTree
 
 import matplotlib as mpl
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
-from gated_attention.report import plots
+from gated_attention.report import fonts, plots
 from gated_attention.report.plots import (
     INK,
     Curve,
@@ -175,3 +177,14 @@ def test_a_label_is_text_whatever_it_is(label):
         for text in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")
     ]
     assert re.sub("[\x00-\x1f]", "\N{REPLACEMENT CHARACTER}", label) in texts
+
+
+def test_a_character_is_drawn_in_a_font_that_has_it_or_named_as_missing(monkeypatch):
+    installed = {name: [(name, path)] for name, path in fonts._installed()}
+    monkeypatch.setattr(fonts, "_installed", lambda: [*installed[fonts.FIRST], *installed["STIXGeneral"]])
+    assert fonts.fallbacks("a\n∬") == ([], "")
+    assert fonts.fallbacks("\u20dd 中文") == (["STIXGeneral"], "中文")
+    figure, file = Figure(), BytesIO()
+    figure.text(0, 0.5, "中文 a")
+    assert plots.write_png(figure, file, 50) == "中文"  # without a warning, which would be an error here
+    assert file.getvalue().startswith(b"\x89PNG")

@@ -387,7 +387,7 @@ def test_samples_of_every_variant_stand_below_their_prompt(study, tmp_path):
 
 def test_samples_that_are_none_are_refused(study):
     (study / "baseline" / "seed0" / "samples.json").write_text('[{"prompt": 3}]')
-    with pytest.raises(ValueError, match="samples.json"):
+    with pytest.raises(ValueError, match=r"samples\.json"):
         report_of(study)
 
 

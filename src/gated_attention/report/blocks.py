@@ -4,7 +4,7 @@ Text inside blocks knows two marks, `code` and **bold**; everything else is esca
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path, PurePath
 from types import MappingProxyType
@@ -131,9 +131,18 @@ def write_document(
     """
     title = blocks[0].text if isinstance(blocks[0], Heading) else name
     pages = {f"{name}.md": markdown(blocks), f"{name}.html": html(title, blocks)}
-    figures = {block.path: block.svg for block in blocks if isinstance(block, FigureBlock)}
+    figures = {block.path: block.svg for block in _opened(blocks) if isinstance(block, FigureBlock)}
     with writing_to(folder):
         return write_all(folder, {**pages, **files, **figures}, stale)
+
+
+def _opened(blocks: Iterable[Block]) -> Iterator[Block]:
+    """The blocks, those inside `Details` in their place."""
+    for block in blocks:
+        if isinstance(block, Details):
+            yield from _opened(block.blocks)
+        else:
+            yield block
 
 
 def markdown(blocks: Sequence[Block]) -> str:
@@ -193,7 +202,7 @@ def _markdown_table(table: Table) -> str:
 
 def html(title: str, blocks: Sequence[Block]) -> str:
     """The document as one HTML page that requests nothing: styles and figures are inside."""
-    widgets = [block for block in blocks if isinstance(block, WidgetBlock)]
+    widgets = [block for block in _opened(blocks) if isinstance(block, WidgetBlock)]
     styles = dict.fromkeys(["page.css", *(widget.style for widget in widgets)])
     scripts = dict.fromkeys(widget.script for widget in widgets)
     return render("page.html", title=title, blocks=blocks, styles=styles, scripts=scripts)

@@ -15,6 +15,15 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 WIDTH = 7.2  # inches
 LAYER_AXIS = "Layer (0 is the first)"
 
+HISTOGRAM_CAPTION = (
+    "How often each gate score occurs; each layer is scaled to its own peak and a tick marks its mean. Mass at 0 is a "
+    "closed gate, mass at 1 an open one."
+)
+MAPS_CAPTION = (
+    "Attention over the first positions of {text}, averaged over heads, on a logarithmic scale. A query looks along "
+    "its row; a bright column is a key that all of them look at, at position 0 an attention sink."
+)
+
 
 def panel_grid(count: int, columns: int, top: float, row: float, **options: Any) -> tuple[Figure, np.ndarray]:
     """A figure with a grid of panels, at most `columns` side by side, and its axes; spare panels are hidden.

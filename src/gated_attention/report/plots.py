@@ -20,10 +20,12 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from gated_attention.report import panels
 from gated_attention.report.curves import Curve, curve_by_layer, mean_curve, paired_differences, smoothed
+from gated_attention.report.fonts import FIRST, fallbacks
 
 INK = "#22272e"
 """Colour of text and axes. Nothing else has it, so a page may replace it."""
@@ -51,7 +53,7 @@ _STYLE: dict[str, Any] = {
     "grid.linewidth": 0.6,
     "font.size": 9.5,
     "font.family": ["sans-serif"],
-    "font.sans-serif": ["DejaVu Sans"],
+    "font.sans-serif": [FIRST],
     "svg.fonttype": "none",
     "text.parse_math": False,  # names and tokens are text, dollar signs too
 }
@@ -97,7 +99,7 @@ def styled(function: Callable[_P, _R]) -> Callable[_P, _R]:
     @wraps(function)
     def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         with mpl.rc_context(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph .* missing from font")  # browsers have fonts of their own
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")  # `write_png` says which
             mpl.rcdefaults()
             mpl.rcParams.update(_STYLE)
             return function(*args, **kwargs)
@@ -119,9 +121,12 @@ def to_svg(figure: Figure, salt: str) -> str:
 
 
 @styled
-def write_png(figure: Figure, file: IO[bytes], dpi: int) -> None:
-    """Write the figure as PNG."""
+def write_png(figure: Figure, file: IO[bytes], dpi: int) -> str:
+    """Write the figure as PNG in whatever fonts are installed; return the characters that none of them has."""
+    families, missing = fallbacks("".join(text.get_text() for text in figure.findobj(Text)))
+    mpl.rcParams["font.sans-serif"] = [FIRST, *families]
     figure.savefig(file, format="png", dpi=dpi)
+    return missing
 
 
 def add_legend(figure: Figure, labels: Iterable[str], strokes: Mapping[str, Stroke]) -> None:

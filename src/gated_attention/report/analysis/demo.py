@@ -89,7 +89,9 @@ def demo(plan: DemoPlan, device: torch.device, say: Callable[[str], None] = lamb
             write_text(plan.output, plots.to_svg(figure, salt="demo"))
         else:
             with replacing(plan.output) as file:
-                plots.write_png(figure, file, _DOTS_PER_INCH)
+                missing = plots.write_png(figure, file, _DOTS_PER_INCH)
+            if missing:
+                say(f"no installed font has {missing}: {plan.output} shows placeholders; an .svg keeps the text")
     return readings
 
 

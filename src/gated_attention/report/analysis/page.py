@@ -4,10 +4,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from gated_attention.analysis.definitions import GATE_MEASURES, MEASURES
+from gated_attention.analysis.definitions import ALL, GATE_MEASURES
 from gated_attention.analysis.reduction import SINK_THRESHOLD, MassiveActivation, mean_of_numbers
 from gated_attention.jobs.analyze import Analysis, AnalysisPlan, TokenGate
 from gated_attention.report.analysis.figures import analysis_figures
+from gated_attention.report.analysis.tables import detail_tables, largest, summary_table
 from gated_attention.report.analysis.token_view import token_view
 from gated_attention.report.blocks import (
     Block,
@@ -23,7 +24,7 @@ from gated_attention.report.blocks import (
 from gated_attention.report.command_line import plan_command, source_name
 from gated_attention.report.plots import strokes_for
 from gated_attention.report.study.columns import SINK_FACTOR
-from gated_attention.report.tables import Column, Decimals, Table, count_text, number_text, significant, table_of
+from gated_attention.report.tables import Column, number_text, significant, table_of
 from gated_attention.spec import SITE_LABELS
 
 LISTED_TOKENS = 12
@@ -42,13 +43,14 @@ def analysis_blocks(plan: AnalysisPlan, analyses: Sequence[Analysis]) -> list[Bl
 
 def _document(plan: AnalysisPlan, analyses: Sequence[Analysis]) -> Iterator[Block]:
     colors = {label: stroke.color for label, stroke in strokes_for(a.label for a in analyses).items()}
-    yield Heading(f"Inside {', '.join(analysis.label for analysis in analyses)}", level=1)
+    names = [analysis.label for analysis in analyses]
+    yield Heading(f"Inside {', '.join(names) if len(names) < 3 else f'{len(names)} models'}", level=1)
     yield _lead(plan, analyses)
     yield Heading("Results")
+    yield TableBlock(summary_table(analyses), colors)
     yield Bullets([_findings(analysis) for analysis in analyses])
-    yield TableBlock(attention_table(analyses), colors)
-    yield TableBlock(activation_table(analyses), colors)
     yield from _table_notes(analyses)
+    yield Details("More measures", [TableBlock(table, colors) for table in detail_tables(analyses)])
     yield Heading("Figures")
     yield from analysis_figures(analyses)
     yield from _token_views([analysis for analysis in analyses if analysis.inspection.gates])
@@ -87,7 +89,7 @@ def _sink_words(analysis: Analysis) -> Iterator[str]:
     found = analysis.inspection
     share, uniform = found.overall("f_attn"), found.overall("f_attn_uniform")
     heads = found.measures["f_attn"]
-    layer, head = _largest(heads)
+    layer, head = largest(heads)
     yield f"gives {share:.4f} of its attention to the first token, {share / uniform:.1f} times the uniform share:"
     number = int((heads > SINK_THRESHOLD).sum())
     if share >= SINK_FACTOR * uniform:
@@ -101,15 +103,9 @@ def _sink_words(analysis: Analysis) -> Iterator[str]:
         yield f"no sink; its most attentive head, {head} in layer {layer}, gives {heads[layer, head]:.2f}."
     elsewhere = np.where(found.measures["sink_position"] > 0, found.measures["sink_share"], np.nan)
     if (elsewhere > SINK_THRESHOLD).any():
-        layer, head = _largest(elsewhere)
+        layer, head = largest(elsewhere)
         position = int(found.measures["sink_position"][layer, head])
         yield f"Layer {layer}, head {head} has a sink elsewhere: {elsewhere[layer, head]:.2f} at position {position}."
-
-
-def _largest(values: np.ndarray) -> tuple[int, int]:
-    """Layer and head of the largest value."""
-    layer, head = np.unravel_index(np.nanargmax(values), values.shape)
-    return int(layer), int(head)
 
 
 def _massive_words(analysis: Analysis) -> str:
@@ -133,75 +129,6 @@ def _gate_words(analysis: Analysis) -> Iterator[str]:
         yield f"Its {SITE_LABELS[site]} gates score {mean:.3f} on average, {100 * below:.0f} % of the scores below 0.1."
     for name, reason in analysis.inspection.unmeasured_gates.items():
         yield f"`{name}` is not measured: {reason}."
-
-
-def attention_table(analyses: Sequence[Analysis]) -> Table:
-    """A row for each model: what it is, and its sinks."""
-    kinds = [
-        f"{analysis.family}, {count_text(analysis.num_parameters)} parameters, "
-        f"{len(analysis.inspection.attention)} layers, {analysis.num_heads} heads"
-        for analysis in analyses
-    ]
-    measures = [analysis.inspection.measures for analysis in analyses]
-    strongest = [(found, _largest(found["sink_share"])) for found in measures]
-    return table_of(
-        {
-            Column("Model", numeric=False): [analysis.label for analysis in analyses],
-            Column("Kind", beneath=True, numeric=False): kinds,
-            Column("F-Attn"): _overall(analyses, "f_attn", 4),
-            Column("Uniform", beneath=True): _overall(analyses, "f_attn_uniform", 4),
-            Column("At starts"): _overall(analyses, "f_attn_start", 4),
-            Column("Mid-document", beneath=True): _overall(analyses, "f_attn_middle", 4),
-            Column("From query 4 on"): _overall(analyses, "f_attn_late", 4),
-            Column("Uniform then", beneath=True): _overall(analyses, "f_attn_late_uniform", 4),
-            Column("Sink^0.3"): _overall(analyses, "sink_rate", 3),
-            Column("Value drain", beneath=True): _overall(analyses, "value_drain", 2),
-            Column("Strongest key"): [f"{found['sink_share'][place]:.3f}" for found, place in strongest],
-            Column("its position", beneath=True): [
-                f"{found['sink_position'][place]:.0f}" for found, place in strongest
-            ],
-            Column("Entropy", "nats"): _overall(analyses, "entropy", 2),
-            Column("uniform", beneath=True): _overall(analyses, "entropy_uniform", 2),
-        }
-    )
-
-
-def activation_table(analyses: Sequence[Analysis]) -> Table:
-    """A row for each model: its activations and its gates."""
-
-    def gate(name: str) -> list[str]:
-        values = [[np.nanmean(one.measures[name]) for one in a.inspection.gates.values()] for a in analyses]
-        return [" / ".join(f"{value:.3f}" for value in found) for found in values]
-
-    massive = [number_text(float(a.inspection.measures["massive_tokens"].max()), 2) for a in analyses]
-    return table_of(
-        {
-            Column("Model", numeric=False): [analysis.label for analysis in analyses],
-            Column("M-Act"): _overall(analyses, "m_act", _THREE),
-            Column("Massive tokens", beneath=True): massive,
-            Column("Kurtosis"): _overall(analyses, "kurtosis", _THREE),
-            Column("Inf norm", beneath=True): _overall(analyses, "inf_norm", _THREE),
-            Column("|SDPA output|"): _overall(analyses, "size_before_gate", _THREE),
-            Column("after the gate", beneath=True): _overall(analyses, "size_after_gate", _THREE),
-            Column("Outputs < 1e-2"): _overall(analyses, "sparsity_1e-2", 3),
-            Column("< 1e-3", beneath=True): _overall(analyses, "sparsity_1e-3", 3),
-            Column("Gate mean"): gate("gate_mean"),
-            Column("below 0.1", beneath=True): gate("gate_share_below_0.1"),
-            Column("above 0.9", beneath=True): gate("gate_share_above_0.9"),
-            Column("Gate at first"): gate("gate_first"),
-            Column("at others", beneath=True): gate("gate_rest"),
-            Column("sites", beneath=True): [
-                ", ".join(SITE_LABELS[site] for site in a.inspection.gates) for a in analyses
-            ],
-            Column("Effective rank"): _overall(analyses, "effective_rank", 1),
-            Column("with the gate", beneath=True): _overall(analyses, "effective_rank_gated", 1),
-        }
-    )
-
-
-def _overall(analyses: Sequence[Analysis], name: str, decimals: Decimals | int) -> list[str | None]:
-    found = [analysis.inspection for analysis in analyses]
-    return [number_text(one.overall(name), decimals) if name in one.measures else None for one in found]
 
 
 def _table_notes(analyses: Sequence[Analysis]) -> Iterator[Paragraph]:
@@ -303,7 +230,7 @@ def _definitions(analyses: Sequence[Analysis]) -> Iterator[str]:
     found = {name for analysis in analyses for name in analysis.inspection.measures}
     if any(analysis.inspection.gates for analysis in analyses):
         found |= GATE_MEASURES.keys()
-    for name, definition in {**MEASURES, **GATE_MEASURES}.items():
+    for name, definition in ALL.items():
         if name in found:
             source = f" ({definition.source})" if definition.source else ""
             yield f"**{definition.title}** (`{name}`): {definition.text}{source}."

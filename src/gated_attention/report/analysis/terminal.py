@@ -8,7 +8,7 @@ from rich.progress import TextColumn
 
 from gated_attention.analysis import TextBatch
 from gated_attention.jobs.analyze import Analysis
-from gated_attention.report.analysis.page import activation_table, attention_table
+from gated_attention.report.analysis.tables import detail_tables, summary_table
 from gated_attention.report.progress import Bars
 from gated_attention.report.tables import rich_table
 
@@ -28,6 +28,6 @@ class AnalysisDisplay(Bars):
 
     def summary(self, analyses: Sequence[Analysis], folder: Path) -> None:
         """Print the table, and where the page lies."""
-        self.console.print(rich_table(attention_table(analyses)))
-        self.console.print(rich_table(activation_table(analyses)))
+        for table in (summary_table(analyses), *detail_tables(analyses)):
+            self.console.print(rich_table(table))
         self.console.print(f"page: {folder / 'analysis.html'}")

@@ -67,7 +67,9 @@ def _table(rows: Sequence[Number]) -> Table:
     else:
         columns[Column("Metric", numeric=False)] = [group[0].measure for group in groups]
         columns[Column("Value")] = [_value(group) for group in groups]
-    columns[Column("n", meaning="number of tokens, domains, samples or questions")] = [f"{group[0].n:,}" for group in groups]
+    columns[Column("n", meaning="number of tokens, domains, samples or questions")] = [
+        f"{group[0].n:,}" for group in groups
+    ]
     columns[Column("Note", numeric=False)] = [group[-1].note for group in groups]
     return table_of(columns)
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gated_attention.report import plots
+from gated_attention.report import panels, plots
 from gated_attention.report.blocks import FigureBlock, figure_block
 from gated_attention.report.curves import Curve, mean_curve, paired_differences
 from gated_attention.spec import SITE_LABELS, SITES
@@ -92,10 +92,7 @@ def _gate_scores(arms: Arms, strokes: Mapping[str, plots.Stroke]) -> Iterator[Fi
                 title, edges = f"{label} ({SITE_LABELS[site]})", found[0][f"gate_edges_{site}"]
                 histograms.append(plots.GateHistogram(title, counts, edges, strokes[label].color))
     if histograms:
-        caption = (
-            "How often each gate score occurs, all seeds together; each layer is scaled to its own peak and a tick "
-            "marks its mean. Mass at 0 is a closed gate, mass at 1 an open one."
-        )
+        caption = f"{panels.HISTOGRAM_CAPTION} All seeds together."
         figure = plots.gate_histograms(histograms)
         yield figure_block(f"{FOLDER}/gate_scores.svg", figure, "Gate scores, by layer", caption)
 
@@ -116,10 +113,7 @@ def _attention_maps(arms: Arms) -> Iterator[FigureBlock]:
     }
     seeds = {run.result.seed for run in shown.values()}
     which = f"seed {seeds.pop()}" if len(seeds) == 1 else "the first seed that has them"
-    caption = (
-        "Attention over the first positions of one held-out text, averaged over heads, on a logarithmic scale "
-        f"({which}). A query looks along its row; a bright column at key position 0 is an attention sink."
-    )
+    caption = panels.MAPS_CAPTION.format(text=f"one held-out text ({which})")
     figure = plots.attention_maps(maps, layers)
     yield figure_block(f"{FOLDER}/attention_maps.svg", figure, "Attention maps", caption)
 

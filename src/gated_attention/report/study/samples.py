@@ -21,5 +21,8 @@ def sample_generations(arms: Arms) -> Iterator[Block]:
         texts = {"Prompt": prompt, "Held-out text": held_out}
         for label, found in samples.items():
             texts |= {f"`{label}`": one.continuation for one in found if one.prompt == prompt}
-        blocks = [block for name, text in texts.items() for block in (Paragraph(name, "name"), CodeBlock(text, "text"))]
+        blocks: list[Block] = []
+        for name, text in texts.items():
+            shown = text if text.strip() else f"({len(text)} blank characters)"
+            blocks += [Paragraph(name, "name"), CodeBlock(shown, "text")]
         yield Details(f"Passage {number} of {len(prompts)}", blocks, is_open=number == 1)
