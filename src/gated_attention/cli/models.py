@@ -46,8 +46,8 @@ def analyze(
     """
     from gated_attention.device import pick_device
     from gated_attention.jobs.analyze import AnalysisPlan, analyze
+    from gated_attention.report.analysis.page import write_analysis
     from gated_attention.report.analysis.terminal import AnalysisDisplay
-    from gated_attention.report.analysis.write import write_analysis
 
     chosen = pick_device(device)
     plan = AnalysisPlan(tuple(models), data, text_field, tokens, context, tokenizer, level)
@@ -138,7 +138,8 @@ def evaluate(
     from gated_attention.device import pick_device
     from gated_attention.jobs.evaluation import evaluate as run
     from gated_attention.jobs.evaluation_plan import EvaluationPlan
-    from gated_attention.report.evaluation.write import print_evaluation, write_evaluation
+    from gated_attention.report.evaluation.page import write_evaluation
+    from gated_attention.report.evaluation.terminal import print_evaluation
 
     plan = EvaluationPlan(
         model=model, tasks=tuple(chosen_tasks), source=data, text_field=text_field, domain_field=field,

@@ -1,13 +1,16 @@
 """An analysis as a document: what was read, results, figures, tokens, definitions."""
 
+import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from gated_attention.analysis.definitions import ALL, GATE_MEASURES
 from gated_attention.analysis.reduction import SINK_THRESHOLD, MassiveActivation, mean_of_numbers
 from gated_attention.jobs.analyze import Analysis, AnalysisPlan, TokenGate
-from gated_attention.report.analysis.figures import analysis_figures
+from gated_attention.report.analysis.figures import FOLDER, analysis_figures
+from gated_attention.report.analysis.record import as_json, csv_text
 from gated_attention.report.analysis.tables import detail_tables, largest, summary_table
 from gated_attention.report.analysis.token_view import token_view
 from gated_attention.report.blocks import (
@@ -20,6 +23,7 @@ from gated_attention.report.blocks import (
     Paragraph,
     TableBlock,
     with_contents,
+    write_document,
 )
 from gated_attention.report.command_line import plan_command, source_name
 from gated_attention.report.plots import strokes_for
@@ -34,6 +38,22 @@ LISTED_MASSIVE = 12
 """Places of massive activations listed per model."""
 
 _THREE = significant(3)
+
+
+def write_analysis(plan: AnalysisPlan, analyses: Sequence[Analysis], folder: Path) -> list[Path]:
+    """Write `analysis.md`, `analysis.html`, `analysis.json`, `measures.csv` and `figures/*.svg`.
+
+    Figures of an earlier analysis in the same folder are removed.
+
+    Raises:
+        ValueError: if nothing can be written there.
+    """
+    files = {
+        "analysis.json": json.dumps(as_json(plan, analyses), ensure_ascii=False, allow_nan=False) + "\n",
+        "measures.csv": csv_text(analyses),
+    }
+    earlier = [f"{FOLDER}/{path.name}" for path in (folder / FOLDER).glob("*.svg")]
+    return write_document(folder, "analysis", analysis_blocks(plan, analyses), files, earlier)
 
 
 def analysis_blocks(plan: AnalysisPlan, analyses: Sequence[Analysis]) -> list[Block]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from importlib import metadata
+from pathlib import Path
 
 from gated_attention.jobs.evaluation import Evaluation
 from gated_attention.report.blocks import (
@@ -15,14 +16,26 @@ from gated_attention.report.blocks import (
     TableBlock,
     explained,
     with_contents,
+    write_document,
 )
 from gated_attention.report.command_line import plan_command, source_name
 from gated_attention.report.evaluation.figures import evaluation_figures
+from gated_attention.report.evaluation.record import csv_text, json_text, numbers
 from gated_attention.report.evaluation.task_tables import task_tables
 from gated_attention.report.tables import count_text
 
 LONG = 8
 """Rows from which a table is collapsed."""
+
+
+def write_evaluation(evaluation: Evaluation, folder: Path) -> list[Path]:
+    """Write `evaluation.md`, `.html`, `.json`, `.csv` and the figures; figures of an earlier evaluation are removed.
+
+    Raises:
+        ValueError: if nothing can be written there.
+    """
+    files = {"evaluation.json": json_text(evaluation), "evaluation.csv": csv_text(numbers(evaluation))}
+    return write_document(folder, "evaluation", evaluation_blocks(evaluation), files, ("length.svg", "retrieval.svg"))
 
 
 def evaluation_blocks(evaluation: Evaluation) -> list[Block]:

@@ -43,7 +43,7 @@ def beside_paper(results: Sequence[Result], comparison: Comparison) -> Iterator[
                 Column("Row of the paper", beneath=True, numeric=False): [_names(group) for group in groups],
                 Column("PPL"): first(groups, "perplexity", 3),
                 Column("baseline's PPL", beneath=True): first(baselines, "perplexity", 3),
-                Column("ln PPL ratio", "nats"): [_difference_text(ratio) for ratio in ratios],
+                Column("ln PPL ratio", "nats"): [number_text(ratio, 4, "+") for ratio in ratios],
                 Column("here", "nats", beneath=True): [_own_difference(comparison, group) for group in groups],
                 Column("F-Attn"): first(groups, "f_attn", 3),
                 Column("baseline's F-Attn", beneath=True): first(baselines, "f_attn", 3),
@@ -115,10 +115,6 @@ def _log_ratio(group: _Group, baselines: _Group) -> float | None:
     return log(ours / theirs) if ours and theirs else None
 
 
-def _difference_text(ratio: float | None) -> str:
-    return number_text(ratio, 4, "+")
-
-
 def _own_difference(comparison: Comparison, group: _Group) -> str:
     """Our loss against the same baseline as the paper's."""
     return difference_text(next(filter(None, (comparison.own_difference(row.cite) for row in group)), None))
@@ -144,7 +140,7 @@ def rows_table(comparison: Comparison, table: int) -> Table:
     ratios = [_log_ratio((row,), (cite(row.baseline),) if row.baseline else ()) for row in rows]
     differences = [comparison.own_difference(row.cite) for row in rows]
     columns += [
-        (Column("Difference"), [Cell(_difference_text(ratio)) for ratio in ratios]),
+        (Column("Difference"), [Cell(number_text(ratio, 4, "+")) for ratio in ratios]),
         (Column("here", beneath=True), [Cell(difference_text(difference)) for difference in differences]),
         (Column("Sign", numeric=False), [_sign(*pair) for pair in zip(ratios, differences, strict=True)]),
     ]

@@ -38,7 +38,8 @@ DIFFERENCE = Column(
 )  # fmt: skip
 VERDICT = Column(
     "Verdict", numeric=False,
-    meaning=f"better or worse if a paired t test rejects a difference of 0 at {100 * (1 - CONFIDENCE):.0f} %",
+    meaning=f"better or worse if a paired t test rejects a difference of 0 at {100 * (1 - CONFIDENCE):.0f} %: if |t| "
+    "exceeds the two-sided quantile of Student's t for n - 1 degrees of freedom, 4.30 at n = 3",
 )  # fmt: skip
 LOSSES = (
     MeasureColumn(

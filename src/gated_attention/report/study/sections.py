@@ -11,7 +11,7 @@ from gated_attention.report.study.table import spread_text
 from gated_attention.report.tables import ABSENT, count_text, fixed, number_text, significant
 from gated_attention.study.comparison import BASELINE, LOSS, Comparison, VariantRow, diverged
 from gated_attention.study.record import Result
-from gated_attention.study.statistics import CONFIDENCE, t_quantile
+from gated_attention.study.statistics import t_quantile
 
 MANY = 4
 """More comparisons than this are grouped instead of told one by one."""
@@ -123,11 +123,8 @@ def _activation(value: float) -> str:
 
 def _open(comparison: Comparison) -> str | None:
     found = _means(comparison.rows, "gate_open_share")
-    return f"**Open gates**, the others exactly 0: {_listed(found, _percent)}." if found else None
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+    shares = _listed(found, lambda share: f"{100 * share:.1f} %") if found else None
+    return shares and f"**Open gates**, the others exactly 0: {shares}."
 
 
 def _experts(comparison: Comparison) -> str | None:
@@ -174,13 +171,9 @@ def table_notes(results: Sequence[Result], comparison: Comparison, unfinished: S
     """How to read the comparison table, and what is missing from it or unequal in it."""
     several = max(len(row.seeds) for row in comparison.rows) > 1
     text = "± after a mean is the standard deviation over seeds. " if several else "One run each, so no spread. "
-    if comparison.reference:
-        text += (
-            f"Difference: validation loss minus that of `{comparison.reference}` with the same seed, lower is better"
-            f"{'; ± there is the standard error of the mean' if several else ''}. It is significant if |t| exceeds the "
-            f"two-sided {100 * CONFIDENCE:.0f} % quantile of Student's t for n - 1 degrees of freedom, 4.30 at n = 3. "
-        )
-    else:
+    if comparison.reference and several:
+        text += "± after a difference is the standard error of its mean. "
+    if not comparison.reference:
         text += "There is no second variant to compare with, so the paired columns are left out. "
     yield Paragraph(f"{text}F-Attn and the columns on gates are shares from 0 to 1.", "note")
     if comparison.reference and comparison.reference != BASELINE:

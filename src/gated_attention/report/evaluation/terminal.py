@@ -1,25 +1,12 @@
-"""Writes an evaluation, and shows it in the terminal."""
+"""An evaluation as it shows in the terminal."""
 
 from pathlib import Path
 
 from rich.console import Console
 
 from gated_attention.jobs.evaluation import Evaluation
-from gated_attention.report.blocks import write_document
-from gated_attention.report.evaluation.page import evaluation_blocks
-from gated_attention.report.evaluation.record import csv_text, json_text, numbers
 from gated_attention.report.evaluation.task_tables import task_tables
 from gated_attention.report.tables import rich_table
-
-
-def write_evaluation(evaluation: Evaluation, folder: Path) -> list[Path]:
-    """Write `evaluation.md`, `.html`, `.json`, `.csv` and the figures; figures of an earlier evaluation are removed.
-
-    Raises:
-        ValueError: if nothing can be written there.
-    """
-    files = {"evaluation.json": json_text(evaluation), "evaluation.csv": csv_text(numbers(evaluation))}
-    return write_document(folder, "evaluation", evaluation_blocks(evaluation), files, ("length.svg", "retrieval.svg"))
 
 
 def print_evaluation(evaluation: Evaluation, folder: Path, console: Console | None = None) -> None:
