@@ -15,6 +15,7 @@ from gated_attention.sizes import SIZES
 from gated_attention.study.plan import make_plan
 from gated_attention.study.record import find_results, read_arrays
 from gated_attention.study.run import run_study
+from gated_attention.study.samples import read_samples
 from gated_attention.train.checkpoints import last_checkpoint
 from gated_attention.train.text.data import load_data
 
@@ -113,6 +114,12 @@ def test_every_arm_leaves_a_whole_record(plan, tmp_path):
     assert arrays["gate_histogram_sdpa"].shape == (4, 50)
     assert arrays["attention_maps"].shape == (3, 48, 48)
     assert (folder / "checkpoint-6" / "model.safetensors").exists()
+    samples, others = (
+        read_samples(study.runs / name / "seed0" / "samples.json") for name in ("sdpa-headwise", "baseline")
+    )
+    assert len(samples) == 3
+    assert [one.prompt + one.held_out for one in samples] == [one.prompt + one.held_out for one in others]
+    assert all(30 < len(one.prompt) <= 32 for one in samples)  # half a block of bytes, without the ends of documents
     card = (folder / "checkpoint-6" / "README.md").read_text()
     assert "# sdpa-headwise-seed0\n" in card
     assert "| Tokens seen | 768 |" in card

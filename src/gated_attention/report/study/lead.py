@@ -24,11 +24,9 @@ def question(results: Sequence[Result], comparison: Comparison) -> Paragraph:
     names = others if len(others) <= MANY else [f"{len(others)} variants"]
     asked = " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
     sought = "validation loss, attention sink, activations and speed"
-    text = (
-        f"How do{'es' * (len(others) == 1)} {asked} differ from {reference} in {sought}?"
-        if others
-        else (f"What does {reference} reach in {sought}?")
-    )
+    text = f"How do{'es' * (len(others) == 1)} {asked} differ from {reference} in {sought}?"
+    if not others:
+        text = f"What does {reference} reach in {sought}?"
     return Paragraph(f"{text} Trained with {scale_text(results, comparison)}, {_seeds(results)}.", "lead")
 
 
