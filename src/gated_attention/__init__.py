@@ -18,6 +18,9 @@ if TYPE_CHECKING:
         GatedQwen3MoeConfig,
         GatedQwen3MoeForCausalLM,
         GatedQwen3MoeModel,
+        add_gates,
+        gated,
+        remove_gates,
     )
     from gated_attention.nn import AttentionGate, GatedAttention
 
@@ -31,6 +34,9 @@ __all__ = [
     "GatedQwen3MoeConfig",
     "GatedQwen3MoeForCausalLM",
     "GatedQwen3MoeModel",
+    "add_gates",
+    "gated",
+    "remove_gates",
 ]
 
 _MODULES = ("AttentionGate", "GatedAttention")

@@ -6,8 +6,8 @@ tensor, which function, and what it costs. It imports neither torch nor transfor
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from math import isfinite
+from dataclasses import asdict, dataclass, fields, replace
+from math import isfinite, log
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 Site = Literal["sdpa", "value", "key", "query", "output"]
@@ -124,6 +124,10 @@ class GateSpec:
         if self.bias is not None and not isfinite(self.bias):
             raise ValueError(f"gate bias is {self.bias}; it must be finite, or None for no bias")
 
+    def __deepcopy__(self, memo: object) -> "GateSpec":
+        # It is frozen. Whisper copies its configuration in its forward pass, where torch.compile follows.
+        return self
+
     @property
     def label(self) -> str:
         """The site as the paper prints it, G1 to G5."""
@@ -175,6 +179,17 @@ class GateSpec:
         heads, channels = self.logit_shape(geometry)
         return heads * channels * (self.in_features(geometry) + (0 if self.bias is None else 1))
 
+    def neutral(self) -> "GateSpec":
+        """This gate with zero weights, scaled so that it changes nothing until it is trained: 2 for a sigmoid.
+
+        Raises:
+            ValueError: if there is no such scale.
+        """
+        start, is_added = _AT_ZERO[self.activation], self.combine == "add"
+        if self.bias is not None or self.input == "lse" or is_added != (start == 0.0):
+            raise ValueError(f"{self.describe()} with zero weights changes the model; choose another gate or init")
+        return replace(self, init="zeros", scale=self.scale if is_added else 1.0 / start)
+
     def to_dict(self) -> dict[str, Any]:
         """Every field, including defaults, so that a stored gate keeps its meaning when a default changes."""
         return asdict(self)
@@ -191,6 +206,16 @@ class GateSpec:
             if name not in known:
                 raise ValueError(f"unknown gate field {name!r}; choose from {', '.join(known)}")
         return cls(**values)
+
+
+_AT_ZERO: dict[Activation, float] = {
+    "sigmoid": 0.5,
+    "silu": 0.0,
+    "identity": 0.0,
+    "ns_sigmoid": 0.75,
+    "hard_sigmoid": 0.5,
+    "softplus": log(2.0),
+}
 
 
 @dataclass(frozen=True, slots=True)

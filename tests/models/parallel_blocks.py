@@ -1,8 +1,10 @@
 """Blocks with everything that can be sharded, and the small model that carries them."""
 
 import torch
+from transformers import LlamaConfig
 
 from gated_attention.models.configuration_gated_qwen3 import make_config
+from gated_attention.models.families.add_gates import register
 from gated_attention.sizes import ModelSize
 from gated_attention.spec import SITES, BlockSpec, GateSpec, SwitchSpec
 
@@ -37,10 +39,15 @@ BLOCKS = {
     "switch keys and values": BlockSpec((GateSpec(),), SwitchSpec("key_value", 2, 1)),
     "all sites": BlockSpec(tuple(GateSpec(site=site) for site in SITES)),
     "moe": _gate(granularity="headwise"),
+    "added to Llama": BlockSpec(tuple(GateSpec(site=site) for site in SITES)),
 }
 
 
 def config_of(name):
+    if name == "added to Llama":
+        widths = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 32}
+        heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.2}
+        return register(LlamaConfig)(**widths, **heads, gates=BLOCKS[name].gates)
     return make_config(MOE if name == "moe" else DENSE, BLOCKS[name], initializer_range=0.2)
 
 

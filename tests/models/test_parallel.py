@@ -13,7 +13,7 @@ import gated_attention
 from gated_attention.models.build import build_model
 
 WORKER = Path(__file__).with_name("parallel_worker.py")
-FEW = ["sdpa headwise", "sdpa head-shared", "learned sink", "sdpa rms_norm, gated", "switch, 2 of 4"]
+FEW = ["sdpa headwise", "sdpa head-shared", "learned sink", "sdpa rms_norm, gated", "switch, 2 of 4", "added to Llama"]
 
 
 def run_in_two_processes(folder, names):

@@ -21,6 +21,7 @@ from transformers.masking_utils import sdpa_mask
 from gated_attention.analysis.attention import AttentionCall, attend
 from gated_attention.analysis.families import Attention, decoder_layers, find_attention
 from gated_attention.analysis.gates import Gate
+from gated_attention.models.families.projections import GatedView
 from gated_attention.models.implementations import LSE_ATTENTION
 
 _IMPLEMENTATION = "gated_attention_capture"
@@ -58,7 +59,7 @@ _current: ContextVar[tuple[Watcher, dict[int, Iterator[int]]]] = ContextVar(
 
 
 def _watched_lse_attention(
-    module: nn.Module,
+    module: nn.Module | GatedView,
     query: Float[Tensor, "b h t d"],
     key: Float[Tensor, "b k s d"],
     value: Float[Tensor, "b k s e"],
@@ -75,6 +76,7 @@ def _watched_lse_attention(
 ) -> tuple[Float[Tensor, "b t h e"], None, Float[Tensor, "b h t"]]:
     """Attention as transformers calls it, computed once with its log-sum-exp, and shown to the watcher."""
     watcher, layers = _current.get()
+    module = module.gated_module if isinstance(module, GatedView) else module
     name = type(module).__name__
     if id(module) not in layers:
         raise ValueError(f"{name} attends outside the attention of a decoder layer; this architecture is not supported")

@@ -11,7 +11,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from gated_attention.nn import AttentionGate, GatedBlock
+from gated_attention.nn import AttentionGate
+from gated_attention.nn.block import GateOwner
 from gated_attention.nn.gate import by_head
 from gated_attention.spec import GateSpec
 
@@ -106,8 +107,8 @@ _ROWS: dict[str, _Row] = {
 
 def gates_of(attention: nn.Module) -> tuple[Gate, ...]:
     """The gates of an attention module, at most one per site; none if no layout is known."""
-    if isinstance(attention, GatedBlock):
-        width, pairs = head_width(attention), attention.gate_modules()
+    if isinstance(attention, GateOwner):
+        width, pairs = attention.gate_head_dim, attention.gate_modules()
         return tuple(Gate(spec, module, partial(by_head, spec=spec, head_dim=width)) for spec, module in pairs)
     if own := [module for module in attention.children() if isinstance(module, AttentionGate)]:
         return tuple(

@@ -10,6 +10,8 @@ from transformers import (
 )
 
 from gated_attention.models.configuration_gated_qwen3 import GatedQwen3Config, GatedQwen3MoeConfig
+from gated_attention.models.families.add_gates import add_gates, gated, remove_gates
+from gated_attention.models.families.configuration import make_types_known
 from gated_attention.models.modeling_gated_qwen3 import (
     GatedQwen3ForCausalLM,
     GatedQwen3ForQuestionAnswering,
@@ -38,6 +40,9 @@ __all__ = [
     "GatedQwen3MoeForSequenceClassification",
     "GatedQwen3MoeForTokenClassification",
     "GatedQwen3MoeModel",
+    "add_gates",
+    "gated",
+    "remove_gates",
 ]
 
 AutoConfig.register(GatedQwen3Config.model_type, GatedQwen3Config)
@@ -55,3 +60,4 @@ for _auto, _dense, _moe in (
 ):
     _auto.register(GatedQwen3Config, _dense)
     _auto.register(GatedQwen3MoeConfig, _moe)
+make_types_known()

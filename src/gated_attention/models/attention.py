@@ -94,6 +94,12 @@ class GatedSelfAttentionMixin(GatedBlock):
         return self.fused_gate
 
 
+def initial_std(config: Any) -> float:
+    """The standard deviation of a family's fresh weights; 0.02 where it names none, or one per kind of layer."""
+    std = getattr(config.get_text_config(), "initializer_range", None)
+    return float(std) if isinstance(std, float) else 0.02
+
+
 class GateInitialisationMixin:
     """Initialises gates as their specs say; put it before the transformers class that initialises the rest."""
 
@@ -103,5 +109,5 @@ class GateInitialisationMixin:
     def _init_weights(self, module: nn.Module) -> None:
         # transformers calls this only for modules that own parameters: for the gate, never for its attention.
         # While it loads a checkpoint it guards torch.nn.init, which then leaves loaded parameters alone.
-        if not initialise_gate(module, self.config.initializer_range):
+        if not initialise_gate(module, initial_std(self.config)):
             super()._init_weights(module)  # type: ignore[misc]

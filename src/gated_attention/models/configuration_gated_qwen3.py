@@ -1,7 +1,7 @@
 """The configurations of gated Qwen3 models, dense and mixture-of-experts: Qwen3's, and what a `BlockSpec` holds."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -21,6 +21,25 @@ from gated_attention.spec import (
 )
 
 _PLAIN = BlockSpec()
+
+
+def gate_tp_plan(gates: Iterable[GateSpec]) -> dict[str, str]:
+    """How gates shard under tensor parallelism, by the names that `GATE_MODULES` gives: with the heads they gate.
+
+    G2's values are gated before the cache, so `v_g_proj` shards like `v_proj`. G5 acts on the summed output of
+    `o_proj` and stays whole. So does a gate whose scores are a mean over all heads, which every rank needs; the
+    gradient of its logits is summed over ranks. One row per head without a projection is local to its module.
+    """
+    plan = {}
+    for spec in gates:
+        name = GATE_MODULES[spec.site]
+        if spec.head_shared:
+            plan[name] = HEAD_SHARED
+        elif spec.input == "lse" and spec.bias is not None:
+            plan |= {f"{name}.bias": "colwise", name: "local_params"}
+        elif spec.site != "output" and spec.input != "lse":
+            plan[name] = "colwise"
+    return plan
 
 
 class GatedConfigMixin:
@@ -65,21 +84,8 @@ class GatedConfigMixin:
             self.base_model_tp_plan = {**type(self).base_model_tp_plan, **self._block_tp_plan()}
 
     def _block_tp_plan(self) -> dict[str, str]:
-        """How what a block adds shards under tensor parallelism: with the heads it belongs to.
-
-        G2's values are gated before the cache, so `v_g_proj` shards like `v_proj`. G5 acts on the summed output of
-        `o_proj` and stays whole. So does a gate whose scores are a mean over all heads, which every rank needs; the
-        gradient of its logits is summed over ranks. One row per head without a projection is local to its module.
-        """
-        plan = {}
-        for spec in self.gates:
-            name = GATE_MODULES[spec.site]
-            if spec.head_shared:
-                plan[name] = HEAD_SHARED
-            elif spec.input == "lse" and spec.bias is not None:
-                plan |= {f"{name}.bias": "colwise", name: "local_params"}
-            elif spec.site != "output" and spec.input != "lse":
-                plan[name] = "colwise"
+        """How what a block adds shards under tensor parallelism: with the heads it belongs to."""
+        plan = gate_tp_plan(self.gates)
         if self.switch is not None:
             plan["switch_router"] = "colwise"
         if self.sdpa_transform == "rms_norm":
@@ -98,7 +104,7 @@ class GatedConfigMixin:
 
     def to_dict(self) -> dict[str, Any]:
         """As transformers writes it, gates and switch as dictionaries."""
-        _give_peft_defaults(self.model_type)
+        give_peft_defaults(self.model_type, "qwen3")
         content: dict[str, Any] = super().to_dict()  # type: ignore[misc]
         if self._auto_class is None:
             content.pop("auto_map", None)  # of the folder it was read from: these classes save no code that it names
@@ -106,15 +112,15 @@ class GatedConfigMixin:
         return {**content, "gates": [spec.to_dict() for spec in self.gates], "switch": switch}
 
 
-def _give_peft_defaults(model_type: str) -> None:
+def give_peft_defaults(model_type: str, base: str) -> None:
     """Give a gated model type the adapter targets that PEFT has for the one it is built on; once PEFT is imported.
 
     PEFT has no other way in, and reads a configuration as a dictionary right before it looks its targets up.
     """
     tables = vars(sys.modules.get("peft.utils.constants", object))
     for name, table in tables.items():
-        if name.startswith("TRANSFORMERS_MODELS_TO_") and isinstance(table, dict) and "qwen3" in table:
-            table.setdefault(model_type, table["qwen3"])
+        if name.startswith("TRANSFORMERS_MODELS_TO_") and isinstance(table, dict) and base in table:
+            table.setdefault(model_type, table[base])
 
 
 class GatedQwen3Config(GatedConfigMixin, Qwen3Config):  # type: ignore[misc]  # transformers is untyped

@@ -14,6 +14,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 from gated_attention import ops
+from gated_attention.models.families.projections import GatedView
 from gated_attention.ops.attention import AttentionBackend, eager
 
 FUSED_ATTENTION = "gated_attention"
@@ -59,6 +60,8 @@ def _fused_attention(
     if dropout:
         raise ValueError(f"{name} has no dropout, {dropout} was asked for; use 0.0")
     key, value, causal = _visible(name, module, query, key, value, None, **options)
+    if gate_logits is None and isinstance(module, GatedView):
+        gate_logits = module.take_gate_logits()
     if gate_logits is None:
         y, _lse = ops.attention(query, key, value, causal=causal, scale=scaling)
         return y.transpose(1, 2), None

@@ -52,10 +52,21 @@ class GroupRMSNorm(HeadNorm):
         return (normed * self.weight).to(x.dtype)
 
 
-class GatedBlock(nn.Module):
-    """An attention block with the parts that a `BlockSpec` adds; subclasses own the projections and the norms."""
+class GateOwner(nn.Module):
+    """A module with gates as submodules, which `GATE_MODULES` names."""
 
     gates: tuple[GateSpec, ...]
+    gate_head_dim: int
+    """Channels per head of what they gate."""
+
+    def gate_modules(self) -> tuple[tuple[GateSpec, nn.Module], ...]:
+        """Each gate with the module that computes its flat logits, perhaps one of an adapter or a quantiser."""
+        return tuple((spec, self.get_submodule(GATE_MODULES[spec.site])) for spec in self.gates)
+
+
+class GatedBlock(GateOwner):
+    """An attention block with the parts that a `BlockSpec` adds; subclasses own the projections and the norms."""
+
     switch: SwitchSpec | None
     sdpa_transform: SdpaTransform | None
     fused_gate: GateSpec | None
@@ -76,7 +87,7 @@ class GatedBlock(nn.Module):
             eps: For the RMS norm of heads.
         """
         self.gates, self.switch, self.sdpa_transform = block.gates, block.switch, block.sdpa_transform
-        self.fused_gate = block.fused_gate
+        self.fused_gate, self.gate_head_dim = block.fused_gate, geometry.head_dim
         for spec in self.gates:
             self.add_module(GATE_MODULES[spec.site], gate_projection(spec, geometry))
         if block.switch is not None:
@@ -91,10 +102,6 @@ class GatedBlock(nn.Module):
     def reads_lse(self) -> bool:
         """Whether a gate needs the log-sum-exp of the attention scores."""
         return any(spec.input == "lse" for spec in self.gates)
-
-    def gate_modules(self) -> tuple[tuple[GateSpec, nn.Module], ...]:
-        """Each gate with the module that computes its flat logits, perhaps one of an adapter or a quantiser."""
-        return tuple((spec, self.get_submodule(GATE_MODULES[spec.site])) for spec in self.gates)
 
     def gate_logits(self, spec: GateSpec, hidden_states: Tensor) -> Tensor:
         """Logits of one of the block's gates, (B, T, H, D or 1)."""
@@ -168,11 +175,11 @@ def find_gates(model: nn.Module) -> Iterator[tuple[GateSpec, nn.Module, int]]:
     """Every gate that projects or owns logits: its spec, the module that outputs them flat, and a head's channels."""
     seen: set[int] = set()
     for block in model.modules():
-        if isinstance(block, GatedBlock):
+        if isinstance(block, GateOwner):
             for spec, module in block.gate_modules():
                 seen |= {id(part) for part in module.modules()}
                 if spec.input != "lse":
-                    yield spec, module, block.head_dim
+                    yield spec, module, block.gate_head_dim
     for module in model.modules():
         if isinstance(module, AttentionGate) and id(module) not in seen:
             yield module.spec, module.logits, module.logit_shape[1]

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from functools import partial
-from math import log
 from zlib import crc32
 
 import torch
@@ -21,8 +20,6 @@ WARNING = (
 )
 """What a caller should know before continuing the training."""
 
-_AT_ZERO = {"sigmoid": 0.5, "ns_sigmoid": 0.75, "hard_sigmoid": 0.5, "silu": 0.0, "identity": 0.0, "softplus": log(2.0)}
-
 
 def retrofit(checkpoint: Checkpoint, gates: tuple[GateSpec, ...], init: Init) -> Checkpoint:
     """The model with gates added; `init="zeros"` scales them so that the first forward pass is unchanged.
@@ -35,7 +32,7 @@ def retrofit(checkpoint: Checkpoint, gates: tuple[GateSpec, ...], init: Init) ->
         raise ValueError(
             f"the model has a gate already ({config.gates[0].describe()}); --add-gate is for models without one"
         )
-    config.gates = tuple(neutral(gate) if init == "zeros" else replace(gate, init="normal") for gate in gates)
+    config.gates = tuple(gate.neutral() if init == "zeros" else replace(gate, init="normal") for gate in gates)
     dtype = model_dtype(checkpoint.tensors)
     std = 0.0 if init == "zeros" else config.initializer_range
     tensors = dict(checkpoint.tensors)
@@ -44,18 +41,6 @@ def retrofit(checkpoint: Checkpoint, gates: tuple[GateSpec, ...], init: Init) ->
         if name not in tensors and name.split(".")[-2] in modules:
             tensors[name] = Stored(shape, dtype, partial(_normal, name, shape, dtype, std), "new")
     return replace(checkpoint, tensors=tensors)
-
-
-def neutral(gate: GateSpec) -> GateSpec:
-    """The gate with zero weights and the scale at which it then changes nothing: 2 for a sigmoid.
-
-    Raises:
-        ValueError: if there is no such scale.
-    """
-    start, is_added = _AT_ZERO[gate.activation], gate.combine == "add"
-    if gate.bias is not None or gate.input == "lse" or is_added != (start == 0.0):
-        raise ValueError(f"{gate.describe()} with zero weights changes the model; use --init normal or another gate")
-    return replace(gate, init="zeros", scale=gate.scale if is_added else 1.0 / start)
 
 
 def _normal(name: str, shape: Shape, dtype: torch.dtype, std: float) -> Tensor:
