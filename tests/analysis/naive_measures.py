@@ -80,6 +80,8 @@ def naive_of_attention(call, starts):
     block = call["block"].numpy()
     centred = block - block.mean((1, 2), keepdims=True)
     size = call["heads"].abs().numpy()
+    share, value = few.max(-1), naive_value_at(few.argmax(-1), norms)
+    updates = naive_updates(call["heads"])
     return {
         "f_attn": weights[:, :, 1:, 0].mean((0, 2)),
         "f_attn_late": weights[:, :, 4:, 0].mean((0, 2)),
@@ -89,7 +91,11 @@ def naive_of_attention(call, starts):
         "f_attn_late_uniform": uniform[4:].mean(),
         "sink_rate": (received[..., 0] > 0.3).mean(0),
         "sink_position": few.argmax(-1),
-        "sink_share": few.max(-1),
+        "sink_share": share,
+        "sink_value": value,
+        **updates,
+        "no_op_sink": (share > 0.3) & (value <= 0.2),
+        "broadcast_sink": (share > 0.3) & (value >= 0.5) & (updates["update_rank"] <= 1.5),
         "peak": half.max(-1).mean(0),
         "peak_elsewhere": (half.argmax(-1) != 0).mean(0),
         "entropy": call["entropy"].numpy().mean(0),
@@ -102,6 +108,22 @@ def naive_of_attention(call, starts):
         "sparsity_1e-2": (size < 1e-2).mean((0, 1, 3)),
         "sparsity_1e-3": (size < 1e-3).mean((0, 1, 3)),
     }
+
+
+def naive_value_at(positions, norms):
+    """Of each query head: norm of the value at its position over the median norm."""
+    ratios = (norms / norms.median(-1, keepdim=True).values).mean(0).numpy()
+    heads_per_value = len(positions) // len(ratios)
+    return np.array([ratios[head // heads_per_value, position] for head, position in enumerate(positions)])
+
+
+def naive_updates(heads):
+    """Of each head, from the singular values of its outputs; the sequences are shorter than 256 tokens."""
+    outputs = heads.transpose(1, 2)  # (B, H, T, D)
+    squares = torch.linalg.svdvals(outputs).square()
+    constant = outputs.mean(2, keepdim=True).expand_as(outputs).square().sum((2, 3)) / squares.sum(-1)
+    rank = squares.sum(-1) / squares[..., 0]
+    return {"update_rank": rank.mean(0).numpy(), "update_constant": constant.mean(0).numpy()}
 
 
 def naive_of_layer(state):

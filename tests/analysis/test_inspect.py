@@ -106,7 +106,8 @@ def test_every_measure_equals_the_whole_matrix(name, ids, build):
         if len(values) < len(measured):
             assert np.isnan(measured[~has_attention]).all()
             measured = measured[has_attention]
-        np.testing.assert_allclose(measured, np.stack(values), rtol=1e-5, atol=1e-9, err_msg=key)
+        rtol = 1e-3 if key == "update_rank" else 1e-5
+        np.testing.assert_allclose(measured, np.stack(values), rtol=rtol, atol=1e-9, err_msg=key)
     ranks = {name for name in found.measures if name.startswith("effective_rank")}
     assert bool(ranks) == (name != "deepseek_v3")  # whose values have no single matrix
     assert set(found.measures) == set(expected) | ranks

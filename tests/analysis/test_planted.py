@@ -1,4 +1,4 @@
-"""A sink and a massive activation that were put there are found where they were put."""
+"""A sink, its kind and a massive activation that were put there are found where they were put."""
 
 import numpy as np
 import pytest
@@ -66,6 +66,70 @@ def test_a_planted_sink_is_found_at_its_layer_head_and_position(model, ids, posi
     else:
         assert found["f_attn"].max() < 0.15
         assert found["sink_rate"].max() == 0.0
+
+
+def plant_values(model, size, position, share_of_others=1.0):
+    """Scale the value of one position, and the values of all others, in the planted head."""
+
+    def hook(module, inputs, output):
+        q, k, v = (part.unflatten(-1, (4, HEAD_DIM)).clone() for part in output.chunk(3, dim=-1))
+        at_position = v[:, position, HEAD] * size
+        v[:, :, HEAD] *= share_of_others
+        v[:, position, HEAD] = at_position
+        return torch.cat([part.flatten(-2) for part in (q, k, v)], dim=-1)
+
+    model.transformer.h[LAYER].attn.c_attn.register_forward_hook(hook)
+
+
+def kinds(found):
+    return found["no_op_sink"], found["broadcast_sink"]
+
+
+def test_without_a_sink_no_head_is_of_either_kind(model, ids):
+    found = inspect_model(model, [ids])
+    for kind in ("no_op_sink", "broadcast_sink"):
+        assert found.measures[kind].sum() == 0
+        assert found.overall(kind) == 0
+
+
+@pytest.mark.parametrize("position", [0, 3])
+def test_a_sink_without_a_value_is_a_no_op(model, ids, position):
+    plant_sink(model, position)
+    plant_values(model, 0.0, position)
+    found = inspect_model(model, [ids])
+    no_op, broadcast = kinds(found.measures)
+    assert found.measures["sink_value"][LAYER, HEAD] == 0
+    assert no_op[LAYER, HEAD] == 1
+    assert no_op[PLACES].sum() == broadcast.sum() == 0
+    assert found.overall("no_op_sink") == pytest.approx(1 / 16)
+
+
+@pytest.mark.parametrize("position", [0, 3])
+def test_a_sink_whose_value_reaches_every_query_broadcasts(model, ids, position):
+    plant_sink(model, position)
+    plant_values(model, 20.0, position)
+    found = inspect_model(model, [ids]).measures
+    no_op, broadcast = kinds(found)
+    assert found["sink_value"][LAYER, HEAD] > 10
+    assert found["update_rank"][LAYER, HEAD] == pytest.approx(1, abs=0.05)
+    assert found["update_constant"][LAYER, HEAD] > 0.8
+    assert broadcast[LAYER, HEAD] == 1
+    assert broadcast[PLACES].sum() == no_op.sum() == 0
+
+
+def test_a_head_that_reads_one_token_only_adds_one_direction(model, ids):
+    plant_sink(model, 0)
+    plant_values(model, 1.0, 0, share_of_others=0.0)
+    found = inspect_model(model, [ids]).measures
+    assert found["update_rank"][LAYER, HEAD] == pytest.approx(1, abs=1e-5)
+
+
+def test_a_sink_of_middling_value_is_of_neither_kind(model, ids):
+    plant_sink(model, 0)
+    plant_values(model, 0.3, 0)
+    found = inspect_model(model, [ids]).measures
+    assert 0.2 < found["sink_value"][LAYER, HEAD] < 0.5
+    assert not any(kind.any() for kind in kinds(found))
 
 
 def plant_activation(model, value, layer, position, channel):

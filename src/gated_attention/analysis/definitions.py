@@ -11,6 +11,7 @@ _GU = "Gu et al., arXiv 2410.10781"
 _GUO = "Guo et al., arXiv 2410.13835"
 _SUN = "Sun et al., arXiv 2402.17762"
 _BONDARENKO = "Bondarenko et al., arXiv 2306.12929"
+_FESSER = "Fesser et al., arXiv 2606.08105"
 _ROY = "Roy and Vetterli, EUSIPCO 2007"
 
 
@@ -104,6 +105,33 @@ MEASURES: dict[str, Definition] = {
         "Value drain", "1", ("layer", "kv_head"),
         "norm of the first token's value over the median norm of the other tokens' values, averaged over sequences; "
         "well below 1 for a sink that takes attention and adds nothing", _GUO,
+    ),
+    "sink_value": Definition(
+        "Value of the strongest position", "1", _HEADS,
+        "norm of the value at the strongest position, which the head's key/value head holds, over the median norm of "
+        "the sequence's values, averaged over sequences", f"{_FESSER}, over the mean of the others there",
+    ),
+    "update_rank": Definition(
+        "Stable rank of the update", "1", _HEADS,
+        "|O|_F^2 / |O|_2^2 of a head's outputs O (tokens, head_dim), as the output projection reads them, over 256 "
+        "evenly spaced tokens of a sequence, averaged over sequences; 1 if every token gets the same direction",
+        f"{_FESSER}, before the gate and after the output projection there",
+    ),
+    "update_constant": Definition(
+        "Constant share of the update", "share", _HEADS,
+        "T |mean O|^2 / |O|_F^2 over the same T tokens: the share of a head's squared output that is one constant "
+        "vector, averaged over sequences",
+    ),
+    "no_op_sink": Definition(
+        "No-op sinks", "share", _HEADS,
+        "1 for a head with more than 0.3 of its attention on the strongest position, whose value there is at most 0.2 "
+        "of the median: it attends and adds nothing", f"{_FESSER}; 0.3 is from {_GU}",
+    ),
+    "broadcast_sink": Definition(
+        "Broadcast sinks", "share", _HEADS,
+        "1 for a head with more than 0.3 of its attention on the strongest position, whose value there is at least 0.5 "
+        "of the median, and whose update has a stable rank of at most 1.5: it adds one token's value to all",
+        f"{_FESSER}; 0.3 is from {_GU}",
     ),
     "m_act": Definition(
         "M-Act", "1", _LAYERS,

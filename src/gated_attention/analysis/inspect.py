@@ -174,10 +174,13 @@ class _Recorder(Watcher):
         rows = self.rows
         for layers, (sums, first_rows, value_norms, sizes) in rows.take(measures.AttentionRows._fields):
             rows.put(layers, {"sums": sums.sum(2), "first_rows": first_rows, "size_before_gate": sizes.sum(2)})
-            rows.put(layers, {"value_drain": measures.value_drain(value_norms)})
+            ratios = measures.value_ratios(value_norms, sums.shape[-1])
+            rows.put(layers, {"value_drain": measures.value_drain(value_norms), "value_ratios": ratios})
         for layers, (shares,) in rows.take(["head_shares"]):
             names = ("size_after_gate", "sparsity_1e-2", "sparsity_1e-3")
             rows.put(layers, dict(zip(names, shares.sum(2).unbind(-1), strict=True)))
+        for layers, (outputs,) in rows.take(["outputs"]):
+            rows.put(layers, measures.head_updates(outputs)._asdict())
         for layers, (moments,) in rows.take(["moments"]):
             rows.put(layers, {"inf_norm": measures.inf_norm(moments)})
             rows.put(layers, {"kurtosis": measures.kurtosis(moments, ids.shape[1] * self.width)})
@@ -223,7 +226,8 @@ class _Recorder(Watcher):
         if sizes is None:
             return  # it mixes tokens by itself, without softmax attention
         split = torch.unflatten(heads, -1, (sizes.shape[-1], -1))  # (B, T, H, D)
-        self.rows.add(attention.layer, {"head_shares": measures.head_shares(split)})
+        outputs = measures.sampled_outputs(split)
+        self.rows.add(attention.layer, {"head_shares": measures.head_shares(split), "outputs": outputs})
 
     def block_output(self, attention: Attention, output: Float[Tensor, "b t c"]) -> None:
         self.width = output.shape[-1]

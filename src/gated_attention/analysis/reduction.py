@@ -16,6 +16,12 @@ from gated_attention.spec import GateSpec
 SINK_THRESHOLD = 0.3
 """Epsilon of Sink^eps."""
 
+NO_OP_VALUE, BROADCAST_VALUE, BROADCAST_RANK = 0.2, 0.5, 1.5
+"""A sink is a no-op up to the first `sink_value`; it broadcasts from the second on and up to that `update_rank`.
+
+They are the bounds of Fesser et al., arXiv 2606.08105, for the sinks of one image.
+"""
+
 MAX_MASSIVE = 200
 """Most massive activations in a list."""
 
@@ -138,6 +144,7 @@ def model_measures(
         rows = {name: layers[layer] for name, layers in collected.items() if layer in layers}
         measured = _sinks(rows, length, starts)
         measured |= {name: values.mean(0) for name, values in rows.items() if name in MEASURES}
+        measured |= _sink_kinds(measured)
         if "entropy" in rows:
             measured["peak_elsewhere"] = (rows["peak_position"] != 0).mean(0)
             measured["entropy_uniform"] = np.log(rows["num_seen"]).mean()
@@ -166,6 +173,8 @@ def _sinks(found: Mapping[str, np.ndarray], length: int, starts: np.ndarray) -> 
     received = sums / np.maximum(found["seen_by"][:, None, : sums.shape[2]], 1)  # 0 for a key that no query sees
     mean = received.mean(0)
     position = mean.argmax(-1)
+    ratios = found["value_ratios"].mean(0)  # (K, n)
+    ratios = ratios.repeat(len(mean) // len(ratios), axis=0)  # (H, n)
     none = np.full(sums.shape[1], np.nan)
     return {
         "f_attn": f_attn.mean(0),
@@ -175,9 +184,18 @@ def _sinks(found: Mapping[str, np.ndarray], length: int, starts: np.ndarray) -> 
         "sink_rate": (received[..., 0] > SINK_THRESHOLD).mean(0),
         "sink_position": position.astype(np.float64),
         "sink_share": np.take_along_axis(mean, position[:, None], axis=-1)[:, 0],
+        "sink_value": np.take_along_axis(ratios, position[:, None], axis=-1)[:, 0],
         "f_attn_uniform": uniform[1:].mean(),
         "f_attn_late_uniform": uniform[first:].mean() if late > 0 else np.nan,
     }
+
+
+def _sink_kinds(measured: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Whether each head is a no-op sink, and whether it is a broadcast sink, as 0 or 1."""
+    is_sink, value = measured["sink_share"] > SINK_THRESHOLD, measured["sink_value"]
+    broadcasts = (value >= BROADCAST_VALUE) & (measured["update_rank"] <= BROADCAST_RANK)
+    kinds = {"no_op_sink": value <= NO_OP_VALUE, "broadcast_sink": broadcasts}
+    return {name: (is_sink & fits).astype(np.float64) for name, fits in kinds.items()}
 
 
 def _massive(

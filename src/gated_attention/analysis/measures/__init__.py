@@ -31,11 +31,14 @@ from gated_attention.analysis.measures.sinks import (
     AttentionRows,
     attention_rows,
     value_drain,
+    value_ratios,
     whole_attention,
 )
+from gated_attention.analysis.measures.updates import head_updates, sampled_outputs
 
 __all__ = [
     "FIRST_QUERIES", "MASSIVE", "MASSIVE_OVER_MEDIAN", "NUM_BINS", "ActivationRows", "AttentionRows", "GateScores",
     "activation_rows", "activations", "attention_rows", "channel_scores", "effective_rank", "gate_histograms",
-    "gate_scores", "head_shares", "inf_norm", "kurtosis", "moments", "score_range", "value_drain", "whole_attention",
+    "gate_scores", "head_shares", "head_updates", "inf_norm", "kurtosis", "moments", "sampled_outputs", "score_range",
+    "value_drain", "value_ratios", "whole_attention",
 ]  # fmt: skip

@@ -93,3 +93,8 @@ def whole_attention(call: AttentionCall) -> WholeAttention:
 def value_drain(norms: Float[Tensor, "*b k t"]) -> Float[Tensor, "*b k"]:
     """Norm of the first value over the median norm of the others (the lower median of an even number)."""
     return norms[..., 0] / norms[..., 1:].median(-1).values
+
+
+def value_ratios(norms: Float[Tensor, "*b k t"], num_keys: int) -> Float[Tensor, "*b k n"]:
+    """Norms of the first values over the median norm of all (the lower median of an even number)."""
+    return norms[..., :num_keys] / norms.median(-1, keepdim=True).values
