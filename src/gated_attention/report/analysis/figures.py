@@ -9,6 +9,7 @@ from gated_attention.analysis.definitions import ALL
 from gated_attention.analysis.reduction import GateMeasures
 from gated_attention.jobs.analyze import Analysis
 from gated_attention.report import panels, plots
+from gated_attention.report.analysis.sink_kinds import CAPTION, sink_kinds
 from gated_attention.report.blocks import Block, Details, FigureBlock, figure_block
 from gated_attention.report.heatmaps import head_heatmaps
 from gated_attention.spec import SITE_LABELS
@@ -49,6 +50,8 @@ def analysis_figures(analyses: Sequence[Analysis]) -> Iterator[Block]:
     strokes = plots.strokes_for(analysis.label for analysis in analyses)
     profiles = [_profile(analyses, name, strokes) for name in _PROFILES if name in analyses[0].inspection.measures]
     yield from profiles[:FIRST_PROFILES]
+    kinds = sink_kinds({analysis.label: analysis.inspection for analysis in analyses}, strokes)
+    yield _block("sink_kinds", kinds, "No-op and broadcast sinks", CAPTION)
     yield from _gate_scores(analyses, strokes)
     yield from _maps(analyses)
     yield Details("More measures by layer", profiles[FIRST_PROFILES:])

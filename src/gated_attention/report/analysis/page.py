@@ -11,6 +11,7 @@ from gated_attention.analysis.reduction import SINK_THRESHOLD, MassiveActivation
 from gated_attention.jobs.analyze import Analysis, AnalysisPlan, TokenGate
 from gated_attention.report.analysis.figures import FOLDER, analysis_figures
 from gated_attention.report.analysis.record import as_json, csv_text
+from gated_attention.report.analysis.sink_kinds import sink_kind_words
 from gated_attention.report.analysis.tables import detail_tables, largest, summary_table
 from gated_attention.report.analysis.token_view import token_view
 from gated_attention.report.blocks import (
@@ -126,6 +127,8 @@ def _sink_words(analysis: Analysis) -> Iterator[str]:
         layer, head = largest(elsewhere)
         position = int(found.measures["sink_position"][layer, head])
         yield f"Layer {layer}, head {head} has a sink elsewhere: {elsewhere[layer, head]:.2f} at position {position}."
+    if words := sink_kind_words(found):
+        yield words
 
 
 def _massive_words(analysis: Analysis) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 from gated_attention.analysis import Inspection
 from gated_attention.analysis.definitions import ALL, GATE_MEASURES
 from gated_attention.jobs.analyze import Analysis
+from gated_attention.report.analysis.sink_kinds import count_of
 from gated_attention.report.tables import Column, Decimals, Table, count_text, number_text, significant, table_of
 from gated_attention.spec import SITE_LABELS
 
@@ -78,6 +79,12 @@ def summary_table(analyses: Sequence[Analysis]) -> Table:
             ],
             Column("its position", beneath=True, meaning=ALL["sink_position"].text): [
                 f"{found['sink_position'][place]:.0f}" for found, place in strongest
+            ],
+            Column("No-op sinks", meaning=ALL["no_op_sink"].text): [
+                count_of(analysis.inspection, "no_op_sink") for analysis in analyses
+            ],
+            Column("broadcast", beneath=True, meaning=ALL["broadcast_sink"].text): [
+                count_of(analysis.inspection, "broadcast_sink") for analysis in analyses
             ],
             Column("Massive tokens", meaning=massive): [f"{found['massive_tokens'].max():.2f}" for found in measures],
             Column("Gate sites", meaning="where the gates sit; slashes separate the numbers of several sites"): sites,
