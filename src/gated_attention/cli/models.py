@@ -192,23 +192,36 @@ def convert(
     ] = "gated",
     add_gate: Annotated[str | None, Option(help="Variant whose gates are added to a model that has none.")] = None,
     init: Annotated[Init, Option(help="Initialisation of added gates; zeros changes no output.")] = "zeros",
+    layers: Annotated[
+        str | None, Option(help="Layers that get gates: indices, e.g. 0-3,7, or a type, e.g. full_attention.")
+    ] = None,
+    attention: Annotated[
+        Literal["all", "self", "cross"], Option(help="Attention that gets gates, in a model that has both kinds.")
+    ] = "all",
     max_shard_size: Annotated[str, Option(help="Largest weight file, e.g. 500MB or 2GB.")] = "1GB",
     self_contained: Annotated[
         bool, Option("--self-contained", help="Put the model's code beside it, for trust_remote_code=True.")
     ] = False,
 ) -> None:
-    """Convert a checkpoint: the paper's release, Qwen3, Qwen3-Next, Qwen3.5 in; Qwen3-Next, Qwen3.5 out."""
+    """Convert a checkpoint: the paper's release, Qwen3, Qwen3-Next, Qwen3.5 in; Qwen3-Next, Qwen3.5 out.
+
+    With --add-gate also any model of transformers that add_gates knows: Llama, Gemma, BERT, T5, ViT, Whisper.
+    """
     from gated_attention.registry.variants import gates_of
 
     gates = gates_of(add_gate) if add_gate is not None else None
 
     from gated_attention.models.convert import convert as convert_checkpoint
+    from gated_attention.models.convert.any_family import parse_layers
     from gated_attention.models.convert.storage import parse_size
+    from gated_attention.train.quiet import quiet
 
-    max_bytes = parse_size(max_shard_size)
-    done = convert_checkpoint(
-        source, target, to, gates, init=init, max_shard_bytes=max_bytes, self_contained=self_contained
-    )
+    max_bytes, chosen = parse_size(max_shard_size), parse_layers(layers)
+    with quiet():
+        done = convert_checkpoint(
+            source, target, to, gates, init=init, max_shard_bytes=max_bytes, self_contained=self_contained,
+            layers=chosen, attention=attention,
+        )  # fmt: skip
     echo("\n".join(done.describe()))
 
 

@@ -60,13 +60,15 @@ def read_model(folder: Path) -> Checkpoint:
     content = read_json(path)
     if content.get("vision_config") is not None:
         raise ValueError(f"{folder} holds a vision model, which cannot be converted; give a text-only checkpoint")
-    if content.get("quantization_config") is not None:
-        raise ValueError(f"{path} has a quantization_config; give the checkpoint that was quantised")
+    check_unquantised(content, path)
     if isinstance(nested := content.get("text_config"), dict):
         content = {**{key: content[key] for key in ("tie_word_embeddings", "dtype", HINT) if key in content}, **nested}
     model_type = str(content.get("model_type"))
     if model_type not in _READERS:
-        raise ValueError(f"model_type {model_type!r} of {folder} is not readable; choose from {', '.join(_READERS)}")
+        raise ValueError(
+            f"model_type {model_type!r} of {folder} is not readable; choose from {', '.join(_READERS)}, "
+            "or give another model gates with --add-gate"
+        )
     tensors: Tensors = {}
     left_out = []
     for stored_name, tensor in open_checkpoint(folder).items():
@@ -87,6 +89,23 @@ def read_model(folder: Path) -> Checkpoint:
         if str(folder) in str(error):  # about a tensor: it names the file already
             raise
         raise ValueError(f"{path}: {error}") from error
+
+
+def is_qwen3(folder: Path) -> bool:
+    """Whether a folder is for `read_model`: Qwen3, or what is read as one; a Qwen2 is not, the paper's release is."""
+    content = read_json(folder / "config.json")
+    if content.get("vision_config") is not None:
+        return False
+    nested = content.get("text_config")
+    content = nested if isinstance(nested, dict) else content
+    model_type = content.get("model_type")
+    return str(model_type) in _READERS and (model_type != "qwen2" or any(flag in content for flag in _RELEASE_FLAGS))
+
+
+def check_unquantised(content: dict[str, Any], path: Path) -> None:
+    """Refuse the configuration, read from `path`, of a quantised model."""
+    if content.get("quantization_config") is not None:
+        raise ValueError(f"{path} has a quantization_config; give the checkpoint that was quantised")
 
 
 def _read_own(content: dict[str, Any], tensors: Tensors) -> tuple[Config, Tensors, str]:

@@ -32,18 +32,28 @@ def retrofit(checkpoint: Checkpoint, gates: tuple[GateSpec, ...], init: Init) ->
         raise ValueError(
             f"the model has a gate already ({config.gates[0].describe()}); --add-gate is for models without one"
         )
-    config.gates = tuple(gate.neutral() if init == "zeros" else replace(gate, init="normal") for gate in gates)
+    config.gates = initial_gates(gates, init)
     dtype = model_dtype(checkpoint.tensors)
     std = 0.0 if init == "zeros" else config.initializer_range
     tensors = dict(checkpoint.tensors)
     modules = {GATE_MODULES[gate.site] for gate in config.gates}
     for name, shape in expected_shapes(config).items():
         if name not in tensors and name.split(".")[-2] in modules:
-            tensors[name] = Stored(shape, dtype, partial(_normal, name, shape, dtype, std), "new")
+            tensors[name] = Stored(shape, dtype, partial(initial_weight, name, shape, dtype, std), "new")
     return replace(checkpoint, tensors=tensors)
 
 
-def _normal(name: str, shape: Shape, dtype: torch.dtype, std: float) -> Tensor:
+def initial_gates(gates: tuple[GateSpec, ...], init: Init) -> tuple[GateSpec, ...]:
+    """The gates as they are added: neutral for `zeros`.
+
+    Raises:
+        ValueError: if a gate with zero weights changes the model.
+    """
+    return tuple(gate.neutral() if init == "zeros" else replace(gate, init="normal") for gate in gates)
+
+
+def initial_weight(name: str, shape: Shape, dtype: torch.dtype, std: float) -> Tensor:
+    """An added gate's weight, which depends on its name and on no other weight; zeros for `std=0`."""
     if std == 0.0:
         return torch.zeros(shape, dtype=dtype)  # a product with 0 would have negative zeros
     generator = torch.Generator().manual_seed(crc32(name.encode()))

@@ -6,7 +6,7 @@ from functools import cache
 from typing import Any, TypeVar, cast, get_args
 
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING
 
@@ -46,6 +46,7 @@ def add_gates(
     if isinstance(model, GatedModelMixin) or str(model.config.model_type).startswith(PREFIX):
         raise ValueError(f"{type(model).__name__} has gates already; remove_gates(model) takes them away")
     plain, config = model.config, copy(model.config)
+    config.__dict__.pop("model_type", None)  # of a loaded one; the class has the type
     config.__class__ = gated_config(type(plain))  # type: ignore[arg-type]  # of a cached function
     config.gates, config.gated_layers, config.gated_attention = gates, as_layers(layers, plain), attention
     _attach(model, config)
@@ -70,7 +71,7 @@ def remove_gates(model: _Model) -> _Model:
             module.__class__ = type(module).__bases__[1]
     gated_configuration = model.config
     plain = copy(gated_configuration)
-    for name in ("gates", "gated_layers", "gated_attention", "base_model_tp_plan"):
+    for name in ("gates", "gated_layers", "gated_attention", "base_model_tp_plan", "model_type"):
         plain.__dict__.pop(name, None)
     plain.__class__ = type(gated_configuration).__bases__[1]
     model.__class__ = type(model).__bases__[1]
@@ -114,9 +115,11 @@ def gated(kind: type[_Model]) -> type[_Model]:
 def register(base: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
     """The configuration of a family with gates, known to every Auto class that knows the family."""
     config = gated_config(base)  # type: ignore[arg-type]  # of a cached function
+    AutoConfig.register(config.model_type, config)
     for auto in vars(modeling_auto).values():
         mapping = (isinstance(auto, type) and getattr(auto, "_model_mapping", None)) or {}
-        if isinstance(kind := mapping.get(base, None), type):
+        kind = mapping.get(base, None)
+        if isinstance(kind, type) and getattr(kind, "config_class", None) is base:  # else another family's model
             auto.register(config, gated(kind), exist_ok=True)
     if base in TOKENIZER_MAPPING:
         TOKENIZER_MAPPING.register(config, TOKENIZER_MAPPING[base], exist_ok=True)

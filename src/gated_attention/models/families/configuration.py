@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -55,7 +55,7 @@ class GatesConfigMixin:
 
 @cache
 def gated_config(base: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
-    """The configuration class of a family with gates, registered with `AutoConfig`."""
+    """The configuration class of a family with gates."""
 
     class GatedConfig(GatesConfigMixin, base):  # type: ignore[misc]
         model_type = f"{PREFIX}{base.model_type}"
@@ -67,7 +67,6 @@ def gated_config(base: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
     GatedConfig.__name__ = GatedConfig.__qualname__ = f"Gated{base.__name__}"
     GatedConfig.__doc__ = f"`{base.__name__}` with gates; see `GatesConfigMixin`."
     globals()[GatedConfig.__name__] = GatedConfig  # where pickle looks
-    AutoConfig.register(GatedConfig.model_type, GatedConfig)
     if (conversion := get_checkpoint_conversion_mapping(base.model_type)) is not None:
         register_checkpoint_conversion_mapping(GatedConfig.model_type, conversion, overwrite=True)
     return GatedConfig

@@ -87,6 +87,58 @@ def model_card(
     return "\n".join(parts)
 
 
+def family_card(
+    kind: str,
+    config: Any,
+    name: str,
+    place: str,
+    num_parameters: int,
+    num_added: int,
+    base_model: str | None = None,
+    license: str | None = None,
+    pipeline_tag: str | None = None,
+) -> str:
+    """A card in Markdown of a model of any family that was given gates: which, where, at what cost, how to load it.
+
+    Args:
+        kind: The name of the model's class without gates.
+        config: The model's, with `gates`.
+        name: As of `model_card`.
+        place: The attention that has the gates, in words.
+        num_parameters: Of the whole model.
+        num_added: Of the gates.
+        base_model: As of `model_card`, as is `license`.
+        license: As the hub writes it.
+        pipeline_tag: The hub's word for the model's task.
+    """
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag=pipeline_tag,
+        base_model=base_model,
+        license=license,
+        tags=[*TAGS, config.model_type],
+    )
+    rows = {
+        **{f"Gate at {gate.site} ({gate.label})": gate.describe() for gate in config.gates},
+        "Where": place,
+        "Parameters": f"{num_parameters:,}",
+        "Added by the gates": f"{num_added:,} ({num_added / num_parameters:.2%})",
+        **({"Base model": base_model} if base_model else {}),
+    }
+    return "\n".join(
+        [
+            f"---\n{data.to_yaml()}\n---\n\n# {name.rsplit('/', maxsplit=1)[-1]}\n",
+            f"transformers' `{kind}` with gates in its attention.\n",
+            _section(Table("Model", "", rows)),
+            f"## Loading\n\n```python\nfrom gated_attention import gated\nfrom transformers import {kind}\n\n"
+            f'model = gated({kind}).from_pretrained("{name}")\n```\n\n'
+            "After `import gated_attention.models`, the Auto classes load it too. Without that package, transformers "
+            f"refuses its type, `{config.model_type}`, rather than load it without gates.\n",
+            f"## Citation\n\n{_CITATION}",
+        ]
+    )
+
+
 def measured_sections(card: str) -> str:
     """What a card of this package says of training and measures; nothing of anyone else's card."""
     own = f"- {TAGS[0]}\n" in card.split("\n---", maxsplit=1)[0] + "\n"
