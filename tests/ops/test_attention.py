@@ -371,3 +371,10 @@ def test_a_padding_mask_hides_keys_from_every_query(backend):
     given = ops.attention(q, k, k, mask=mask[:, None, None, :], backend=backend)
     full = ops.attention(q, k, k, mask=mask[:, None, None, :].expand(2, 4, 7, 7), backend="eager")
     torch.testing.assert_close(given, full)
+
+
+@pytest.mark.parametrize("backend", ["eager", "sdpa"])
+def test_heads_that_do_not_share_in_equal_groups_are_refused(backend):
+    q, k = torch.zeros(1, 4, 8, 16), torch.zeros(1, 32, 8, 16)
+    with pytest.raises(ValueError, match="4 query heads cannot share 32"):
+        ops.attention(q, k, k, backend=backend)

@@ -20,8 +20,14 @@ def _is_cudnn(q: Tensor, k: Tensor) -> bool:
 
 
 def repeat_heads(x: Tensor, q: Tensor) -> Tensor:
-    """Keys or values with one head for every query head."""
-    groups = q.shape[1] // x.shape[1]
+    """Keys or values with one head for every query head.
+
+    Raises:
+        ValueError: if query heads do not share them in equal groups; PyTorch's CPU kernel would end the process.
+    """
+    groups, rest = divmod(q.shape[1], x.shape[1])
+    if rest or not groups:
+        raise ValueError(f"{q.shape[1]} query heads cannot share {x.shape[1]} key/value heads in equal groups")
     return x if groups == 1 else x.repeat_interleave(groups, dim=1)
 
 

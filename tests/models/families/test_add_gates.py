@@ -12,7 +12,8 @@ from family_models import FAMILIES, make_inputs, make_model, output
 
 from gated_attention import GateSpec
 from gated_attention.analysis import inspect_model
-from gated_attention.models import add_gates, gated, remove_gates
+from gated_attention.models import GatedQwen3Config, add_gates, gated, remove_gates
+from gated_attention.models.families.configuration import gated_type
 from gated_attention.models.families.projections import GatedProjectionsMixin, GatedView
 from gated_attention.spec import SITES
 
@@ -60,7 +61,8 @@ def test_every_site_trains_and_a_saved_folder_gives_the_same_bits(name, tmp_path
     for key, parameter in gates.items():
         assert parameter.grad.abs().sum() > 0, key
     model.save_pretrained(tmp_path)
-    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == f"gated_{model.config.model_type[6:]}"
+    stored = json.loads((tmp_path / "config.json").read_text())["model_type"]
+    assert stored == gated_type(make_model(name).config.model_type)
     again = type(model).from_pretrained(tmp_path).eval()
     assert torch.equal(output(name, again), result)
 
@@ -214,6 +216,16 @@ def test_chosen_layers_are_saved(tmp_path):
     again = gated(tf.BartForConditionalGeneration).from_pretrained(tmp_path).eval()
     assert torch.equal(output("bart", again), output("bart", model))
     assert list(again.state_dict()) == list(model.state_dict())
+
+
+def test_gates_in_some_layers_of_a_stock_qwen3_are_not_taken_for_this_packages_model(tmp_path):
+    model = add_gates(make_model("qwen3"), HEADWISE, layers=[1])
+    model.save_pretrained(tmp_path)
+    again = tf.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert type(again) is type(model)
+    assert torch.equal(output("qwen3", again), output("qwen3", model))
+    own = tf.AutoConfig.for_model("gated_qwen3")
+    assert type(own) is GatedQwen3Config
 
 
 LOAD = """

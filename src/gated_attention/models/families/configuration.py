@@ -12,11 +12,32 @@ from transformers import PreTrainedConfig
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from gated_attention.models.configuration_gated_qwen3 import gate_tp_plan, give_peft_defaults
+from gated_attention.models.configuration_gated_qwen3 import (
+    GatedQwen3Config,
+    GatedQwen3MoeConfig,
+    gate_tp_plan,
+    give_peft_defaults,
+)
 from gated_attention.spec import GateSpec, as_gates
 
 PREFIX = "gated_"
 """Before a family's model type."""
+
+_STOCK = "stock_"
+"""Between the two where `gated_<family>` is a model of this package's own, which has other fields: Qwen3's."""
+
+_OWN = {GatedQwen3Config.model_type, GatedQwen3MoeConfig.model_type}
+
+
+def gated_type(base: str) -> str:
+    """The model type of a family, e.g. `llama`, with gates."""
+    return f"{PREFIX}{_STOCK}{base}" if f"{PREFIX}{base}" in _OWN else f"{PREFIX}{base}"
+
+
+def _base_type(model_type: str) -> str | None:
+    """The inverse of `gated_type`; None for any other type."""
+    base = model_type.removeprefix(PREFIX).removeprefix(_STOCK)
+    return base if base in CONFIG_MAPPING._mapping and gated_type(base) == model_type else None
 
 
 class GatesConfigMixin:
@@ -48,7 +69,7 @@ class GatesConfigMixin:
 
     def to_dict(self) -> dict[str, Any]:
         """As transformers writes it, gates as dictionaries."""
-        give_peft_defaults(self.model_type, self.model_type.removeprefix(PREFIX))
+        give_peft_defaults(self.model_type, str(_base_type(self.model_type)))
         content: dict[str, Any] = super().to_dict()  # type: ignore[misc]
         return {**content, "gates": [spec.to_dict() for spec in self.gates]}
 
@@ -58,7 +79,7 @@ def gated_config(base: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
     """The configuration class of a family with gates."""
 
     class GatedConfig(GatesConfigMixin, base):  # type: ignore[misc]
-        model_type = f"{PREFIX}{base.model_type}"
+        model_type = gated_type(base.model_type)
 
         gates: Any = ()
         gated_layers: Any = None
@@ -87,11 +108,6 @@ class _OnDemand(dict[str, Any]):
         return register(CONFIG_MAPPING[base])
 
 
-def _base_type(model_type: str) -> str | None:
-    base = model_type.removeprefix(PREFIX)
-    return base if base != model_type and base in CONFIG_MAPPING._mapping else None
-
-
 def make_types_known() -> None:
     """Let `AutoConfig` find the type of every family with gates, without importing any family."""
     if not isinstance(CONFIG_MAPPING._extra_content, _OnDemand):
@@ -111,6 +127,6 @@ def as_layers(layers: Iterable[int] | str | None, config: PreTrainedConfig) -> l
         types = getattr(text, "layer_types", None) or []
         if layers not in types:
             known = ", ".join(dict.fromkeys(types)) or "none"
-            raise ValueError(f"no layer is of type {layers!r}; this model has {known}; give indices, e.g. range(4)")
+            raise ValueError(f"no layer is of type {layers!r}; this model has {known}; give indices of layers")
         return [index for index, kind in enumerate(types) if kind == layers]
     return sorted({int(layer) for layer in layers})
