@@ -125,8 +125,7 @@ class GateSpec:
             raise ValueError(f"gate bias is {self.bias}; it must be finite, or None for no bias")
 
     def __deepcopy__(self, memo: object) -> "GateSpec":
-        # It is frozen. Whisper copies its configuration in its forward pass, where torch.compile follows.
-        return self
+        return self  # frozen; Whisper's forward pass copies its configuration, and torch.compile follows it
 
     @property
     def label(self) -> str:
@@ -169,10 +168,9 @@ class GateSpec:
         """
         if self.input != "hidden_state":
             return 1 if self.input == "parameter" else 0
-        hidden_size, input_dim = geometry.hidden_size, self.input_dim
-        if input_dim is not None and input_dim > hidden_size:
-            raise ValueError(f"gate input_dim {input_dim} exceeds hidden_size {hidden_size}; use at most that, or None")
-        return hidden_size if input_dim is None else input_dim
+        if self.input_dim is not None and self.input_dim > (width := geometry.hidden_size):
+            raise ValueError(f"gate input_dim {self.input_dim} exceeds hidden_size {width}; use at most that, or None")
+        return geometry.hidden_size if self.input_dim is None else self.input_dim
 
     def num_parameters(self, geometry: AttentionGeometry) -> int:
         """Parameters this gate adds to one attention block."""
@@ -208,14 +206,7 @@ class GateSpec:
         return cls(**values)
 
 
-_AT_ZERO: dict[Activation, float] = {
-    "sigmoid": 0.5,
-    "silu": 0.0,
-    "identity": 0.0,
-    "ns_sigmoid": 0.75,
-    "hard_sigmoid": 0.5,
-    "softplus": log(2.0),
-}
+_AT_ZERO = {"sigmoid": 0.5, "silu": 0.0, "identity": 0.0, "ns_sigmoid": 0.75, "hard_sigmoid": 0.5, "softplus": log(2.0)}
 
 
 @dataclass(frozen=True, slots=True)

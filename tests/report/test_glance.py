@@ -7,7 +7,7 @@ import pytest
 from finished_arms import report_of, write_arm
 
 from gated_attention.report.plots import strokes_for
-from gated_attention.report.study.forest import draw_forest, forest
+from gated_attention.report.study.figures import draw_forest, forest
 from gated_attention.report.study.strip import interval_text, result_strip
 from gated_attention.study.comparison import compare_variants
 from gated_attention.study.record import find_results

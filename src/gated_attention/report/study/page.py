@@ -6,13 +6,22 @@ Neither clock nor machine enters: the same runs give the same bytes.
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from gated_attention.report.blocks import Block, Heading, Links, TableBlock, explained, with_contents, write_document
+from gated_attention.report.blocks import (
+    Block,
+    CodeBlock,
+    Details,
+    Heading,
+    Links,
+    Paragraph,
+    TableBlock,
+    explained,
+    with_contents,
+    write_document,
+)
 from gated_attention.report.plots import strokes_for
 from gated_attention.report.study import appendix, lead, sections
 from gated_attention.report.study.beside_the_paper import beside_paper
-from gated_attention.report.study.figures import FOLDER, NAMES, Run, study_figures, validation_differences
-from gated_attention.report.study.forest import forest
-from gated_attention.report.study.samples import sample_generations
+from gated_attention.report.study.figures import FOLDER, NAMES, Arms, Run, forest, study_figures, validation_differences
 from gated_attention.report.study.strip import result_strip
 from gated_attention.report.study.table import comparison_table, csv_text
 from gated_attention.study.comparison import compare_variants
@@ -103,3 +112,25 @@ def _unfinished(study_folder: Path) -> list[str]:
         for folder in begun
         if not (folder / RESULT_NAME).exists()
     ]
+
+
+def sample_generations(arms: Arms) -> Iterator[Block]:
+    """Continuations by the first run of each variant that has some; nothing for records without."""
+    samples = {label: next((run.samples for run in runs if run.samples), ()) for label, runs in arms.items()}
+    prompts = dict.fromkeys((sample.prompt, sample.held_out) for found in samples.values() for sample in found)
+    if not prompts:
+        return
+    yield Heading("Samples")
+    yield Paragraph(
+        "Held-out passages, and how the first seed of each variant continues them when it always takes the likeliest "
+        "token. Samples show what these losses look like; they do not rank the variants."
+    )
+    for number, (prompt, held_out) in enumerate(prompts, start=1):
+        texts = {"Prompt": prompt, "Held-out text": held_out}
+        for label, found in samples.items():
+            texts |= {f"`{label}`": one.continuation for one in found if one.prompt == prompt}
+        blocks: list[Block] = []
+        for name, text in texts.items():
+            shown = text if text.strip() else f"({len(text)} blank characters)"
+            blocks += [Paragraph(name, "name"), CodeBlock(shown, "text")]
+        yield Details(f"Passage {number} of {len(prompts)}", blocks, is_open=number == 1)
