@@ -30,6 +30,14 @@ def test_a_gate_is_added_and_changes_nothing_at_first(moe, add_gate, tmp_path):
     assert not torch.equal(logits(tmp_path / "normal"), logits(source))
 
 
+def test_an_added_bias_is_the_constant_of_its_gate(tmp_path):
+    source = save(Qwen3Config(**sizes()), tmp_path / "source")
+    convert(source, tmp_path / "biased", add_gate=GateSpec(granularity="headwise", bias=1.5), init="normal")
+    biases = [x for name, x in weights(tmp_path / "biased").items() if name.endswith("g_proj.bias")]
+    assert biases
+    assert all((x == 1.5).all() for x in biases)
+
+
 def test_the_command_adds_a_gate_and_says_what_to_expect(tmp_path, capsys):
     source = save(Qwen3Config(**sizes()), tmp_path / "source")
     assert command(source, tmp_path / "gated", "--add-gate", "sdpa-headwise") == 0

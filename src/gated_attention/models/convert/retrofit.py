@@ -36,10 +36,15 @@ def retrofit(checkpoint: Checkpoint, gates: tuple[GateSpec, ...], init: Init) ->
     dtype = model_dtype(checkpoint.tensors)
     std = 0.0 if init == "zeros" else config.initializer_range
     tensors = dict(checkpoint.tensors)
-    modules = {GATE_MODULES[gate.site] for gate in config.gates}
+    added = {GATE_MODULES[gate.site]: gate for gate in config.gates}
     for name, shape in expected_shapes(config).items():
-        if name not in tensors and name.split(".")[-2] in modules:
-            tensors[name] = Stored(shape, dtype, partial(initial_weight, name, shape, dtype, std), "new")
+        module, kind = name.split(".")[-2:]
+        if name not in tensors and module in added:
+            bias = added[module].bias
+            load = partial(initial_weight, name, shape, dtype, std)
+            if kind == "bias" and bias is not None:  # a constant, as in a model that is built
+                load = partial(torch.full, shape, bias, dtype=dtype)
+            tensors[name] = Stored(shape, dtype, load, "new")
     return replace(checkpoint, tensors=tensors)
 
 
