@@ -1,4 +1,6 @@
-"""Checks of values that callers give. Each raises a ValueError of one line: the value, and what it must be.
+"""Checks of values that callers give, and runs of numbers in words.
+
+Each check raises a ValueError of one line: the value, and what it must be.
 
 Imports nothing heavy, so that a wrong value is refused before PyTorch loads.
 """
@@ -57,3 +59,14 @@ def require_folder_name(what: str, name: str) -> None:
     }
     if reason := next((words for words, holds in reasons.items() if holds), None):
         raise ValueError(f"{what} {name[:40]!r} cannot name a folder: {reason}; choose letters, digits, - and _")
+
+
+def consecutive_runs(numbers: Iterable[int], between: str) -> str:
+    """Ascending numbers with runs drawn together: `1, 3-6` with "-" between a run's ends."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}{between}{run[-1]}" for run in runs)

@@ -15,6 +15,7 @@ from gated_attention.models.convert.storage import Stored, Tensors, open_checkpo
 from gated_attention.models.families.add_gates import add_gates
 from gated_attention.models.families.configuration import PREFIX
 from gated_attention.models.families.layouts import AttentionKind
+from gated_attention.ranges import consecutive_runs
 from gated_attention.spec import GateSpec, Init
 
 
@@ -106,14 +107,7 @@ def describe_place(config: Any) -> str:
     layers = config.gated_layers
     if layers is None:
         return f"{kind}attention of all layers"
-    runs: list[list[int]] = []
-    for layer in layers:
-        if runs and layer == runs[-1][-1] + 1:
-            runs[-1].append(layer)
-        else:
-            runs.append([layer])
-    words = ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
-    return f"{kind}attention of layer{'s' if len(layers) > 1 else ''} {words}"
+    return f"{kind}attention of layer{'s' if len(layers) > 1 else ''} {consecutive_runs(layers, '-')}"
 
 
 def parse_layers(text: str | None) -> list[int] | str | None:

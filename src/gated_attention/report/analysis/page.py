@@ -9,6 +9,7 @@ import numpy as np
 from gated_attention.analysis.definitions import ALL, GATE_MEASURES
 from gated_attention.analysis.reduction import SINK_THRESHOLD, MassiveActivation, mean_of_numbers
 from gated_attention.jobs.analyze import Analysis, AnalysisPlan, TokenGate
+from gated_attention.ranges import consecutive_runs
 from gated_attention.report.analysis.figures import FOLDER, analysis_figures
 from gated_attention.report.analysis.record import as_json, csv_text
 from gated_attention.report.analysis.sink_kinds import sink_kind_words
@@ -141,7 +142,7 @@ def _massive_words(analysis: Analysis) -> str:
         return f"{largest}; none is massive."
     first, layers = found.massive[0], sorted({one.layer for one in found.massive})
     return (
-        f"{largest}; massive ones are in layer{'s' * (len(layers) > 1)} {_ranges(layers)}, most often at position "
+        f"{largest}; massive ones are in layer{'s' * (len(layers) > 1)} {consecutive_runs(layers, ' to ')}, most often at position "
         f"{first.position}, channel {first.channel} (in {100 * first.share:.0f} % of passages)."
     )
 
@@ -233,20 +234,9 @@ def _massive_places(analysis: Analysis) -> list[tuple[str, MassiveActivation, st
     for one, token in zip(analysis.inspection.massive, analysis.massive_tokens, strict=True):
         places.setdefault((one.position, one.channel), []).append((one, token))
     return [
-        (_ranges(sorted(one.layer for one, _ in found)), *max(found, key=lambda pair: pair[0].value))
+        (consecutive_runs(sorted(one.layer for one, _ in found), " to "), *max(found, key=lambda pair: pair[0].value))
         for found in places.values()
     ]
-
-
-def _ranges(layers: Sequence[int]) -> str:
-    """Ascending numbers with runs drawn together: `1, 3 to 6`."""
-    runs: list[list[int]] = []
-    for layer in layers:
-        if runs and layer == runs[-1][-1] + 1:
-            runs[-1].append(layer)
-        else:
-            runs.append([layer])
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs)
 
 
 def _definitions(analyses: Sequence[Analysis]) -> Iterator[str]:
