@@ -142,8 +142,8 @@ def _massive_words(analysis: Analysis) -> str:
         return f"{largest}; none is massive."
     first, layers = found.massive[0], sorted({one.layer for one in found.massive})
     return (
-        f"{largest}; massive ones are in layer{'s' * (len(layers) > 1)} {consecutive_runs(layers, ' to ')}, most often at position "
-        f"{first.position}, channel {first.channel} (in {100 * first.share:.0f} % of passages)."
+        f"{largest}; massive ones are in layer{'s' * (len(layers) > 1)} {consecutive_runs(layers, ' to ')}, "
+        f"most often at position {first.position}, channel {first.channel} (in {100 * first.share:.0f} % of passages)."
     )
 
 
