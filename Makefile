@@ -5,9 +5,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # Two processes of one thread each; a file's cases share one, for what they set up together.
 IN_PARALLEL := -n 2 --dist loadfile
-test trust newest oldest: export OMP_NUM_THREADS := 1
+test trust test-engine newest oldest: export OMP_NUM_THREADS := 1
 
-.PHONY: compare test trust docs peer serve reports pins wheel newest oldest format clean
+.PHONY: compare test trust test-engine docs peer serve reports pins wheel newest oldest format clean
 
 compare: $(READY)
 	$(BIN)/gated-attention compare
@@ -21,6 +21,9 @@ test: $(READY)
 
 trust: $(READY)
 	$(BIN)/pytest $(IN_PARALLEL) -m trust
+
+test-engine: .venv-engine/.ready  # OLMo-core's pins exclude those of constraints.txt, so in an environment of its own
+	.venv-engine/bin/pytest $(IN_PARALLEL) tests/engine tests/test_files.py tests/test_cli.py
 
 # Not --quiet, which hides warnings from --strict.
 docs: $(VENV)/.docs-ready  # the site, in site/: every link and anchor leads somewhere, and nothing is loaded from elsewhere
@@ -42,6 +45,9 @@ pins: $(READY)  # the constraints resolve on the plain package index, whatever w
 	  env -u PIP_FIND_LINKS -u UV_FIND_LINKS $(BIN)/uv pip compile --no-config --quiet --python-version $$python \
 	    --constraints constraints.txt --extra dev --extra docs pyproject.toml --output-file /dev/null \
 	  && echo "constraints resolve on Python $$python" || exit 1; \
+	  env -u PIP_FIND_LINKS -u UV_FIND_LINKS $(BIN)/uv pip compile --no-config --quiet --python-version $$python \
+	    --constraints constraints-engine.txt --extra engine pyproject.toml --output-file /dev/null \
+	  && echo "constraints of the engine resolve on Python $$python" || exit 1; \
 	done
 
 wheel:  # a wheel built from the tree runs README's first block in an empty environment
@@ -71,7 +77,7 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) .venv-wheel .venv-newest .venv-oldest .serve site
+	rm -rf $(VENV) .venv-engine .venv-wheel .venv-newest .venv-oldest .serve site
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -81,4 +87,10 @@ $(READY): pyproject.toml constraints.txt
 
 $(VENV)/.docs-ready: $(READY)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
+.venv-engine/.ready: pyproject.toml constraints-engine.txt
+	$(PYTHON) -m venv .venv-engine
+	.venv-engine/bin/pip install --quiet --upgrade pip
+	.venv-engine/bin/pip install --quiet --constraint constraints-engine.txt --editable '.[engine]' beartype pytest pytest-xdist
 	touch $@
