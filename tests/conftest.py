@@ -59,6 +59,15 @@ def no_network(monkeypatch):
 
 
 @pytest.fixture
+def one_thread():
+    """For many small models: two threads wait for each other in matrices this small."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def without_shape_checks():
     """Signatures unchecked, for what users meet and the checks would meet first: wrong arguments, torch.compile."""
     jaxtyping.config.update("jaxtyping_disable", True)

@@ -5,17 +5,9 @@ import runpy
 from pathlib import Path
 
 import pytest
-import torch
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 EXAMPLES = Path(__file__).parent.parent / "examples"
-
-
-@pytest.fixture(autouse=True)
-def one_thread():  # two wait for each other in matrices this small
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def run(script, *arguments):

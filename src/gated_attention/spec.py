@@ -253,6 +253,7 @@ class BlockSpec:
         sandwich_norm: Whether the outputs of attention and FFN are normalised before they are added to the residual
             stream (T2.7).
         output_clip: Bound on the absolute value of those outputs (A.6: 300 and 100); None for none.
+        qk_norm: Whether queries and keys pass an RMS norm over each head, as Qwen3's do.
 
     Raises:
         ValueError: if a value is unknown or out of range.
@@ -263,6 +264,7 @@ class BlockSpec:
     sdpa_transform: SdpaTransform | None = None
     sandwich_norm: bool = False
     output_clip: float | None = None
+    qk_norm: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "gates", as_gates(self.gates))
@@ -278,6 +280,7 @@ class BlockSpec:
             {None: "", "rms_norm": "RMS norm of each head", "silu": "SiLU of each head"}[self.sdpa_transform],
             "sandwich norm" if self.sandwich_norm else "",
             f"outputs clipped to {self.output_clip:g}" if self.output_clip else "",
+            "" if self.qk_norm else "no QK-norm",
         ]
         return " + ".join(filter(None, words)) or "no gate"
 
@@ -293,15 +296,14 @@ class BlockSpec:
         return None
 
     def num_norm_parameters(self, geometry: AttentionGeometry) -> int:
-        """Norm weights added to one block."""
-        heads = geometry.num_heads * geometry.head_dim if self.sdpa_transform == "rms_norm" else 0
-        return heads + (2 * geometry.hidden_size if self.sandwich_norm else 0)
+        """Norm weights added to one block; negative where QK-norm is left out."""
+        heads = geometry.num_heads * (self.sdpa_transform == "rms_norm") - 2 * (not self.qk_norm)
+        return heads * geometry.head_dim + 2 * geometry.hidden_size * self.sandwich_norm
 
     def num_parameters(self, geometry: AttentionGeometry) -> int:
         """Parameters added to one block."""
-        switch = 0 if self.switch is None else self.switch.num_parameters(geometry)
-        gates = sum(gate.num_parameters(geometry) for gate in self.gates)
-        return gates + switch + self.num_norm_parameters(geometry)
+        parts: list[GateSpec | SwitchSpec] = [*self.gates, *([self.switch] if self.switch else [])]
+        return sum(part.num_parameters(geometry) for part in parts) + self.num_norm_parameters(geometry)
 
 
 _CHOICES = {name: get_args(kind) for name, kind in get_type_hints(GateSpec).items() if get_origin(kind) is Literal}
@@ -322,8 +324,7 @@ def as_gates(gates: Gates) -> tuple[GateSpec, ...]:
     Raises:
         ValueError: if two gates share a site or an entry is not a gate.
     """
-    if gates is None:
-        return ()
+    gates = () if gates is None else gates
     if isinstance(gates, GateSpec | Mapping | str) or not isinstance(gates, Iterable):
         gates = (gates,)
     specs: dict[Site, GateSpec] = {}
@@ -341,8 +342,7 @@ def check_qk_norm(gates: Iterable[GateSpec]) -> None:
     """Refuse gates that the RMS norm of queries and keys cancels.
 
     Raises:
-        ValueError: for a multiplicative headwise gate on queries or keys, whose factor the norm of that head divides
-            out.
+        ValueError: for a multiplicative headwise gate on queries or keys: the norm of that head divides it out.
     """
     for gate in gates:
         if gate.site in ("query", "key") and gate.granularity == "headwise" and gate.combine == "multiply":

@@ -1,7 +1,10 @@
-"""JSON that people may have edited, checked against its types; the first mismatch is one line with file and field."""
+"""JSON and TOML that people may have edited, checked against types; the first mismatch is one line with its place."""
 
+import tomllib
+from collections.abc import Collection, Iterable
+from difflib import get_close_matches
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -36,6 +39,28 @@ def read_bytes(path: Path, cure: str) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror}); {cure}") from error
+
+
+def read_toml(path: Path, cure: str) -> dict[str, Any]:
+    """The content of a TOML file.
+
+    Raises:
+        ValueError: if it cannot be read, or is not TOML.
+    """
+    content = read_bytes(path, cure)
+    try:
+        return tomllib.loads(content.decode())
+    except ValueError as error:  # of TOML, or of UTF-8
+        raise ValueError(f"{path} is not readable TOML ({error}); {cure}") from error
+
+
+def require_known(keys: Iterable[str], known: Collection[str], place: Path | str) -> None:
+    """Refuse a key that is not among the known ones, and name the nearest of them."""
+    for key in keys:
+        if key not in known:
+            near = get_close_matches(key, known, n=1)
+            cure = f"the nearest is {near[0]!r}" if near else f"choose from {', '.join(known)}"
+            raise ValueError(f"{place} has an unknown key {key!r}; {cure}")
 
 
 def _describe(error: ValidationError) -> str:

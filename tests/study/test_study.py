@@ -159,7 +159,7 @@ def test_run_killed_between_training_and_measuring_is_measured(plan, tmp_path):
 def test_other_settings_do_not_mix_with_what_is_there(plan, tmp_path):
     run(plan(variants=("baseline",)), tmp_path)
     watcher = Watcher()
-    with pytest.raises(ValueError, match=r"train\.steps 6, not 7; choose another --name") as error:
+    with pytest.raises(ValueError, match=r"train\.steps 6, not 7; choose another name") as error:
         run(plan(train={"steps": 7}), tmp_path, watcher)
     assert "\n" not in str(error.value)
     assert watcher.started == []

@@ -22,6 +22,12 @@ def die(arm, observer):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def die_if_baseline(arm, observer):
+    if arm.variant.name == "baseline":
+        die(arm, observer)
+    return arm.key
+
+
 def leave_a_name(arm, observer):
     arm.folder.mkdir(parents=True, exist_ok=True)
     (arm.folder / str(os.getpid())).touch()

@@ -95,12 +95,46 @@ def compare(
     num_devices = count_like(chosen)
     display = Display(plan, chosen, num_devices=num_devices)
     folder = plan.output / "reports" / plan.name
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gated_attention"  # XDG's convention
     with claimed(folder):
         with display:
-            results = run_study(plan, chosen, cache, display, num_devices)
+            results = run_study(plan, chosen, _cache(), display, num_devices)
         write_report(plan.runs, folder)
     display.summary(results, folder)
+
+
+@study_commands.command()
+def study(
+    file: Annotated[Path, Argument(help="The study, a TOML file; docs/studies.md has its keys.")],
+    plan: Annotated[bool, Option("--plan", help="Print arms, tokens and expected minutes, and run nothing.")] = False,
+    output: Annotated[Path, Option(help="Folder for runs/<name>/ and reports/<name>/.")] = Path(),
+) -> None:
+    """Train a grid of variants, sizes, learning rates and other settings from one file, and write a report.
+
+    Every setting of the file may be a list; lists are crossed. Run the same command again to resume: finished arms are
+    kept, and an arm that fails is recorded and does not stop the others.
+    """
+    from gated_attention.device import count_like, pick_device
+    from gated_attention.report.grid.page import write_study_report
+    from gated_attention.report.grid.terminal import GridDisplay, print_plan
+    from gated_attention.study.grid.estimate import expect, find_speed
+    from gated_attention.study.grid.run import find_points, run_grid
+    from gated_attention.study.grid.study_file import read_study
+
+    wanted = read_study(file)
+    device = pick_device(wanted.settings.device)
+    plans = wanted.plans(output, device)
+    runs = output / "runs" / wanted.settings.name
+    if plan:
+        speed, source = find_speed(device, [result for found in find_points(runs).values() for result in found])
+        print_plan(plans, [expect(one, device, speed) for one in plans], source, count_like(device))
+        return
+    display, folder = GridDisplay(plans, device, count_like(device)), output / "reports" / wanted.settings.name
+    with claimed(folder):
+        with display:
+            results, failures = run_grid(wanted, output, device, _cache(), display)
+        if results:
+            write_study_report(runs, folder)
+    display.close(results, failures, folder)
 
 
 @study_commands.command()
@@ -111,7 +145,7 @@ def report(
     ] = None,
 ) -> None:
     """Write a study's report again from its records."""
-    from gated_attention.report.study.page import write_report
+    from gated_attention.report.grid.page import write_study_report
 
     if not runs.is_dir():
         raise ValueError(f"{runs} is not a folder; give the folder of a study, runs/<name>")
@@ -120,7 +154,7 @@ def report(
     else:
         folder = output or runs.resolve().parent.parent / "reports" / runs.resolve().name
     with claimed(folder):
-        write_report(runs, folder)
+        write_study_report(runs, folder)
     echo(f"wrote {folder / 'report.html'}")
 
 
@@ -148,6 +182,10 @@ def variants(
     else:
         chosen, shape = get_variant(name), get_size("tiny" if size is None else size)
         _echo_json(catalogue.resolve(chosen, shape)) if as_json else print_variant(chosen, shape)
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gated_attention"  # XDG's convention
 
 
 def _echo_json(content: Any) -> None:

@@ -27,6 +27,8 @@ class GatedSelfAttentionMixin(GatedBlock):
 
     def __init__(self, config: GatedConfigMixin, layer_idx: int) -> None:
         super().__init__(config, layer_idx)  # of the transformers attention behind this class
+        if not config.qk_norm:
+            self.q_norm, self.k_norm = nn.Identity(), nn.Identity()
         self.add_block(config.block, config.geometry, config.rms_norm_eps)
 
     def forward(

@@ -50,6 +50,7 @@ class GatedConfigMixin:
     sdpa_transform: SdpaTransform | None
     sandwich_norm: bool
     output_clip: float | None
+    qk_norm: bool
     model_type: str
     hidden_size: int
     num_hidden_layers: int
@@ -137,6 +138,7 @@ class GatedQwen3Config(GatedConfigMixin, Qwen3Config):  # type: ignore[misc]  # 
     sdpa_transform: SdpaTransform | None = None
     sandwich_norm: bool = False
     output_clip: float | None = None
+    qk_norm: bool = True
 
 
 class GatedQwen3MoeConfig(GatedConfigMixin, Qwen3MoeConfig):  # type: ignore[misc]
@@ -154,6 +156,7 @@ class GatedQwen3MoeConfig(GatedConfigMixin, Qwen3MoeConfig):  # type: ignore[mis
     sdpa_transform: SdpaTransform | None = None
     sandwich_norm: bool = False
     output_clip: float | None = None
+    qk_norm: bool = True
 
 
 def make_config(size: ModelSize, block: BlockSpec = _PLAIN, **overrides: Any) -> GatedQwen3Config | GatedQwen3MoeConfig:

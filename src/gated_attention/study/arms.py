@@ -30,6 +30,8 @@ class StudyPlan:
         left_out: One sentence for each row of that table that is not among the variants, saying why.
         start: A study's folder, `runs/<name>`; weights are loaded from its arms of the same variant and seed.
         rope_theta: RoPE's base; None is that of `start`, or the configuration's.
+        point: Name of the folder of one point of a study's grid; empty where the study is that one point.
+        keep_checkpoints: Whether the last checkpoint of a finished arm stays.
     """
 
     name: str
@@ -44,6 +46,8 @@ class StudyPlan:
     left_out: tuple[str, ...] = ()
     start: Path | None = None
     rope_theta: float | None = None
+    point: str = ""
+    keep_checkpoints: bool = True
 
     def __post_init__(self) -> None:
         require_folder_name("study name", self.name)
@@ -56,7 +60,7 @@ class StudyPlan:
     @property
     def runs(self) -> Path:
         """The folder of the arms' folders."""
-        return self.output / "runs" / self.name
+        return self.output / "runs" / self.name / self.point
 
     @property
     def arms(self) -> list["Arm"]:
@@ -73,12 +77,12 @@ class Arm:
     seed: int
 
     def __str__(self) -> str:
-        return f"{self.variant.name} seed {self.seed}"
+        return f"{self.variant.name} seed {self.seed}" + f", {self.plan.point}" * bool(self.plan.point)
 
     @property
-    def key(self) -> tuple[str, int]:
+    def key(self) -> tuple[str, str, int]:
         """Identifies the arm within its study."""
-        return self.variant.name, self.seed
+        return self.plan.point, self.variant.name, self.seed
 
     @property
     def folder(self) -> Path:
@@ -174,7 +178,7 @@ class Arm:
             return None
         found = result.config if result else read_config(config_path)
         if difference := _first_difference(found, wanted):
-            raise ValueError(f"{self.folder} was run with {difference}; choose another --name or --output")
+            raise ValueError(f"{self.folder} was run with {difference}; choose another name or --output")
         return result
 
 
@@ -198,10 +202,14 @@ class Observer(ArmObserver, Protocol):
         """An arm is finished, in this run or (`kept`) in an earlier one."""
 
 
+_BEFORE = {"qk_norm": True, "optimizer": "adamw", "residual": "float32", "registers": 0}
+"""What records from before a setting existed were run with."""
+
+
 def _first_difference(found: Mapping[str, Any], wanted: Mapping[str, Any], path: str = "") -> str | None:
     """The first setting in which two configurations differ, in words; keys that only `found` has are ignored."""
     for key, value in json.loads(json.dumps(wanted)).items():
-        other = found.get(key)
+        other = found.get(key, _BEFORE.get(key))
         if isinstance(value, dict) and isinstance(other, dict):
             if difference := _first_difference(other, value, f"{path}{key}."):
                 return difference

@@ -1,6 +1,7 @@
 """Makes a plan from names and options: checks everything, and fills in the defaults of size and device."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,9 @@ def make_plan(
     tensorboard: bool = False,
     start: Path | None = None,
     rope_theta: float | None = None,
+    point: str = "",
+    keep_checkpoints: bool = True,
+    qk_norm: bool = True,
     data: Mapping[str, Any] | None = None,
     train: Mapping[str, Any] | None = None,
 ) -> StudyPlan:
@@ -42,6 +46,8 @@ def make_plan(
         table: Trains all rows of that table of the paper instead. Rows that the size cannot have are left out, and the
             plan says why.
         start, rope_theta: As `StudyPlan`; with a start, the default tokenizer is that of its first arm.
+        point, keep_checkpoints: As `StudyPlan`.
+        qk_norm: False takes the norm of queries and keys from every variant.
 
     Raises:
         ValueError: if the start has no such arm, variants and a table are both given, or a variant, a size or a
@@ -50,6 +56,8 @@ def make_plan(
     shape, defaults = get_size(size), SETTINGS[size]
     on_gpu = device.type == "cuda"
     chosen, left_out = _choose(variants, table, shape)
+    if not qk_norm:
+        chosen = [replace(variant, block=replace(variant.block, qk_norm=False)) for variant in chosen]
     tokenizer = defaults.tokenizer
     if start is not None:
         tokenizer = str(last_checkpoint(start / chosen[0].name / "seed0") or start)
@@ -78,7 +86,7 @@ def make_plan(
     return StudyPlan(
         name=name or default_name, variants=tuple(chosen), table=table, left_out=tuple(left_out), size=shape,
         seeds=seeds, data=data_config, train=TrainConfig(**{**every, **train_values}), output=output,
-        tensorboard=tensorboard, start=start, rope_theta=rope_theta,
+        tensorboard=tensorboard, start=start, rope_theta=rope_theta, point=point, keep_checkpoints=keep_checkpoints,
     )  # fmt: skip
 
 

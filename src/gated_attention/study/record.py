@@ -26,6 +26,7 @@ RESULT_NAME = "result.json"
 ARRAYS_NAME = "arrays.npz"
 METRICS_NAME = "metrics.jsonl"
 CONFIG_NAME = "config.json"
+FAILURE_NAME = "failure.json"
 
 CLOSED = ConfigDict(extra="forbid")
 """For records that hold their own fields and no others."""

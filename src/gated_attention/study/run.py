@@ -18,6 +18,7 @@ from gated_attention.study.model_card import write_model_card
 from gated_attention.study.record import (
     ARRAYS_NAME,
     CONFIG_NAME,
+    FAILURE_NAME,
     METRICS_NAME,
     RESULT_NAME,
     Result,
@@ -29,9 +30,10 @@ from gated_attention.study.record import (
     write_result,
 )
 from gated_attention.study.samples import SAMPLES_NAME, write_samples
-from gated_attention.study.workers import run_side_by_side
+from gated_attention.study.workers import OnError, raise_error, run_side_by_side
 from gated_attention.train.callbacks import MetricsCallback, tensorboard_callback
 from gated_attention.train.checkpoints import keep_newest, last_checkpoint
+from gated_attention.train.optimizer import round_residual
 from gated_attention.train.text.data import PackedData, collate, load_data
 from gated_attention.train.trainer import check_batch, load_weights, train
 
@@ -52,28 +54,49 @@ def run_study(
     """
     with claimed(plan.runs):
         remove_parts(plan.runs)
-        results = {arm.key: result for arm in plan.arms if (result := arm.finished())}
-        for arm in plan.arms:
-            if arm.key in results:
-                observer.finish(arm, results[arm.key], kept=True)
-        if missing := [arm for arm in plan.arms if arm.key not in results]:
-            results |= _run_missing(missing, device, cache, observer, min(side_by_side, len(missing)))
-    return [results[arm.key] for arm in plan.arms]
+        return run_arms(plan.arms, device, cache, observer, side_by_side)
+
+
+def run_arms(
+    arms: Sequence[Arm],
+    device: torch.device,
+    cache: Path,
+    observer: Observer,
+    side_by_side: int = 1,
+    on_error: OnError = raise_error,
+) -> list[Result]:
+    """`run_study` for arms of any plans, in their order, within folders that the caller has claimed.
+
+    Args:
+        on_error: Called with an arm and what ended it; if it returns, the others go on, and this one has no result.
+    """
+    results = {arm.key: result for arm in arms if (result := arm.finished())}
+    for arm in arms:
+        if arm.key in results:
+            observer.finish(arm, results[arm.key], kept=True)
+    if missing := [arm for arm in arms if arm.key not in results]:
+        results |= _run_missing(missing, device, cache, observer, min(side_by_side, len(missing)), on_error)
+    return [results[arm.key] for arm in arms if arm.key in results]
 
 
 def _run_missing(
-    arms: Sequence[Arm], device: torch.device, cache: Path, observer: Observer, num_workers: int
-) -> dict[tuple[str, int], Result]:
-    plan = arms[0].plan
-    data = load_data(plan.data, cache, observer.say)
-    check_batch(data.train, plan.train)
-    if num_workers > 1:
+    arms: Sequence[Arm], device: torch.device, cache: Path, observer: Observer, num_workers: int, on_error: OnError
+) -> dict[tuple[str, str, int], Result]:
+    texts = {config: load_data(config, cache, observer.say) for config in dict.fromkeys(arm.plan.data for arm in arms)}
+    for arm in arms:
+        check_batch(texts[arm.plan.data].train, arm.plan.train)
+    on_gpus = device.type == "cuda"
+    if num_workers > 1 or (on_gpus and on_error is not raise_error):  # a GPU's error can end all that a process can do
         run_packed = partial(run_packed_arm, device=device, cache=cache)
-        return run_side_by_side(arms, run_packed, observer, num_workers, on_gpus=device.type == "cuda")
+        return run_side_by_side(arms, run_packed, observer, num_workers, on_gpus=on_gpus, on_error=on_error)
     results = {}
     for arm in arms:
-        results[arm.key] = run_arm(arm, data, device, observer)
-        observer.finish(arm, results[arm.key], kept=False)
+        try:
+            results[arm.key] = run_arm(arm, texts[arm.plan.data], device, observer)
+        except Exception as error:
+            on_error(arm, error)
+        else:
+            observer.finish(arm, results[arm.key], kept=False)
     return results
 
 
@@ -87,6 +110,7 @@ def run_arm(arm: Arm, data: PackedData, device: torch.device, observer: ArmObser
     plan, settings = arm.plan, arm.training
     observer.start(arm)
     arm.folder.mkdir(parents=True, exist_ok=True)
+    (arm.folder / FAILURE_NAME).unlink(missing_ok=True)
     model_config = arm.model_config(data)
     resolved = arm.resolve(model_config.vocab_size)
     write_json(arm.folder / CONFIG_NAME, resolved)
@@ -97,6 +121,8 @@ def run_arm(arm: Arm, data: PackedData, device: torch.device, observer: ArmObser
     model = build_model(model_config, arm.seed)
     if arm.start:
         _load_start(model, arm.start)
+    if settings.residual == "bfloat16":
+        round_residual(model, torch.bfloat16)
     callbacks = [MetricsCallback(arm.folder / METRICS_NAME, lambda progress: observer.progress(arm, progress))]
     if plan.tensorboard:
         callbacks.append(tensorboard_callback(arm.folder / "tensorboard"))
@@ -128,7 +154,9 @@ def run_arm(arm: Arm, data: PackedData, device: torch.device, observer: ArmObser
     if saved := last_checkpoint(arm.folder):
         write_model_card(saved, name=f"{arm.variant.name}-seed{arm.seed}", result=result)
     keep_newest(arm.folder)
-    write_result(arm.folder, result)  # last: it marks the arm as finished
+    write_result(arm.folder, result)  # it marks the arm as finished
+    if not plan.keep_checkpoints:
+        keep_newest(arm.folder, 0)
     return read_result(arm.folder / RESULT_NAME)
 
 

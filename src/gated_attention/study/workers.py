@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing.queues import SimpleQueue
 from typing import Any
 
@@ -22,31 +23,47 @@ _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 _Run = Callable[[Arm, ArmObserver], Result]
 
+OnError = Callable[[Arm, Exception], None]
+"""Takes note of what ended an arm, or raises to end the others, too."""
+
+
+def raise_error(arm: Arm, error: Exception) -> None:
+    """Let what ended an arm end the study."""
+    raise error
+
 
 def run_side_by_side(
-    arms: Sequence[Arm], run: _Run, observer: Observer, num_workers: int, *, on_gpus: bool
-) -> dict[tuple[str, int], Result]:
+    arms: Sequence[Arm],
+    run: _Run,
+    observer: Observer,
+    num_workers: int,
+    *,
+    on_gpus: bool,
+    on_error: OnError = raise_error,
+) -> dict[tuple[str, str, int], Result]:
     """The results of all arms by their keys; an idle worker takes the next arm.
 
-    When anything fails, or on Ctrl-C, all workers end at once; run again, their arms resume from their last
-    checkpoints. A script that calls this needs `if __name__ == "__main__"`.
+    On Ctrl-C, or when an arm fails and `on_error` raises, all workers end at once; run again, their arms resume from
+    their last checkpoints. A script that calls this needs `if __name__ == "__main__"`.
 
     Args:
         run: Trains one arm; it is called in the workers, so it must be a function of a module.
-        on_gpus: Whether each worker sees one GPU only.
+        on_gpus: Whether each worker sees one GPU only; if there are fewer, workers share them.
 
     Raises:
         RuntimeError: if a worker is killed.
     """
     context = multiprocessing.get_context("spawn")
     events: SimpleQueue[Any] = context.SimpleQueue()
-    waiting, results = list(arms), dict[tuple[str, int], Result]()
+    num_threads = max(1, torch.get_num_threads() // num_workers)
+    num_gpus = torch.cuda.device_count() or num_workers
+    waiting, results = list(arms), dict[tuple[str, str, int], Result]()
     running: dict[Future[Result], tuple[_Worker, Arm]] = {}
     workers: list[_Worker] = []
     try:
         for index in range(num_workers):
-            pool = ProcessPoolExecutor(1, context, _enter, (events, max(1, torch.get_num_threads() // num_workers)))
-            workers.append(_Worker(pool, gpu=index if on_gpus else None))
+            pool = partial(ProcessPoolExecutor, 1, context, _enter, (events, num_threads))
+            workers.append(_Worker(pool, gpu=index % num_gpus if on_gpus else None))
         idle = workers.copy()
         while waiting or running:
             while waiting and idle:
@@ -59,14 +76,17 @@ def run_side_by_side(
             for future in done:
                 worker, arm = running.pop(future)
                 idle.append(worker)
-                results[arm.key] = future.result()
-                observer.finish(arm, results[arm.key], kept=False)
-    except BaseException as error:
+                try:
+                    results[arm.key] = future.result()
+                except Exception as error:
+                    on_error(arm, _in_words(error))
+                    if waiting:
+                        worker.restart()
+                else:
+                    observer.finish(arm, results[arm.key], kept=False)
+    except BaseException:
         for worker in workers:
             worker.process.terminate()
-        if isinstance(error, BrokenProcessPool):
-            message = "a process that trained an arm was killed, perhaps for lack of memory; run the study again"
-            raise RuntimeError(message) from error
         raise
     finally:
         for worker in workers:
@@ -74,15 +94,34 @@ def run_side_by_side(
     return results
 
 
+def _in_words(error: Exception) -> Exception:
+    if not isinstance(error, BrokenProcessPool):
+        return error
+    killed = RuntimeError("a process that trained an arm was killed, perhaps for lack of memory; run the study again")
+    killed.__cause__ = error
+    return killed
+
+
 class _Worker:
     """A pool of one process, and that process."""
 
-    def __init__(self, pool: ProcessPoolExecutor, gpu: int | None) -> None:
-        self.pool = pool
+    def __init__(self, make_pool: Callable[[], ProcessPoolExecutor], gpu: int | None) -> None:
+        self.make_pool, self.gpu = make_pool, gpu
+        self.start()
+
+    def start(self) -> None:
+        """Start the process."""
+        self.pool = self.make_pool()
         others = set(multiprocessing.active_children())
-        with _seeing(gpu):
-            pool.submit(os.getpid)  # the first task starts the process, with the present environment
+        with _seeing(self.gpu):
+            self.pool.submit(os.getpid)  # the first task starts the process, with the present environment
         (self.process,) = set(multiprocessing.active_children()) - others
+
+    def restart(self) -> None:
+        """Another process in the place of this one, which may be broken."""
+        self.process.terminate()
+        self.pool.shutdown()
+        self.start()
 
 
 @contextmanager

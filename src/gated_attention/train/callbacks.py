@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ class Progress:
 class MetricsCallback(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
     """Appends a line to `metrics.jsonl` for every log and every evaluation, on the first rank only.
 
-    A resumed run first drops the lines after its checkpoint, since those steps run again.
+    A resumed run first drops the lines after its checkpoint, since those steps run again. A run whose loss is no longer
+    finite stops.
 
     Args:
         path: The metrics file.
@@ -77,6 +79,8 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]  # transformers is
             **{name: logs[name] for name in AUXILIARY if name in logs},
         }
         self._append(line)
+        if not isfinite(logs["loss"]):  # nor are the weights, from here on
+            control.should_training_stop = True
         if self.report:
             self.report(Progress(state.global_step, state.max_steps, logs["loss"], tokens_per_s))
         self._start = None

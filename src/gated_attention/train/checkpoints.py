@@ -74,9 +74,9 @@ def find_sound_checkpoint(output: Path, say: Callable[[str], None] = lambda mess
     return sound
 
 
-def keep_newest(output: Path) -> None:
+def keep_newest(output: Path, count: int = 1) -> None:
     """Remove all checkpoints but the last: a finished run needs no other."""
-    for checkpoint in _newest_first(output)[1:]:
+    for checkpoint in _newest_first(output)[count:]:
         shutil.rmtree(checkpoint)
 
 

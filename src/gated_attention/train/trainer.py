@@ -23,7 +23,7 @@ from gated_attention.models.saved.loading import load_model
 from gated_attention.ranges import require_within
 from gated_attention.train.auxiliary import AuxiliaryLosses, AuxiliaryWeights
 from gated_attention.train.checkpoints import checkpoint_step, find_sound_checkpoint, last_checkpoint, seal, tokens_seen
-from gated_attention.train.parameters import parameter_groups
+from gated_attention.train.optimizer import Optimizer, make_optimizer
 from gated_attention.train.quiet import quiet
 from gated_attention.train.schedule import Passes, rate_factor
 
@@ -32,7 +32,7 @@ Precision = Literal["float32", "bfloat16"]
 
 @dataclass(frozen=True, slots=True)
 class TrainConfig:
-    """How to train a model: AdamW, linear warm-up, cosine decay.
+    """How to train a model: AdamW or Muon, linear warm-up, cosine decay.
 
     Attributes:
         batch_size: Sequences per forward and backward pass.
@@ -44,6 +44,8 @@ class TrainConfig:
         gate_weight_decay: Weight decay of gate projections; None means `weight_decay`.
         auxiliary: Losses of routers and gates beside the cross-entropy.
         precision: `bfloat16` computes under autocast and keeps float32 weights.
+        optimizer: `muon` is Muon on the matrices between the embedding and the head, and AdamW on the rest.
+        residual: `bfloat16` rounds the residual stream before every layer.
         log_every, evaluate_every, checkpoint_every: In optimizer steps.
     """
 
@@ -61,6 +63,8 @@ class TrainConfig:
     gate_weight_decay: float | None = None
     auxiliary: AuxiliaryWeights = field(default_factory=AuxiliaryWeights)
     precision: Precision = "float32"
+    optimizer: Optimizer = "adamw"
+    residual: Precision = "float32"
     compile: bool = False
     log_every: int = 10
     evaluate_every: int = 100
@@ -110,11 +114,11 @@ class AuxiliaryTrainer(Trainer):  # type: ignore[misc]  # transformers is untype
         super().__init__(*args, **kwargs)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer | None:
-        """AdamW over `parameter_groups`."""
+        """AdamW over `parameter_groups`, with Muon if the settings say so."""
         if self.optimizer is None:
             model = self.model if model is None else model
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
-            self.optimizer = optimizer_class(parameter_groups(model, self.config), **options)
+            self.optimizer = make_optimizer(model, self.config, optimizer_class, options)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:

@@ -1,6 +1,6 @@
 """The end of a report: cost, every run, definitions, limits, how to reproduce it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from gated_attention.report.blocks import Block, Bullets, CodeBlock, Details, Heading, Paragraph, TableBlock
 from gated_attention.report.command_line import compare_command, without_option
@@ -59,17 +59,22 @@ def limits(results: Sequence[Result], comparison: Comparison) -> Iterator[Block]
 
 def reproduction(results: Sequence[Result], comparison: Comparison) -> Iterator[Block]:
     """The command, the commit and the versions behind the runs."""
+    yield Heading("Reproduce")
+    yield CodeBlock(compare_command(results, comparison))
+    yield origins(results, without_option(results))
+
+
+def origins(results: Sequence[Result], notes: Iterable[str] = ()) -> Bullets:
+    """The commits, devices and versions behind the runs, and notes."""
     commits = dict.fromkeys(run.git_commit or "not from a checkout" for run in results)
     devices = dict.fromkeys(run.device for run in results)
     versions = dict.fromkeys(f"{name} {version}" for run in results for name, version in run.versions.items())
-    yield Heading("Reproduce")
-    yield CodeBlock(compare_command(results, comparison))
-    yield Bullets(
+    return Bullets(
         [
             f"Commit: {', '.join(f'`{commit}`' for commit in commits)}",
             f"Device: {', '.join(devices)}",
             f"Versions: {', '.join(versions)}",
-            *without_option(results),
+            *notes,
             "Every setting of a run is in its `config.json`, every number in its `result.json`. "
             "This report follows from these files alone.",
         ]

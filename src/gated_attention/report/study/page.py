@@ -90,7 +90,7 @@ def _document(study_folder: Path, results: Sequence[Result], files: Mapping[str,
     yield sections.outcome(ordered, comparison, validation_differences(arms, comparison.reference))
     yield TableBlock(compared, colors)
     yield Links("Data", files)
-    yield from sections.table_notes(ordered, comparison, _unfinished(study_folder))
+    yield from sections.table_notes(ordered, comparison, unfinished(study_folder))
     yield from appendix.cost(ordered, comparison)
     yield from lead.setup(ordered, comparison)
     yield Heading("Figures")
@@ -104,7 +104,7 @@ def _document(study_folder: Path, results: Sequence[Result], files: Mapping[str,
     yield from appendix.reproduction(ordered, comparison)
 
 
-def _unfinished(study_folder: Path) -> list[str]:
+def unfinished(study_folder: Path) -> list[str]:
     """Runs that were begun and have no result, as `<variant> seed <k>`."""
     begun = sorted(path.parent for path in study_folder.glob(f"*/seed*/{CONFIG_NAME}"))
     return [

@@ -25,31 +25,40 @@ class Display(Bars):
     """Watches a study (`study.arms.Observer`): a bar for each arm, or lines where the output is no terminal."""
 
     def __init__(
-        self, plan: StudyPlan, device: torch.device, console: Console | None = None, num_devices: int = 1
+        self,
+        plan: StudyPlan,
+        device: torch.device,
+        console: Console | None = None,
+        num_devices: int = 1,
+        num_arms: int | None = None,
     ) -> None:
         console = console or Console()
         steps, status = TextColumn("{task.completed:>5}/{task.total} steps"), TextColumn("{task.fields[status]}")
         super().__init__(console, steps, status, disable=not (console.is_terminal or console.is_jupyter))
         self.plan = plan
-        self.tasks: dict[tuple[str, int], TaskID] = {}
-        count = min(num_devices, len(plan.arms))
+        self.tasks: dict[tuple[str, str, int], TaskID] = {}
+        count = min(num_devices, num_arms or len(plan.arms))
         self.device = f"{count} x {device_name(device)}" if count > 1 else device_name(device)
 
     def __enter__(self) -> Self:
+        self.console.print(self.headline())
+        for reason in self.plan.left_out:
+            self.console.print(f"left out: {reason}", highlight=False)
+        return super().__enter__()
+
+    def headline(self) -> str:
+        """What is trained, and where."""
         plan, train = self.plan, self.plan.train
         tokens = train.steps * train.sequences_per_step * plan.data.block_size
-        self.console.print(
+        return (
             f"[bold]{plan.name}[/]: {len(plan.variants)} variants x {plan.seeds} seed{'s' * (plan.seeds > 1)}, "
             f"size {plan.size.name} ({count_parameters(plan.size).total / 1e6:.1f}M parameters), "
             f"{tokens / 1e6:.1f}M tokens each, on {self.device}, {train.precision}"
         )
-        for reason in plan.left_out:
-            self.console.print(f"left out: {reason}", highlight=False)
-        return super().__enter__()
 
     def start(self, arm: Arm) -> None:
         """Add the arm's bar."""
-        self.tasks[arm.key] = self.bars.add_task(str(arm), total=self.plan.train.steps, status="starting")
+        self.tasks[arm.key] = self.bars.add_task(str(arm), total=arm.plan.train.steps, status="starting")
 
     def progress(self, arm: Arm, progress: TrainingProgress) -> None:
         """Move the arm's bar; without bars, a line for each tenth of the steps."""
@@ -66,7 +75,7 @@ class Display(Bars):
         if kept:
             self.say(f"{arm}: kept from an earlier run, {status}")
             return
-        self.bars.update(self.tasks[arm.key], completed=self.plan.train.steps, status=status)
+        self.bars.update(self.tasks[arm.key], completed=arm.plan.train.steps, status=status)
         if self.bars.disable:
             self.say(f"{arm}: {status}")
 

@@ -1,0 +1,186 @@
+"""A study as one TOML file: the settings of `compare`, each a value or a list of values, which are crossed."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from itertools import product
+from math import prod
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import TypeAdapter, with_config
+
+from gated_attention.ranges import require_folder_name, require_once, require_within
+from gated_attention.registry.choices import check_study
+from gated_attention.study.arms import Arm, StudyPlan
+from gated_attention.study.plan import DEFAULT, make_plan
+from gated_attention.study.record import CLOSED
+from gated_attention.train.optimizer import Optimizer
+from gated_attention.train.text.blocks import Packing
+from gated_attention.train.trainer import Precision
+from gated_attention.typed import parse, read_toml, require_known
+
+STUDY_NAME = "study.toml"
+"""The study's file beside its records."""
+
+MAX_ARMS = 10_000
+
+_CURE = "see docs/studies.md"
+_SINGLE = {"name", "variants", "seeds", "device", "arms_per_device", "keep_checkpoints"}
+"""Settings of the study, not of a point; `variants` is a list of its own."""
+
+
+@with_config(CLOSED)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """One point of a study, as `compare` would be told of it; what is None follows from the size or the device.
+
+    Attributes:
+        optimizer, residual: As `TrainConfig`.
+        qk_norm: As `make_plan`.
+        arms_per_device: How many arms share a GPU; on a CPU, how many run at a time.
+        keep_checkpoints: Whether finished arms keep their weights.
+    """
+
+    name: str
+    variants: tuple[str, ...] = DEFAULT
+    seeds: int = 1
+    size: str = "tiny"
+    data: str = "stdlib"
+    validation: str | None = None
+    text_field: str = "text"
+    tokenizer: str | None = None
+    context: int | None = None
+    bos: bool = False
+    packing: Packing = "stream"
+    steps: int | None = None
+    batch_size: int | None = None
+    accumulation: int | None = None
+    learning_rate: float | None = None
+    warmup: float | None = None
+    weight_decay: float = 0.1
+    optimizer: Optimizer = "adamw"
+    qk_norm: bool = True
+    residual: Precision = "float32"
+    precision: Precision | None = None
+    compile: bool | None = None
+    log_every: int | None = None
+    evaluate_every: int | None = None
+    checkpoint_every: int | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    arms_per_device: int = 1
+    keep_checkpoints: bool = True
+
+    def plan(self, point: str, output: Path, device: torch.device) -> StudyPlan:
+        """The plan of this point."""
+        return make_plan(
+            name=self.name, variants=self.variants, size=self.size, seeds=self.seeds, output=output, device=device,
+            point=point, keep_checkpoints=self.keep_checkpoints, qk_norm=self.qk_norm,
+            data={**_take(self, _DATA), "source": self.data, "block_size": self.context}, train=_take(self, _TRAIN),
+        )  # fmt: skip
+
+
+_DATA = ("validation", "text_field", "tokenizer", "bos", "packing")
+_TRAIN = (
+    "steps", "batch_size", "accumulation", "learning_rate", "warmup", "weight_decay", "optimizer", "residual",
+    "precision", "compile", "log_every", "evaluate_every", "checkpoint_every",
+)  # fmt: skip
+_KEYS = [field.name for field in fields(Settings)]
+_SETTINGS = TypeAdapter(Settings)
+
+
+@dataclass(frozen=True, slots=True)
+class StudyFile:
+    """A study's file.
+
+    Attributes:
+        values: What it says, by key.
+        points: The settings of each point by the name of its folder; the name is empty if nothing is crossed.
+    """
+
+    values: Mapping[str, Any]
+    points: Mapping[str, Settings]
+
+    @property
+    def settings(self) -> Settings:
+        """Those of the first point; all agree on `name`, `seeds` and the device."""
+        return next(iter(self.points.values()))
+
+    def plans(self, output: Path, device: torch.device) -> list[StudyPlan]:
+        """A plan for each point.
+
+        Raises:
+            ValueError: as `make_plan`, naming the point.
+        """
+        plans = []
+        for name, settings in self.points.items():
+            try:
+                plans.append(settings.plan(name, output, device))
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}" if name else str(error)) from error
+        return plans
+
+    def resolved(self, plans: list[StudyPlan]) -> str:
+        """The file with what its points agree on filled in; as a study's file it makes the same plans."""
+        found = [_resolved(settings, plan) for settings, plan in zip(self.points.values(), plans, strict=True)]
+        agreed = {key: value for key, value in found[0].items() if all(one[key] == value for one in found)}
+        values = {key: self.values.get(key, agreed.get(key)) for key in _KEYS}
+        return "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items() if value is not None)
+
+
+def read_study(path: Path) -> StudyFile:
+    """Read and check a study's file.
+
+    Raises:
+        ValueError: if it cannot be read, has an unknown key or a wrong value, or the arms are too many.
+    """
+    values = read_toml(path, _CURE)
+    require_known(values, _KEYS, path)
+    points = {}
+    for name, point in _cross(values, path):
+        if name in points:
+            raise ValueError(f"{path} has two points {name!r}; name each value once")
+        points[name] = parse(_SETTINGS, json.dumps(point, default=str), path, _CURE)
+        require_within("arms_per_device", points[name].arms_per_device, least=1, most=100)
+        check_study(points[name].size, points[name].variants, None, points[name].name)
+    study = StudyFile(values, points)
+    require_within("arms", len(points) * len(study.settings.variants) * study.settings.seeds, most=MAX_ARMS)
+    return study
+
+
+def arms_in_order(plans: list[StudyPlan]) -> list[Arm]:
+    """The arms of all points, seeds outermost so that early results pair and curves are whole early."""
+    return sorted((arm for plan in plans for arm in plan.arms), key=lambda arm: arm.seed)
+
+
+def _cross(values: Mapping[str, Any], path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every combination of the listed values, each with its name."""
+    axes = {key: value for key, value in values.items() if isinstance(value, list) and key not in _SINGLE}
+    for key, listed in axes.items():
+        if not listed:
+            raise ValueError(f"{path} crosses no value of {key!r}; name one, or leave it out")
+        require_once(key, listed)
+    require_within(f"{path}: points", prod(map(len, axes.values())), most=MAX_ARMS)
+    for chosen in product(*axes.values()):
+        point = dict(zip(axes, chosen, strict=True))
+        name = "_".join(f"{key.replace('_', '-')}-{_word(value)}" for key, value in point.items())
+        if name:
+            require_folder_name(f"{path}: point", name)
+        yield name, {**values, **point}
+
+
+def _word(value: Any) -> str:
+    """A value as part of a folder's name."""
+    return f"{value:g}" if isinstance(value, float) else str(value).lower().replace("/", "-")
+
+
+def _take(settings: Settings, keys: Iterable[str]) -> dict[str, Any]:
+    return {key: getattr(settings, key) for key in keys}
+
+
+def _resolved(settings: Settings, plan: StudyPlan) -> dict[str, Any]:
+    """All settings, those that were None as the plan has them."""
+    derived = {key: getattr(plan.train, key) for key in _TRAIN}
+    derived |= {"tokenizer": plan.data.tokenizer, "context": plan.data.block_size}
+    return {key: derived.get(key) if value is None else value for key, value in _take(settings, _KEYS).items()}

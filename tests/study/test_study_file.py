@@ -1,0 +1,124 @@
+"""A study's file: lists are crossed, mistakes are one line, and the resolved file makes the same plans."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from gated_attention.sizes import SIZES
+from gated_attention.study.grid.estimate import expect, find_speed, flops_per_token
+from gated_attention.study.grid.study_file import arms_in_order, read_study
+
+CPU = torch.device("cpu")
+EXAMPLES = Path(__file__).parent.parent.parent / "examples"
+
+
+@pytest.fixture
+def written(tmp_path):
+    def write(text):
+        (tmp_path / "study.toml").write_text(text)
+        return tmp_path / "study.toml"
+
+    return write
+
+
+def plans_of(path):
+    return read_study(path).plans(Path("out"), CPU)
+
+
+def test_lists_are_crossed_and_name_the_folders(written):
+    plans = plans_of(
+        written(
+            'name = "grid"\nvariants = ["baseline", "sdpa-headwise"]\nseeds = 2\nsize = ["tiny", "xs"]\n'
+            'learning_rate = [1e-3, 0.0125]\nqk_norm = [true, false]\noptimizer = "muon"\nresidual = "bfloat16"\n'
+        )
+    )
+    assert len(plans) == 8
+    assert plans[1].point == "size-tiny_learning-rate-0.001_qk-norm-false"
+    assert plans[1].runs == Path("out/runs/grid/size-tiny_learning-rate-0.001_qk-norm-false")
+    assert [plan.size.name for plan in plans] == ["tiny"] * 4 + ["xs"] * 4
+    assert plans[2].train.learning_rate == 0.0125
+    assert plans[4].train.steps == 1500  # of its size
+    assert [variant.block.qk_norm for variant in plans[1].variants] == [False, False]
+    assert all(variant.block.qk_norm for variant in plans[0].variants)
+    assert (plans[0].train.optimizer, plans[0].train.residual) == ("muon", "bfloat16")
+    arms = arms_in_order(plans)
+    assert [arm.seed for arm in arms] == [0] * 16 + [1] * 16
+    assert len({arm.key for arm in arms}) == len({arm.folder for arm in arms}) == 32
+
+
+def test_a_study_without_lists_is_that_of_compare(written):
+    (plan,) = plans_of(written('name = "one"\nvariants = ["baseline"]\nsteps = 3\n'))
+    assert plan.runs == Path("out/runs/one")
+    assert plan.arms[0].folder == Path("out/runs/one/baseline/seed0")
+    assert str(plan.arms[0]) == "baseline seed 0"
+
+
+@pytest.mark.parametrize("name", ["learning-rates", "learning-rates-tiny"])
+def test_the_resolved_file_makes_the_same_plans(name, written):
+    study = read_study(EXAMPLES / f"{name}.toml")
+    plans = study.plans(Path("out"), CPU)
+    resolved = study.resolved(plans)
+    assert read_study(written(resolved)).plans(Path("out"), CPU) == plans
+    assert 'precision = "float32"' in resolved
+    assert re.search(r"^learning_rate = \[", resolved, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('name = "x"\nlearning_rates = 1e-3', "has an unknown key 'learning_rates'; the nearest is 'learning_rate'"),
+        ('name = "x"\nzzz = 1', "has an unknown key 'zzz'; choose from name, variants"),
+        ('name = "x"\n[train]\nsteps = 3', "has an unknown key 'train'"),
+        ("seeds = 1", "has 'name' wrong"),
+        ('name = "x"\nsteps = "many"', "has 'steps' wrong: input should be a valid integer, not 'many'"),
+        ('name = "x"\nwarmup = [0.01, "long"]', "has 'warmup' wrong: input should be a valid number, not 'long'"),
+        ('name = "x"\noptimizer = "sgd"', "has 'optimizer' wrong: input should be 'adamw' or 'muon', not 'sgd'"),
+        ('name = "x"\nseeds = [0, 1]', "has 'seeds' wrong: input should be a valid integer"),
+        ('name = "x"\nlearning_rate = []', "crosses no value of 'learning_rate'"),
+        ('name = "x"\nlearning_rate = [0.1, 0.1]', "learning_rate 0.1 is named twice"),
+        ('name = "x"\nlearning_rate = [0.1, 0.10000001]', "has two points 'learning-rate-0.1'"),
+        ('name = "x"\nlearning_rate = [0.001, -1.0]', "learning-rate--1: learning_rate is -1.0"),
+        ('name = "x"\nlearning_rate = nan', "learning_rate is nan"),
+        ('name = "x"\nwarmup = 2024-01-01', "has 'warmup' wrong: input should be a valid number"),
+        ('name = "a/b"', "study name 'a/b' cannot name a folder"),
+        ('name = "x"\nvariants = ["nope"]', "unknown variant 'nope'; choose from baseline"),
+        ('name = "x"\nsize = "huge"', "unknown size 'huge'"),
+        ('name = "x"\nseeds = 0', "seeds is 0"),
+        ('name = "x"\nseeds = 9999', "arms is 29997; it must be at most 10,000"),
+        ('name = "x"\narms_per_device = 0', "arms_per_device is 0"),
+        ('name = "x', "is not readable TOML"),
+    ],
+)
+def test_mistakes_are_one_line(text, message, written):
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        plans_of(written(text))
+    assert "\n" not in str(error.value)
+
+
+def test_a_grid_that_is_too_large_is_refused_at_once(written):
+    listed = ", ".join(str(0.001 * (1 + i)) for i in range(200))
+    text = f'name = "x"\nlearning_rate = [{listed}]\nwarmup = [{listed}]\nweight_decay = [{listed}]\n'
+    with pytest.raises(ValueError, match="points is 8000000; it must be at most 10,000"):
+        read_study(written(text))
+
+
+def test_the_example_is_study_2_and_takes_about_an_hour_of_a_gpu():
+    plans = plans_of(EXAMPLES / "learning-rates.toml")
+    assert len(plans) == 7
+    assert [len(plan.arms) for plan in plans] == [9] * 7
+    assert plans[0].point == "learning-rate-0.001"  # the folders of the committed records
+    found = [expect(plan, torch.device("cuda"), 1.8e14) for plan in plans]
+    assert found[0].tokens == 1800 * 16 * 1024
+    assert found[0].parameters == 50_871_808
+    assert 60 < sum(one.minutes for one in found) < 180
+    assert find_speed(CPU, [])[1].startswith("a rough guess for CPU")
+
+
+def test_flops_follow_the_weights_that_a_token_meets():
+    tiny, sparse = SIZES["tiny"], SIZES["moe-tiny"]
+    weights = tiny.vocab_size * 128 + 4 * (128 * 18 * 32 + 3 * 128 * 384)
+    assert flops_per_token(tiny, 256) == 6 * (weights + 4 * 192 * 256)
+    dense_twin = 6 * (sparse.vocab_size * 128 + 4 * (128 * 18 * 32 + 4 * 3 * 128 * 48 + 128 * 4 + 192 * 256))
+    assert flops_per_token(sparse, 256) == pytest.approx(dense_twin)
