@@ -21,6 +21,9 @@ variants = ["baseline"]
 size = "tiny"
 learning_rate = [0.004, 900.0]
 weight_decay = 0.0
+optimizer = "muon"
+residual = "bfloat16"
+qk_norm = false
 steps = 4
 batch_size = 2
 context = 32
@@ -117,10 +120,10 @@ def test_stopped_failed_and_run_again_a_study_ends_as_an_uninterrupted_one(study
     assert str(tmp_path) not in page
 
     written = (runs / "study.toml").read_text()
-    assert 'optimizer = "adamw"' in written
-    points = {name: replace(point, residual="bfloat16") for name, point in study.points.items()}
+    assert 'precision = "float32"' in written
+    points = {name: replace(point, residual="float32") for name, point in study.points.items()}
     with pytest.raises(
-        ValueError, match=r"was run with train\.residual 'float32', not 'bfloat16'; choose another name"
+        ValueError, match=r"was run with train\.residual 'bfloat16', not 'float32'; choose another name"
     ):
         run_grid(replace(study, points=points), tmp_path, CPU, cache, Watcher())
     assert (runs / "study.toml").read_text() == written

@@ -26,6 +26,7 @@ _ONLY = {
     "sliding_window": None,
     "mlp_only_layers": [],
     "decoder_sparse_step": 1,
+    "qk_norm": True,
 }
 """Fields of the configuration that the engine takes with one value only."""
 

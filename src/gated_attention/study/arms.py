@@ -13,7 +13,7 @@ from gated_attention.models.configuration_gated_qwen3 import make_config
 from gated_attention.ranges import require_folder_name, require_once, require_within
 from gated_attention.registry.variants import Variant
 from gated_attention.sizes import ModelSize, count_parameters
-from gated_attention.study.record import CONFIG_NAME, RESULT_NAME, SCHEMA, Result, read_config, read_result
+from gated_attention.study.record import CONFIG_NAME, RESULT_NAME, SCHEMA, UNSAID, Result, read_config, read_result
 from gated_attention.train.callbacks import Progress
 from gated_attention.train.checkpoints import last_checkpoint
 from gated_attention.train.text.data import DataConfig, PackedData
@@ -202,14 +202,10 @@ class Observer(ArmObserver, Protocol):
         """An arm is finished, in this run or (`kept`) in an earlier one."""
 
 
-_BEFORE = {"qk_norm": True, "optimizer": "adamw", "residual": "float32", "registers": 0}
-"""What records from before a setting existed were run with."""
-
-
 def _first_difference(found: Mapping[str, Any], wanted: Mapping[str, Any], path: str = "") -> str | None:
     """The first setting in which two configurations differ, in words; keys that only `found` has are ignored."""
     for key, value in json.loads(json.dumps(wanted)).items():
-        other = found.get(key, _BEFORE.get(key))
+        other = found.get(key, UNSAID.get(key))
         if isinstance(value, dict) and isinstance(other, dict):
             if difference := _first_difference(other, value, f"{path}{key}."):
                 return difference

@@ -28,6 +28,9 @@ METRICS_NAME = "metrics.jsonl"
 CONFIG_NAME = "config.json"
 FAILURE_NAME = "failure.json"
 
+UNSAID = {"qk_norm": True, "optimizer": "adamw", "residual": "float32", "packing": "stream"}
+"""What records from before a setting existed were run with."""
+
 CLOSED = ConfigDict(extra="forbid")
 """For records that hold their own fields and no others."""
 

@@ -29,7 +29,7 @@ class Expected(NamedTuple):
     """What one point of a study will take.
 
     Attributes:
-        parameters: Of the baseline.
+        parameters: Of the first variant.
         minutes: Of one device, over all arms of the point.
     """
 
@@ -53,7 +53,8 @@ def expect(plan: StudyPlan, device: torch.device, speed: float) -> Expected:
     step_s = flops_per_token(size, plan.data.block_size) * per_step / speed
     arm_s = plan.train.steps * max(step_s, _STEP_S * (device.type == "cuda")) + _AROUND_S[device.type]
     num_arms = len(plan.variants) * plan.seeds
-    parameters = count_parameters(size, plan.variants[0].block).total
+    first = plan.variants[0]
+    parameters = count_parameters(first.resize(size), first.block).total
     return Expected(plan.point, num_arms, plan.train.steps, per_step, parameters, num_arms * arm_s / 60)
 
 
@@ -92,4 +93,5 @@ def _vocabulary(plan: StudyPlan) -> int:
     name = plan.data.tokenizer
     if name == "bytes":
         return 257
-    return int(name.removeprefix("bpe-")) if name.startswith("bpe-") else plan.size.vocab_size
+    number = name.removeprefix("bpe-")
+    return int(number) if number.isdecimal() else plan.size.vocab_size

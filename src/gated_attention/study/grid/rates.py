@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from gated_attention.study.comparison import LOSS, variant_order
-from gated_attention.study.record import Result
+from gated_attention.study.record import UNSAID, Result
 from gated_attention.study.statistics import PairedDifference, paired_difference
 
 FACTOR = 4.0
@@ -36,9 +36,6 @@ _READ = {
     "block": {"qk_norm": "qk_norm"},
 }
 """What a record says of a point: its part, the part's key, and the key in a study's file."""
-
-_UNSAID = {"optimizer": "adamw", "residual": "float32", "qk_norm": True, "packing": "stream"}
-"""What records from before a setting existed were run with."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +166,7 @@ def point_of(result: Result) -> dict[str, Any]:
     """What a study's file says of a run, by its keys."""
     config = result.config
     found = {
-        name: config.get(part, {}).get(key, _UNSAID.get(name))
+        name: config.get(part, {}).get(key, UNSAID.get(name))
         for part, keys in _READ.items()
         for key, name in keys.items()
     }
