@@ -10,8 +10,8 @@ MOE = ModelSize("moe", 2, 24, 4, 2, 8, 16, 31, 16, num_experts=4, num_experts_pe
 TRAINED = ("baseline", "sdpa-headwise", "sdpa-elementwise", "value-elementwise", "learned-sink")
 """The variants that every layout of processes trains."""
 
-PARALLEL = ModelSize("parallel", 2, 64, 4, 2, 16, 192, 256, 64, ffn_multiple=1)
-"""Their size: heads, key/value heads, FFN and vocabulary are even."""
+PARALLEL = ModelSize("parallel", 2, 64, 4, 2, 16, 192, 256, 64, ffn_multiple=4)
+"""Their size: PyTorch shards by tensor and by data only what divides by both, here 2 and 2."""
 
 
 def config_of(variant, size):
