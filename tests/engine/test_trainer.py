@@ -87,7 +87,16 @@ def engines(config, weights, rows, folder):
     return losses.found
 
 
-def test_the_engine_trains_as_the_trainer_does(tmp_path):
+@pytest.fixture
+def one_thread():
+    """Two threads beside another test's processes would wait for each other most of the time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_the_engine_trains_as_the_trainer_does(tmp_path, one_thread):
     chosen = VARIANTS["sdpa-elementwise"]
     config = make_config(chosen.resize(TINY), chosen.block)
     model = build_model(config, seed=0)
