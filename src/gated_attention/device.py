@@ -2,6 +2,8 @@
 
 import torch
 
+from gated_attention.ranges import require_choice
+
 
 def pick_device(name: str) -> torch.device:
     """The device of that name; `auto` is CUDA if there is one.
@@ -9,8 +11,7 @@ def pick_device(name: str) -> torch.device:
     Raises:
         ValueError: if the name is unknown or the device is missing.
     """
-    if name not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"unknown device {name!r}; choose from auto, cpu, cuda")
+    require_choice("device", name, ("auto", "cpu", "cuda"))
     has_cuda = torch.cuda.is_available()
     if name == "cuda" and not has_cuda:
         raise ValueError("device 'cuda' was asked for, and PyTorch sees none; use --device cpu")

@@ -6,11 +6,13 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+from typing_extensions import TypedDict
 
 _T = TypeVar("_T")
 
 _SHOWN = 60  # characters of a value in a message
+_LONGEST_REASON = 300
 
 
 def parse(kind: TypeAdapter[_T], text: str | bytes, place: Path | str, cure: str) -> _T:
@@ -63,15 +65,26 @@ def require_known(keys: Iterable[str], known: Collection[str], place: Path | str
             raise ValueError(f"{place} has an unknown key {key!r}; {cure}")
 
 
+def open_dict(title: str, /, **types: Any) -> Any:
+    """A `TypedDict` that vouches for the fields that are there: any may be missing, and others are kept as they are."""
+    kind: Any = TypedDict(title, types, total=False)  # type: ignore[misc]  # mypy wants a literal name
+    return with_config(ConfigDict(extra="allow", strict=True))(kind)
+
+
+def one_line(text: object) -> str:
+    """An error's message, or any text, without line breaks and cut to a readable length."""
+    return " ".join(str(text).split())[:_LONGEST_REASON]
+
+
 def _describe(error: ValidationError) -> str:
     """The first mismatch in words, and how many more there are."""
     first, *others = error.errors(include_url=False, include_context=False)
-    message = " ".join(first["msg"].split())
+    message = one_line(first["msg"])
     if first["type"] == "json_invalid":
         return f"is not readable JSON ({message.removeprefix('Invalid JSON: ')})"
     field = ".".join(str(part) for part in first["loc"])
     at = f"has {field!r} wrong" if field else "is wrong"
-    shown = " ".join(repr(first["input"]).split())
+    shown = one_line(repr(first["input"]))
     value = "" if first["type"] == "missing" or len(shown) > _SHOWN else f", not {shown}"
     more = f" (and {len(others)} more)" if others else ""
     return f"{at}: {message[0].lower()}{message[1:]}{value}{more}"

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from edited_records import EDITS, OLD
 
 from gated_attention.report.study.page import write_report
 from gated_attention.study import record
+from gated_attention.study.plan import make_plan
 from gated_attention.study.record import (
     SCHEMA,
     Measure,
@@ -197,3 +199,13 @@ def test_an_edited_config_is_refused(tmp_path, content):
     with pytest.raises(ValueError, match=r"config\.json") as caught:
         read_config(tmp_path / "config.json")
     assert "\n" not in str(caught.value)
+
+
+def test_compare_says_why_it_does_not_go_on_with_an_older_version(tmp_path):
+    shutil.copytree(OLD / "old", tmp_path / "runs" / "old")
+    plan = make_plan(
+        name="old", variants=["baseline"], size="tiny", seeds=1, output=tmp_path, device=torch.device("cpu"),
+        data={"source": "corpus", "block_size": 32}, train={"steps": 3, "batch_size": 2},
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"earlier version, which had no setting data\.packing; choose another --name"):
+        plan.arms[0].finished()

@@ -9,6 +9,9 @@ from typer import Argument, Option, Typer, echo
 
 from gated_attention.cli.models import Device, TextField
 from gated_attention.files import claimed
+from gated_attention.ranges import require_folder_name
+from gated_attention.registry.choices import DEFAULT, choose_variants, split_names
+from gated_attention.sizes import SIZES, get_size
 
 study_commands = Typer()
 
@@ -19,13 +22,13 @@ def compare(
         str | None,
         Option(
             help="Variants to train, separated by commas; `gated-attention variants` lists them. "
-            "Default: baseline,sdpa-headwise,sdpa-elementwise."
+            f"Default: {','.join(DEFAULT)}."
         ),
     ] = None,
     table: Annotated[
         int | None, Option(help="Train all rows of this table of the paper instead: 1, 2, 3, 4 or 6.")
     ] = None,
-    size: Annotated[str, Option(help="tiny, xs, s, m, moe-tiny, moe-xs, moe-s, 1.7b-28l, 1.7b-48l or 15a2b.")] = "tiny",
+    size: Annotated[str, Option(help=f"One of {', '.join(SIZES)}.")] = "tiny",
     steps: Annotated[int | None, Option(help="Optimizer steps; default by size.")] = None,
     seeds: Annotated[int, Option(help="Seeds per variant; a seed pairs data order and weights across variants.")] = 1,
     data: Annotated[
@@ -68,10 +71,10 @@ def compare(
     Run the same command again to resume an interrupted study; finished arms are kept. Each GPU trains one arm at a
     time; CUDA_VISIBLE_DEVICES=0,1 uses two of them.
     """
-    from gated_attention.registry.choices import check_study, split_names
-
     chosen_variants = None if variants is None else split_names(variants, "variant")
-    check_study(size, chosen_variants, table, name)
+    choose_variants(chosen_variants, table, get_size(size))  # refuses what is wrong before PyTorch loads
+    if name is not None:
+        require_folder_name("study name", name)
 
     from gated_attention.device import count_like, pick_device
     from gated_attention.report.study.page import write_report
@@ -173,7 +176,6 @@ def variants(
     from gated_attention.registry.variants import get_variant
     from gated_attention.report import catalogue
     from gated_attention.report.catalogue_terminal import print_registry, print_variant
-    from gated_attention.sizes import get_size
 
     if name is None:
         if size is not None:

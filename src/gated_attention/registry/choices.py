@@ -1,10 +1,10 @@
 """Checks of names that the command line makes before it loads PyTorch."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from gated_attention.ranges import require_folder_name, require_once
-from gated_attention.registry.variants import get_variant, variants_of
-from gated_attention.sizes import get_size
+from gated_attention.ranges import require_choice, require_once
+from gated_attention.registry.variants import BASELINE, Variant, get_variant, variants_of
+from gated_attention.sizes import ModelSize
 
 TASKS = (
     *("perplexity", "length", "retrieval", "quantization"),
@@ -13,40 +13,51 @@ TASKS = (
 """The tasks of `evaluate`."""
 
 
-def split_names(text: str, what: str) -> list[str]:
+DEFAULT = (BASELINE, "sdpa-headwise", "sdpa-elementwise")
+"""The variants of a study that names none."""
+
+
+def split_names(text: str, what: str, choices: Collection[str] | None = None) -> list[str]:
     """Names separated by commas.
 
     Raises:
-        ValueError: if there is none, or one is repeated.
+        ValueError: if there is none, one is repeated, or one is not among the choices.
     """
     names = [part.strip() for part in text.split(",") if part.strip()]
     if not names:
         raise ValueError(f"no {what} is named in {text!r}; name at least one")
     require_once(what, names)
+    for name in names if choices is not None else ():
+        require_choice(what, name, choices or ())
     return names
 
 
-def check_one_of(variants: Sequence[str] | None, table: int | None) -> None:
-    """Refuse variants together with a table, whose rows are variants.
+def choose_variants(
+    names: Sequence[str] | None, table: int | None, size: ModelSize
+) -> tuple[tuple[Variant, ...], tuple[str, ...]]:
+    """The variants to train, and why rows of a table are left out.
+
+    Args:
+        names: None is `DEFAULT`, or with a table its rows.
 
     Raises:
-        ValueError: if both are given.
+        ValueError: if names and a table are both given, one is unknown, or the size cannot have a named variant.
     """
-    if table is not None and variants is not None:
-        raise ValueError(f"table {table} and variants {', '.join(variants)} were both asked for; choose one of them")
-
-
-def check_study(size: str, variants: Sequence[str] | None, table: int | None, name: str | None) -> None:
-    """Refuse a study whose name, size, table or variants are wrong.
-
-    Raises:
-        ValueError: with what is wrong and the choices.
-    """
-    if name is not None:
-        require_folder_name("study name", name)
-    shape = get_size(size)
-    check_one_of(variants, table)
-    if table is not None:
-        variants_of(table)
-    for variant in variants or ():
-        get_variant(variant).resize(shape)
+    if table is None:
+        chosen = [get_variant(name) for name in (DEFAULT if names is None else names)]
+        for variant in chosen:
+            variant.resize(size)
+        return tuple(chosen), ()
+    if names is not None:
+        raise ValueError(f"table {table} and variants {', '.join(names)} were both asked for; choose one of them")
+    chosen, left_out = [], []
+    for variant in variants_of(table):
+        try:
+            variant.resize(size)
+        except ValueError as error:
+            left_out.append(str(error))
+        else:
+            chosen.append(variant)
+    if all(variant.name != BASELINE for variant in chosen):
+        chosen.insert(0, get_variant(BASELINE))  # Table 6 is compared with Table 1's
+    return tuple(chosen), tuple(left_out)

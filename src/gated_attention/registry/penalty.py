@@ -1,7 +1,8 @@
 """A training penalty that closes gates, as data, so that the registry of variants can carry it."""
 
 from dataclasses import dataclass
-from math import isfinite
+
+from gated_attention.ranges import require_within
 
 TARGET_BAND = 0.02
 """Excess over the target open share at which a penalty reaches its full weight."""
@@ -30,11 +31,8 @@ class GatePenalty:
     target: float | None = None
 
     def __post_init__(self) -> None:
-        if not (isfinite(self.weight) and self.weight > 0):
-            raise ValueError(f"gate penalty weight is {self.weight}; it must be positive and finite")
-        if self.target is not None and not 0 <= self.target < 1:
-            wanted = "it must be an open share from 0 to below 1, or None"
-            raise ValueError(f"gate penalty target is {self.target}; {wanted}")
+        require_within("gate penalty weight", self.weight, above=0)
+        require_within("gate penalty target", self.target, least=0, below=1)
 
     def describe(self) -> str:
         """The penalty in words."""

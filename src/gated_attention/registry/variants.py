@@ -16,6 +16,9 @@ from gated_attention.registry.penalty import GatePenalty
 from gated_attention.sizes import ModelSize, match_parameters
 from gated_attention.spec import BlockSpec, GateSpec, SwitchSpec
 
+BASELINE = "baseline"
+"""Name of the variant that the others are compared with, if a study has it."""
+
 _PLAIN = BlockSpec()
 
 _WORDS = {"num_key_value_heads": "key/value heads", "num_attention_heads": "query heads", "num_experts": "experts"}
@@ -87,7 +90,7 @@ _LR_4_5, _LR_5_3, _LR_8 = Fraction(45, 40), Fraction(53, 40), Fraction(80, 40)  
 VARIANTS: dict[str, Variant] = {
     variant.name: variant
     for variant in (
-        Variant("baseline", cites=("T1.1", "T2.1", "T2.5", "T3.1", "T4.1")),
+        Variant(BASELINE, cites=("T1.1", "T2.1", "T2.5", "T3.1", "T4.1")),
         _wide("kv-heads-x2", "T1.2", "num_key_value_heads", Fraction(2)),
         _wide("query-heads-x1.5", "T1.3", "num_attention_heads", Fraction(3, 2)),
         _wide("experts-x1.03", "T1.4", "num_experts", Fraction(132, 128)),

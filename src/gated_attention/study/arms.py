@@ -98,9 +98,7 @@ class Arm:
     def training(self) -> TrainConfig:
         """The plan's training settings, adapted to this variant."""
         plan, variant = self.plan.train, self.variant
-        auxiliary = plan.auxiliary
-        if variant.gate_penalty:
-            auxiliary = replace(auxiliary, gate_penalty=variant.gate_penalty)
+        auxiliary = replace(plan.auxiliary, gate_penalty=variant.gate_penalty or plan.auxiliary.gate_penalty)
         return replace(plan, learning_rate=plan.learning_rate * float(variant.learning_rate), auxiliary=auxiliary)
 
     @property
@@ -205,6 +203,8 @@ class Observer(ArmObserver, Protocol):
 def _first_difference(found: Mapping[str, Any], wanted: Mapping[str, Any], path: str = "") -> str | None:
     """The first setting in which two configurations differ, in words; keys that only `found` has are ignored."""
     for key, value in json.loads(json.dumps(wanted)).items():
+        if key not in found and key not in UNSAID:
+            return f"an earlier version, which had no setting {path}{key}"
         other = found.get(key, UNSAID.get(key))
         if isinstance(value, dict) and isinstance(other, dict):
             if difference := _first_difference(other, value, f"{path}{key}."):

@@ -5,11 +5,9 @@ from dataclasses import dataclass, field
 from math import isfinite, nan
 
 from gated_attention.registry.published import ROWS
+from gated_attention.registry.variants import BASELINE
 from gated_attention.study.record import Result
 from gated_attention.study.statistics import PairedDifference, Spread, paired_difference, spread
-
-BASELINE = "baseline"
-"""Name of the variant that the others are compared with, if a study has it."""
 
 LOSS = "val_loss_nats"
 """The measure that variants are compared by."""

@@ -1,24 +1,19 @@
 """Makes a plan from names and options: checks everything, and fills in the defaults of size and device."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from gated_attention.registry.choices import check_one_of
+from gated_attention.registry.choices import choose_variants
 from gated_attention.registry.settings import SETTINGS
-from gated_attention.registry.variants import Variant, get_variant, variants_of
-from gated_attention.sizes import ModelSize, get_size
+from gated_attention.sizes import get_size
 from gated_attention.study.arms import StudyPlan
-from gated_attention.study.comparison import BASELINE
 from gated_attention.train.checkpoints import last_checkpoint
 from gated_attention.train.text.data import DataConfig
 from gated_attention.train.trainer import TrainConfig
-
-DEFAULT = ("baseline", "sdpa-headwise", "sdpa-elementwise")
-"""The variants of a study that names none."""
 
 
 def make_plan(
@@ -42,7 +37,7 @@ def make_plan(
     """A study plan; fields of `data` and `train` that are missing or None take the size's defaults.
 
     Args:
-        variants: Names; the default is `DEFAULT`.
+        variants: Names; the default is `registry.choices.DEFAULT`.
         table: Trains all rows of that table of the paper instead. Rows that the size cannot have are left out, and the
             plan says why.
         start, rope_theta: As `StudyPlan`; with a start, the default tokenizer is that of its first arm.
@@ -53,30 +48,17 @@ def make_plan(
         ValueError: if the start has no such arm, variants and a table are both given, or a variant, a size or a
             setting is unknown or out of range.
     """
-    shape, defaults = get_size(size), SETTINGS[size]
+    shape, defaults = get_size(size), asdict(SETTINGS[size])
     on_gpu = device.type == "cuda"
-    chosen, left_out = _choose(variants, table, shape)
+    chosen, left_out = choose_variants(variants, table, shape)
     if not qk_norm:
-        chosen = [replace(variant, block=replace(variant.block, qk_norm=False)) for variant in chosen]
-    tokenizer = defaults.tokenizer
+        chosen = tuple(replace(variant, block=replace(variant.block, qk_norm=False)) for variant in chosen)
+    data_values = {"tokenizer": defaults.pop("tokenizer"), "max_validation_tokens": defaults.pop("validation_tokens")}
     if start is not None:
-        tokenizer = str(last_checkpoint(start / chosen[0].name / "seed0") or start)
-    data_config = DataConfig(
-        **{
-            "tokenizer": tokenizer,
-            "block_size": shape.context,
-            "max_validation_tokens": defaults.validation_tokens,
-            **_given(data),
-        }
-    )
-    train_values = {
-        **{
-            name: getattr(defaults, name) for name in ("steps", "batch_size", "accumulation", "learning_rate", "warmup")
-        },
-        "precision": "bfloat16" if on_gpu else "float32",
-        "compile": on_gpu,
-        **_given(train),
-    }
+        data_values["tokenizer"] = str(last_checkpoint(start / chosen[0].name / "seed0") or start)
+    data_config = DataConfig(**{"block_size": shape.context} | data_values | _given(data))
+    precision = "bfloat16" if on_gpu else "float32"
+    train_values = defaults | {"precision": precision, "compile": on_gpu} | _given(train)
     # About 50 points on the loss curve and ten on the validation curve; a resumed run repeats at most a tenth.
     tenth, fiftieth = (max(1, train_values["steps"] // parts) for parts in (10, 50))
     every = {"log_every": fiftieth, "evaluate_every": tenth, "checkpoint_every": tenth}
@@ -84,31 +66,10 @@ def make_plan(
     if start is not None:
         default_name = f"{start.resolve().name}-{data_config.block_size}"
     return StudyPlan(
-        name=name or default_name, variants=tuple(chosen), table=table, left_out=tuple(left_out), size=shape,
+        name=name or default_name, variants=chosen, table=table, left_out=left_out, size=shape,
         seeds=seeds, data=data_config, train=TrainConfig(**{**every, **train_values}), output=output,
         tensorboard=tensorboard, start=start, rope_theta=rope_theta, point=point, keep_checkpoints=keep_checkpoints,
     )  # fmt: skip
-
-
-def _choose(variants: Sequence[str] | None, table: int | None, size: ModelSize) -> tuple[list[Variant], list[str]]:
-    """The variants to train, and why rows of a table are left out."""
-    check_one_of(variants, table)
-    if table is None:
-        chosen = [get_variant(name) for name in (DEFAULT if variants is None else variants)]
-        for variant in chosen:
-            variant.resize(size)
-        return chosen, []
-    chosen, left_out = [], []
-    for variant in variants_of(table):
-        try:
-            variant.resize(size)
-        except ValueError as error:
-            left_out.append(str(error))
-        else:
-            chosen.append(variant)
-    if not any(variant.name == BASELINE for variant in chosen):
-        chosen.insert(0, get_variant(BASELINE))  # Table 6 is compared with Table 1's
-    return chosen, left_out
 
 
 def _given(values: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, with_config
 
 from gated_attention.files import replacing, write_text
 from gated_attention.study.record_types import Stored, find_fault
-from gated_attention.typed import parse, read_bytes
+from gated_attention.typed import one_line, parse, read_bytes
 
 SCHEMA = 1
 """Version of `result.json`; raised when a field changes its meaning."""
@@ -150,8 +150,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         with path.open("rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as archive:
             arrays = dict(archive)
     except (ValueError, OSError, EOFError, KeyError, MemoryError, zlib.error, zipfile.BadZipFile) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{path} is not an archive of arrays ({reason}); {cure}") from error
+        raise ValueError(f"{path} is not an archive of arrays ({one_line(error)}); {cure}") from error
     if fault := find_fault(arrays):
         raise ValueError(f"{path} has {fault}; {cure}")
     return arrays

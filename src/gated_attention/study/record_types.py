@@ -4,71 +4,27 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import ConfigDict, Field, with_config
-from typing_extensions import TypedDict
+from pydantic import Field
 
-_OPEN = ConfigDict(extra="allow", strict=True)  # settings vary between versions; those that are there must be right
+from gated_attention.typed import open_dict
+
 _Count = Annotated[int, Field(ge=1)]
+_VARIANT = open_dict("Variant", name=str, description=str, cites=list[str])
+_DATA = open_dict(
+    "Data", source=str, validation=str | None, text_field=str, tokenizer=str, block_size=_Count, bos=bool, packing=str
+)
+_TRAIN = open_dict(
+    "Train", steps=_Count, batch_size=_Count, accumulation=_Count, learning_rate=float, weight_decay=float,
+    precision=str, compile=bool,
+)  # fmt: skip
+_SETTINGS = open_dict(
+    "Settings", variant=_VARIANT, size=dict[str, Any], parameters=dict[str, int], data=_DATA, train=_TRAIN,
+    model=dict[str, Any], text=dict[str, int], start=str | None, rope_theta=float | None, study_learning_rate=float,
+)  # fmt: skip
 
-
-@with_config(_OPEN)
-class Variant(TypedDict, total=False):
-    """The registry's row that an arm trained."""
-
-    name: str
-    description: str
-    cites: list[str]
-
-
-@with_config(_OPEN)
-class Data(TypedDict, total=False):
-    """The training text and how it was read."""
-
-    source: str
-    validation: str | None
-    text_field: str
-    tokenizer: str
-    block_size: _Count
-    bos: bool
-    packing: str
-
-
-@with_config(_OPEN)
-class Train(TypedDict, total=False):
-    """The training settings."""
-
-    steps: _Count
-    batch_size: _Count
-    accumulation: _Count
-    learning_rate: float
-    weight_decay: float
-    precision: str
-    compile: bool
-
-
-@with_config(_OPEN)
-class Settings(TypedDict, total=False):
-    """A resolved configuration."""
-
-    variant: Variant
-    size: dict[str, Any]
-    parameters: dict[str, int]
-    data: Data
-    train: Train
-    model: dict[str, Any]
-    text: dict[str, int]
-    start: str | None
-    rope_theta: float | None
-    study_learning_rate: float
-
-
-@with_config(_OPEN)
-class Stored(TypedDict, total=False):
-    """The part of `result.json` and `config.json` that is checked first, whatever their schema."""
-
-    schema: Any
-    config: Settings
-
+Stored = open_dict("Stored", schema=Any, config=_SETTINGS)
+"""The part of `result.json` and `config.json` that is checked first, whatever their schema: settings vary between
+versions, and those that are there must be right."""
 
 _DIMENSIONS = {"attention_maps": 3, "attention_layers": 1, "gate_histogram_": 2, "gate_edges_": 1, "expert_load": 2}
 """Number of dimensions of arrays, by the prefix of their names."""

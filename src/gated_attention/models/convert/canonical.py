@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from gated_attention.models.configuration_gated_qwen3 import GatedQwen3Config, GatedQwen3MoeConfig
 from gated_attention.models.convert.storage import Tensors
+from gated_attention.typed import one_line
 
 Config = GatedQwen3Config | GatedQwen3MoeConfig
 Shape = tuple[int, ...]
@@ -41,7 +42,7 @@ def expected_shapes(config: PreTrainedConfig) -> dict[str, Shape]:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
     except (KeyError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise ValueError(f"describes no model that can be built ({one_line(error)}); fetch it again") from error
+        raise ValueError(f"describes no model that can be built ({error_line(error)}); fetch it again") from error
     shapes: dict[str, Shape] = {}
     for name, tensor in model.state_dict().items():
         if name != HEAD or not config.tie_word_embeddings:
@@ -49,9 +50,9 @@ def expected_shapes(config: PreTrainedConfig) -> dict[str, Shape]:
     return shapes
 
 
-def one_line(error: Exception) -> str:
-    """The type and message of a library's error, without line breaks."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+def error_line(error: Exception) -> str:
+    """The type and message of a library's error, on one line."""
+    return f"{type(error).__name__}: {one_line(error)}"
 
 
 def split_experts(name: str, shape: Shape) -> dict[str, Shape]:

@@ -14,7 +14,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from gated_attention.files import new_folder, write_text
 from gated_attention.models.convert.any_family import describe_place, gate_family
-from gated_attention.models.convert.canonical import Checkpoint, one_line
+from gated_attention.models.convert.canonical import Checkpoint, error_line
 from gated_attention.models.convert.read import is_qwen3, model_dtype, read_model
 from gated_attention.models.convert.retrofit import WARNING, retrofit
 from gated_attention.models.convert.source import check_adapter, check_links, find_source
@@ -160,7 +160,7 @@ def convert(
                 write_self_contained(part)
             files = tuple(sorted(path.name for path in part.iterdir()))
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{target_folder} cannot be written ({one_line(error)}); nothing was left there") from error
+        raise ValueError(f"{target_folder} cannot be written ({error_line(error)}); nothing was left there") from error
     return Conversion(
         folder=target_folder,
         origin=ready.origin,

@@ -16,7 +16,7 @@ from gated_attention.models.convert.canonical import (
     Checkpoint,
     Config,
     check_complete,
-    one_line,
+    error_line,
     split_experts,
 )
 from gated_attention.models.convert.layouts import merge_rows, shift_exactly, split_per_group, split_per_head
@@ -84,7 +84,9 @@ def read_model(folder: Path) -> Checkpoint:
         config, tensors, origin = _READERS[model_type](content, _split_fused_experts(tensors))
         return check_complete(Checkpoint(config, tensors, origin, tuple(left_out)), find_weights(folder))
     except (KeyError, TypeError, ZeroDivisionError, StrictDataclassError) as error:
-        raise ValueError(f"{path} is no configuration of a {model_type} ({one_line(error)}); fetch it again") from error
+        raise ValueError(
+            f"{path} is no configuration of a {model_type} ({error_line(error)}); fetch it again"
+        ) from error
     except ValueError as error:
         if str(folder) in str(error):  # about a tensor: it names the file already
             raise

@@ -40,15 +40,24 @@ def zero_shared_expert(mlp: str, like: Stored) -> Tensors:
 
 
 def drop_zero_shared_experts(tensors: Tensors) -> Tensors:
-    """The tensors without shared experts.
+    """The tensors without shared experts; a ValueError if one adds something."""
+    why = "is a shared expert, which Qwen3-MoE does not have"
+    return _drop(tensors, _SHARED, (f"{_SHARED}.down_proj.weight",), why)
 
-    Raises:
-        ValueError: if one adds something.
-    """
+
+def drop_idle_layer(tensors: Tensors, layer: int) -> Tensors:
+    """The tensors without those of the last layer, linear attention; a ValueError if that layer adds something."""
+    outputs = (".linear_attn.out_proj.weight", ".down_proj.weight")
+    why = "is not zero in a layer of linear attention; only full attention can be converted"
+    return _drop(tensors, f"model.layers.{layer}.", outputs, why)
+
+
+def _drop(tensors: Tensors, part: str, outputs: tuple[str, ...], why: str) -> Tensors:
+    """The tensors without those of a part, all of whose outputs must be zero."""
     for name, tensor in tensors.items():
-        if name.endswith(f"{_SHARED}.down_proj.weight") and tensor.load().any():
-            raise ValueError(f"tensor {name} of {tensor.origin} is a shared expert, which Qwen3-MoE does not have")
-    return {name: tensor for name, tensor in tensors.items() if _SHARED not in name}
+        if part in name and name.endswith(outputs) and tensor.load().any():
+            raise ValueError(f"tensor {name} of {tensor.origin} {why}")
+    return {name: tensor for name, tensor in tensors.items() if part not in name}
 
 
 def as_one_expert(tensors: Tensors) -> Tensors:
@@ -81,23 +90,6 @@ def append_idle_layer(stock: PreTrainedConfig, dtype: torch.dtype) -> Tensors:
         setattr(stock, name, value)
     prefix = f"model.layers.{stock.num_hidden_layers - 1}."
     return {name: _zeros(shape, dtype) for name, shape in expected_shapes(stock).items() if name.startswith(prefix)}
-
-
-def drop_idle_layer(tensors: Tensors, layer: int) -> Tensors:
-    """The tensors without those of the last layer, which is linear attention.
-
-    Raises:
-        ValueError: if that layer adds something.
-    """
-    prefix = f"model.layers.{layer}."
-    outputs = (".linear_attn.out_proj.weight", ".down_proj.weight")
-    for name, tensor in tensors.items():
-        if name.startswith(prefix) and name.endswith(outputs) and tensor.load().any():
-            raise ValueError(
-                f"tensor {name} of {tensor.origin} is not zero in a layer of linear attention; "
-                "only full attention can be converted"
-            )
-    return {name: tensor for name, tensor in tensors.items() if not name.startswith(prefix)}
 
 
 def is_tied(tensors: Tensors) -> bool:

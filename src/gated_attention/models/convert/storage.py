@@ -6,13 +6,14 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import split_state_dict_into_shards_factory
 from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -28,11 +29,6 @@ _REFUSED = re.compile(r"Unsupported global: GLOBAL (\S+)")
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".index.json", ".gguf", ".h5", ".msgpack", ".onnx")
 _OBJECT = TypeAdapter(dict[str, Any])
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_ALL_DTYPES = _DTYPES | {
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "BOOL": torch.bool, "U8": torch.uint8,
-    "I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64,
-}  # fmt: skip
-"""With those of buffers and quantised weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,17 +169,14 @@ def _open_file(path: Path) -> Tensors:
 
 def _open_safetensors(path: Path) -> Tensors:
     try:
-        file: Any = safe_open(path, "pt")
+        with safe_open(path, "pt") as file:
+            mapped = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is damaged ({error}); fetch it again") from error
-    tensors = {}
-    for name in file.keys():  # noqa: SIM118  not a mapping
-        lazy = file.get_slice(name)
-        if (dtype := lazy.get_dtype()) not in _ALL_DTYPES:
-            raise ValueError(f"tensor {name} of {path} has dtype {dtype}; choose from {', '.join(_DTYPES)}")
-        load = partial(_load_safetensor, path, name)
-        tensors[name] = Stored(tuple(lazy.get_shape()), _ALL_DTYPES[dtype], load, str(path))
-    return tensors
+    return {
+        name: Stored(tuple(tensor.shape), tensor.dtype, partial(_load_safetensor, path, name), str(path))
+        for name, tensor in mapped.items()
+    }
 
 
 def check_floating(name: str, tensor: Stored) -> None:
@@ -203,28 +196,12 @@ def _load_safetensor(path: Path, name: str) -> Tensor:
 
 
 def _open_pickle(path: Path) -> Tensors:
-    content = _read_pickle(path, "meta")
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(f"{path} is not a mapping of names to tensors; give a state dict")
-    read = _read_pickle if zipfile.is_zipfile(path) else lru_cache(maxsize=1)(_read_pickle)
-    return {
-        name: Stored(tuple(tensor.shape), tensor.dtype, partial(_load_pickled, read, path, name), str(path))
-        for name, tensor in content.items()
-    }
-
-
-def _load_pickled(read: Callable[[Path, str], Any], path: Path, name: str) -> Tensor:
-    # Files from before PyTorch 1.6 cannot be mapped. They stay in memory whole, and their tensors may share it.
-    tensor: Tensor = read(path, "cpu")[name]
-    return tensor if read is _read_pickle else tensor.clone()
-
-
-def _read_pickle(path: Path, device: str) -> Any:
     try:
         with warnings.catch_warnings():
             # A pickle of another protocol loads or is refused below; torch's warning would be a second line.
             warnings.filterwarnings("ignore", "Detected pickle protocol")
-            return torch.load(path, map_location=device, weights_only=True, mmap=zipfile.is_zipfile(path))
+            # Mapped, not read; files from before PyTorch 1.6 cannot be mapped, and stay in memory whole.
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         refused = _REFUSED.search(str(error))
         asked = f"asks for {refused[1]}, which is no tensor," if refused else "is damaged or asks for more than tensors"
@@ -232,20 +209,26 @@ def _read_pickle(path: Path, device: str) -> Any:
     except Exception as error:  # PyTorch's reader fails in many ways on what is not a pickle
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(f"{path} is damaged ({reason}); fetch it again") from error
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ValueError(f"{path} is not a mapping of names to tensors; give a state dict")
+    return {
+        name: Stored(tuple(tensor.shape), tensor.dtype, tensor.clone, str(path)) for name, tensor in content.items()
+    }
 
 
 def write_checkpoint(folder: Path, tensors: Mapping[str, Stored], max_shard_bytes: int) -> None:
     """Write safetensors with one shard in memory at a time, or a single file if everything fits in one shard."""
-    shards = list(_shards(tensors, max_shard_bytes))
-    weight_map: dict[str, str] = {}
-    for number, names in enumerate(shards, start=1):
-        file = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+    split = split_state_dict_into_shards_factory(
+        dict(tensors),
+        get_storage_size=lambda tensor: tensor.num_bytes,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_shard_bytes,
+    )
+    for file, names in split.filename_to_tensors.items():
         save_file({name: _own(tensors[name].load()) for name in names}, folder / file, metadata={"format": "pt"})
         (folder / file).chmod(folder.stat().st_mode & 0o666)  # safetensors lets only the owner read
-        weight_map |= dict.fromkeys(names, file)
-    if len(shards) > 1:
-        total_size = sum(tensor.num_bytes for tensor in tensors.values())
-        index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
@@ -253,15 +236,3 @@ def _own(tensor: Tensor) -> Tensor:
     # safetensors refuses tensors that share memory, as two parts of one packed tensor may.
     whole = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.numel() * tensor.itemsize
     return tensor if whole else tensor.clone(memory_format=torch.contiguous_format)
-
-
-def _shards(tensors: Mapping[str, Stored], max_bytes: int) -> Iterator[list[str]]:
-    names: list[str] = []
-    size = 0
-    for name, tensor in tensors.items():
-        if names and size + tensor.num_bytes > max_bytes:
-            yield names
-            names, size = [], 0
-        names.append(name)
-        size += tensor.num_bytes
-    yield names

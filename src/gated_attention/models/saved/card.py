@@ -165,7 +165,11 @@ def say_that_code_is_carried(card: str) -> str:
 
 def _model_rows(config: GatedConfigMixin, num_parameters: int, base_model: str | None) -> dict[str, str]:
     added = config.num_hidden_layers * config.block.num_parameters(config.geometry)
-    rows = {f"Gate at {gate.site} ({gate.label})": _gate_text(config, gate) for gate in config.block.gates}
+    text = "{}; {} x {} scores per token"
+    rows = {
+        f"Gate at {gate.site} ({gate.label})": text.format(gate.describe(), *gate.score_shape(config.geometry))
+        for gate in config.block.gates
+    }
     return {
         **(rows or {"Gate": "none"}),
         "Parameters": f"{num_parameters:,}",
@@ -175,11 +179,6 @@ def _model_rows(config: GatedConfigMixin, num_parameters: int, base_model: str |
         ),
         **({"Base model": base_model} if base_model else {}),
     }
-
-
-def _gate_text(config: GatedConfigMixin, gate: Any) -> str:
-    heads, channels = gate.score_shape(config.geometry)
-    return f"{gate.describe()}; {heads} x {channels} scores per token"
 
 
 def _section(table: Table) -> str:

@@ -12,8 +12,8 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from gated_attention.models.convert.source import adapter_error, check_adapter
 from gated_attention.models.convert.storage import check_floating, has_weights, open_checkpoint, read_json
+from gated_attention.typed import one_line
 
-_LONGEST_REASON = 300
 _MASKS = re.compile(r"(^|\.)(attn|attention)\.(bias|masked_bias)$")
 """Causal masks, which old checkpoints of GPT-2 and GPT-NeoX store."""
 _ADAPTER = re.compile(r"\.(lora_\w+|base_layer)\.|^base_model\.")
@@ -37,22 +37,13 @@ def load_model(loader: Any, source: str | Path, name: str | None = None, **optio
     folder = Path(source) if Path(source).is_dir() else None
     if folder is not None:
         check_folder(folder)
+    # Mismatched sizes are refused below, by name.
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True, "trust_remote_code": False}
     try:
-        is_adapter = folder is None and find_adapter_config_file(str(source)) is not None
-        model, info = (
-            (None, {})
-            if is_adapter
-            else loader.from_pretrained(
-                source,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # they are refused below, by name
-                trust_remote_code=False,
-                **options,
-            )
-        )
+        if not (is_adapter := folder is None and find_adapter_config_file(str(source)) is not None):
+            model, info = loader.from_pretrained(source, **options)
     except Exception as error:  # configuration, weights and hub each raise their own
-        reason = " ".join(str(error).split())[:_LONGEST_REASON]
-        raise ValueError(f"{name} cannot be loaded as a causal language model ({reason})") from error
+        raise ValueError(f"{name} cannot be loaded as a causal language model ({one_line(error)})") from error
     if is_adapter:
         raise adapter_error(name)
     if folder is None and isinstance(cached := try_to_load_from_cache(str(source), "config.json"), str):
@@ -79,7 +70,7 @@ def check_folder(folder: Path) -> None:
 def _check_whole(model: PreTrainedModel, info: dict[str, Any], name: str) -> None:
     kind = f"a {model.config.model_type} model"
     if errors := info["error_msgs"]:
-        raise ValueError(f"{name} cannot be loaded as {kind} ({' '.join(str(errors[0]).split())})")
+        raise ValueError(f"{name} cannot be loaded as {kind} ({one_line(errors[0])})")
     if wrong := sorted(info["mismatched_keys"]):
         tensor, found, wanted = wrong[0]
         raise ValueError(

@@ -1,8 +1,8 @@
 """Model folders that carry their own code, for readers with torch and transformers but without this package.
 
 The files are this package's own sources, found by following imports from the models: one file per module, side by
-side, because transformers copies flat files only. Absolute imports become relative ones, and shape annotations, which
-need jaxtyping, their plain tensors.
+side, because transformers copies flat files only. Absolute imports become relative ones, and shape annotations do
+without jaxtyping.
 """
 
 import ast
@@ -10,6 +10,8 @@ import json
 import re
 from collections.abc import Iterator
 from importlib import metadata
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from pathlib import Path
 from typing import cast
 
@@ -17,7 +19,6 @@ from gated_attention.files import write_text
 from gated_attention.models.saved.card import CARD_NAME, say_that_code_is_carried
 
 _PACKAGE = "gated_attention"
-_SOURCES = Path(__file__).parents[2]
 _ENTRIES = ("configuration_gated_qwen3", "modeling_gated_qwen3", "modeling_gated_qwen3_moe")
 """Modules of `models` whose files keep their names, which `auto_map` names."""
 
@@ -26,6 +27,7 @@ _MODELS = {
     "gated_qwen3_moe": ("modeling_gated_qwen3_moe", "GatedQwen3Moe"),
 }
 _HEADS = ("CausalLM", "SequenceClassification", "TokenClassification", "QuestionAnswering")
+_PLAIN = "class {}:\n    __class_getitem__ = staticmethod(lambda shaped: shaped[0])\n\n"
 _OPERATOR = re.compile(rf'"{_PACKAGE}::')
 _OWN_OPERATOR = f'f"{_PACKAGE}_{{__name__.encode().hex()}}::'
 
@@ -94,16 +96,15 @@ def _file_stem(module: str) -> str:
     return name if name in _ENTRIES else module.replace(".", "_")
 
 
-def _source_path(module: str) -> Path | None:
+def _source_path(module: str) -> Path:
     """The file of a module of this package; of a package it is `__init__.py`."""
-    path = _SOURCES.joinpath(*module.split(".")[1:])
-    return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.exists()), None)
+    return Path(cast(str, cast(ModuleSpec, find_spec(module)).origin))
 
 
 def _home(module: str, name: str) -> str | None:
     """The module that defines a name which `module` defines or passes on; None for a module inside a package."""
     path = _source_path(module)
-    if path is None or path.name != "__init__.py":
+    if path.name != "__init__.py":
         return module
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module and any(alias.name == name for alias in node.names):
@@ -113,27 +114,18 @@ def _home(module: str, name: str) -> str | None:
 
 def _detach(module: str) -> tuple[str, list[str]]:
     """The source of a module without its ties to the package and to jaxtyping, and the modules that it imports."""
-    path = _source_path(module)
-    if path is None:
-        raise ValueError(f"{_PACKAGE} has no module {module!r}")
-    source = path.read_text(encoding="utf-8")
+    source = _source_path(module).read_text(encoding="utf-8")
     tree = ast.parse(source)
     imported: list[str] = []
-    edits = [*_plain_annotations(tree, source), *_relative_imports(tree, imported)]
+    edits = [*_plain_annotations(tree), *_relative_imports(tree, imported)]
     return _OPERATOR.sub(_OWN_OPERATOR, _apply(edits, source)), imported
 
 
-def _plain_annotations(tree: ast.AST, source: str) -> Iterator[Edit]:
-    """`Float[Tensor, "b t c"]` becomes `Tensor`, and the import of `Float` goes."""
-    shapes: set[str] = set()
+def _plain_annotations(tree: ast.AST) -> Iterator[Edit]:
+    """Where `Float` was imported, a `Float` of which `Float[Tensor, "b t c"]` is `Tensor`."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module == "jaxtyping":
-            shapes.update(alias.name for alias in node.names)
-            yield node, ""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id in shapes:
-            tensor = node.slice.elts[0] if isinstance(node.slice, ast.Tuple) else node.slice
-            yield node, ast.get_source_segment(source, tensor) or ""
+            yield node, "\n".join(_PLAIN.format(alias.name) for alias in node.names)
 
 
 def _relative_imports(tree: ast.AST, imported: list[str]) -> Iterator[Edit]:
@@ -190,6 +182,5 @@ def _apply(edits: list[Edit], source: str) -> str:
         end_line, end_column = cast(int, node.end_lineno), cast(int, node.end_col_offset)
         spans.append((starts[node.lineno - 1] + node.col_offset, starts[end_line - 1] + end_column, new))
     for start, end, new in sorted(spans, reverse=True):
-        rest = end if new else end + 1  # with a whole import goes its line
-        content = content[:start] + new.encode() + content[rest:]
+        content = content[:start] + new.encode() + content[end:]
     return content.decode()

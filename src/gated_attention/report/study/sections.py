@@ -3,13 +3,14 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from gated_attention.analysis.measures import MASSIVE
+from gated_attention.registry.variants import BASELINE
 from gated_attention.report.blocks import Bullets, Paragraph
 from gated_attention.report.command_line import source_name
 from gated_attention.report.curves import Curve
 from gated_attention.report.study.columns import REMOVED_SHARE, SINK_FACTOR
 from gated_attention.report.study.table import spread_text
 from gated_attention.report.tables import ABSENT, count_text, fixed, number_text, significant
-from gated_attention.study.comparison import BASELINE, LOSS, Comparison, VariantRow, diverged
+from gated_attention.study.comparison import LOSS, Comparison, VariantRow, diverged
 from gated_attention.study.record import Result
 from gated_attention.study.statistics import t_quantile
 
