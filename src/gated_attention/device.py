@@ -22,7 +22,8 @@ def device_name(device: torch.device) -> str:
     """The device in words, e.g. `NVIDIA H200` or `CPU, 2 threads`."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device.type.upper()}, {torch.get_num_threads()} threads"
+    count = torch.get_num_threads()
+    return f"{device.type.upper()}, {count} thread{'s' * (count > 1)}"
 
 
 def count_like(device: torch.device) -> int:

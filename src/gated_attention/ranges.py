@@ -5,7 +5,7 @@ Each check raises a ValueError of one line: the value, and what it must be.
 Imports nothing heavy, so that a wrong value is refused before PyTorch loads.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from math import isfinite
 
 
@@ -34,11 +34,10 @@ def require_within(
         raise ValueError(f"{name} is {value}; it must be {words or 'finite'}")
 
 
-def require_choice(what: str, name: str, choices: Iterable[str]) -> None:
+def require_choice(what: str, name: object, choices: Collection[object]) -> None:
     """Refuse a name that is not among the choices."""
-    choices = list(choices)
     if name not in choices:
-        raise ValueError(f"unknown {what} {name!r}; choose from {', '.join(choices)}")
+        raise ValueError(f"unknown {what} {name!r}; choose from {', '.join(map(str, choices))}")
 
 
 def require_once(what: str, values: Sequence[object]) -> None:

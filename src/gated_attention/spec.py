@@ -5,10 +5,12 @@ A gate multiplies a tensor inside the attention block by an activation of a lear
 tensor, which function, and what it costs. It imports neither torch nor transformers.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from math import isfinite, log
 from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from gated_attention.ranges import require_choice
 
 Site = Literal["sdpa", "value", "key", "query", "output"]
 Granularity = Literal["headwise", "elementwise"]
@@ -104,7 +106,7 @@ class GateSpec:
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
-            _require_choice(f"gate {name}", getattr(self, name), choices)
+            require_choice(f"gate {name}", getattr(self, name), choices)
         if self.granularity == "headwise" and self.site == "output":
             raise ValueError("an output gate (G5) acts after heads are merged; use granularity='elementwise'")
         if self.head_shared and self.site == "output":
@@ -201,8 +203,7 @@ class GateSpec:
         """
         known = [field.name for field in fields(cls)]
         for name in values:
-            if name not in known:
-                raise ValueError(f"unknown gate field {name!r}; choose from {', '.join(known)}")
+            require_choice("gate field", name, known)
         return cls(**values)
 
 
@@ -228,7 +229,7 @@ class SwitchSpec:
     top_k: int = 4
 
     def __post_init__(self) -> None:
-        _require_choice("switch maps", self.maps, get_args(SwitchMaps))
+        require_choice("switch maps", self.maps, get_args(SwitchMaps))
         if not 1 <= self.top_k <= self.num_experts:
             raise ValueError(f"switch top_k is {self.top_k}; choose from 1 to num_experts, {self.num_experts}")
 
@@ -268,7 +269,7 @@ class BlockSpec:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "gates", as_gates(self.gates))
-        _require_choice("sdpa_transform", self.sdpa_transform, (*get_args(SdpaTransform), None))
+        require_choice("sdpa_transform", self.sdpa_transform, (*get_args(SdpaTransform), None))
         if self.output_clip is not None and not (isfinite(self.output_clip) and self.output_clip > 0):
             raise ValueError(f"output_clip is {self.output_clip}; it must be positive and finite, or None")
 
@@ -307,11 +308,6 @@ class BlockSpec:
 
 
 _CHOICES = {name: get_args(kind) for name, kind in get_type_hints(GateSpec).items() if get_origin(kind) is Literal}
-
-
-def _require_choice(name: str, value: object, choices: Sequence[object]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} is {value!r}; choose from {', '.join(map(str, choices))}")
 
 
 Gates = GateSpec | Mapping[str, Any] | Iterable[GateSpec | Mapping[str, Any]] | None

@@ -64,7 +64,7 @@ def test_assigned_gates_are_checked():
 @pytest.mark.parametrize(
     ("gates", "message"),
     [
-        ([{"site": "sdpaa"}], "gate site is 'sdpaa'; choose from sdpa"),
+        ([{"site": "sdpaa"}], "unknown gate site 'sdpaa'; choose from sdpa"),
         ([{"position": "sdpa"}], "unknown gate field 'position'; choose from site"),
         ([GateSpec(), GateSpec(granularity="headwise")], "two gates at site 'sdpa'"),
         (GateSpec("query", "headwise"), "headwise query gate is divided out by the QK-norm"),

@@ -14,6 +14,7 @@ from gated_attention.models.attention import GateInitialisationMixin, initial_st
 from gated_attention.models.families.configuration import PREFIX, as_layers, gated_config
 from gated_attention.models.families.layouts import AttentionKind, find_attention
 from gated_attention.models.families.projections import GatedProjectionsMixin, attach, detach
+from gated_attention.ranges import require_choice
 from gated_attention.spec import Gates, GateSpec, as_gates, check_qk_norm
 
 _Model = TypeVar("_Model", bound=PreTrainedModel)
@@ -128,9 +129,7 @@ def register(base: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
 
 def _attach(model: PreTrainedModel, config: Any) -> None:
     """Add the gates of a configuration to the modules they belong to; all of them, or none if one does not fit."""
-    kinds = get_args(AttentionKind)
-    if config.gated_attention not in kinds:
-        raise ValueError(f"attention is {config.gated_attention!r}; choose from {', '.join(kinds)}")
+    require_choice("attention", config.gated_attention, get_args(AttentionKind))
     gates, layers = as_gates(config.gates), config.gated_layers
     found = find_attention(model)
     chosen = [one for one in found if layers is None or one.layer in layers]
