@@ -1,6 +1,7 @@
-"""What every test stands on: checked shapes, a fixed seed, two threads, no network, no GPU unless marked."""
+"""What every test stands on: checked shapes, a fixed seed, one thread, no network, no GPU unless marked."""
 
 import functools
+import gc
 import importlib.util
 import os
 import random
@@ -28,7 +29,7 @@ def modules_with_shapes():
 
 # Only modules that are imported after this line are checked, so no test file may import them earlier.
 jaxtyping.install_import_hook(list(modules_with_shapes()), "beartype.beartype")
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # as many processes run as there are cores, and threads that wait for one spin
 
 
 def pytest_collection_modifyitems(items):
@@ -37,6 +38,13 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_heap():
+    """What earlier files left is not looked through again: Trainer collects garbage at the start of every run."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
