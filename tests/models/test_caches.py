@@ -68,13 +68,9 @@ def pairwise(axes):
 
 def refusals(cache, mechanism, implementation, mode):
     """The words of every reason why a case may be refused; none if it must run."""
-    words, sliding = [], "sliding" in cache
+    words = []
     if implementation in ("flex_attention", "gated_attention") and mechanism in ("sink", "off-by-one"):
         words.append("returns no log-sum-exp|computes a plain sigmoid gate")
-    if implementation == "gated_attention":
-        masked = mode in ("chunked prefill", "left padding", "packed", "assisted") or sliding or cache == "static"
-        if masked or mode == "compiled decode":
-            words.append("takes no mask")
     if implementation == "flex_attention" and cache.startswith("static") and mode != "packed":
         words.append("takes no static cache")
     if mode == "assisted" and cache != "dynamic":

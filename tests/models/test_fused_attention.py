@@ -100,10 +100,9 @@ def test_documents_told_by_positions_stay_apart_when_compiled():
 def test_what_it_cannot_do_is_an_error():
     model = model_of(GateSpec())
     model.set_attn_implementation("gated_attention")
-    padding = torch.ones_like(IDS)
-    padding[0, :3] = 0
-    with pytest.raises(ValueError, match="takes no mask"):
-        model(IDS, attention_mask=padding)
+    bias = torch.zeros(2, 1, IDS.shape[1], IDS.shape[1])
+    with pytest.raises(ValueError, match=r"takes boolean masks, not torch\.float32; use 'eager' for a bias"):
+        model(IDS, attention_mask=bias)
     dropout = model_of(GateSpec(), attention_dropout=0.1).train()
     dropout.set_attn_implementation("gated_attention")
     with pytest.raises(ValueError, match=r"has no dropout, 0\.1"):

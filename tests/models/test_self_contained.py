@@ -63,7 +63,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-torch.set_num_threads(2)  # sums split over other numbers of threads differ in the last bit
+torch.set_num_threads(1)  # sums split over other numbers of threads differ in the last bit
 root = sys.argv[1]
 tokens = load_file(f"{root}/tokens.safetensors")["tokens"]
 

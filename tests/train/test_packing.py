@@ -1,8 +1,11 @@
 """Documents that are kept apart do not reach each other: logits, losses, gradients, and the held-out loss."""
 
+import itertools
+
 import pytest
 import torch
 
+from gated_attention import ops
 from gated_attention.evaluate.loss import held_out_loss, next_token_losses
 from gated_attention.models.build import build_model
 from gated_attention.models.configuration_gated_qwen3 import make_config
@@ -31,8 +34,10 @@ def blocks():
     return Blocks(ids.numpy().astype("uint16"), OPENER)
 
 
-@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
-@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize(
+    ("block", "implementation"),
+    [*itertools.product(BLOCKS, ("eager", "sdpa")), ("none", "gated_attention"), ("elementwise", "gated_attention")],
+)
 def test_a_document_is_read_as_if_it_were_alone(block, implementation):
     model = model_of(block, implementation)
     (batch,) = blocks().batches(2)
@@ -45,7 +50,7 @@ def test_a_document_is_read_as_if_it_were_alone(block, implementation):
     assert (packed - whole)[:, 20:].abs().max() > 1e-3  # as one sequence it is another text
 
 
-@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("implementation", ["eager", "sdpa", "gated_attention"])
 def test_no_gradient_crosses_between_documents(implementation):
     model = model_of("elementwise", implementation)
     batch = collate([blocks()[0]])
@@ -56,11 +61,15 @@ def test_no_gradient_crosses_between_documents(implementation):
     assert reached.tolist() == [11 <= i < 20 for i in range(32)]
 
 
-def test_the_fused_attention_refuses_documents_in_one_line():
-    model = model_of("elementwise", "gated_attention")
-    with pytest.raises(ValueError, match="use 'sdpa'") as refusal:
-        model(**blocks().batches(2)[0])
-    assert "\n" not in str(refusal.value)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_fused_attention_is_told_where_documents_begin(compiled, monkeypatch, without_shape_checks):
+    model, found = model_of("elementwise", "gated_attention"), []
+    fused = ops.gated_attention
+    monkeypatch.setattr(ops, "gated_attention", lambda *x, **options: found.append(options) or fused(*x, **options))
+    run = torch.compile(model, backend="eager") if compiled else model
+    run(**blocks().batches(2)[0])
+    assert [options["mask"] for options in found] == [None, None]
+    assert found[0]["first_keys"].tolist() == [[0] * 11 + [11] * 9 + [20] * 12] * 2
 
 
 def test_the_held_out_loss_is_of_documents_read_apart():

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from gated_attention.models.configuration_gated_qwen3 import GatedConfigMixin
+from gated_attention.models.implementations import FUSED_ATTENTION
 from gated_attention.models.parent import CACHE_NAME
+from gated_attention.ops import find_first_keys
 
 # Arguments that leave the mask as it would be without them.
 _LEAVE_THE_MASK = {
@@ -22,7 +24,7 @@ _LEAVE_THE_MASK = {
     "return_dict",
     "use_cache",
 }
-_MASKED = ("eager", "sdpa", "flex_attention", "gated_attention")
+_MASKED = ("eager", "sdpa", "flex_attention", FUSED_ATTENTION)
 """Attention implementations that learn of packed documents from the mask alone."""
 
 
@@ -84,8 +86,7 @@ def forward_of(parent: type) -> Callable[..., Any]:
         given = {name: value for name, value in given.items() if value is not None}
         implementation = self.config._attn_implementation
         cache = given.get(CACHE_NAME, given.get("past_key_values"))
-        if implementation in _MASKED:
-            _keep_documents_apart(implementation, given, has_cache=cache is not None)
+        packed = implementation in _MASKED and _keep_documents_apart(implementation, given, has_cache=cache is not None)
         if implementation == "flex_attention" and getattr(cache, "is_compileable", False):
             raise ValueError(  # its mask holds the length that the cache counts on, and is read once that has grown
                 "attention implementation 'flex_attention' takes no static cache, whose length it would read too late; "
@@ -93,16 +94,21 @@ def forward_of(parent: type) -> Callable[..., Any]:
             )
         if getattr(self.config, "is_causal", True) and given.keys() <= _LEAVE_THE_MASK:
             given["only_causal"] = True
+        elif packed and implementation == FUSED_ATTENTION:
+            given |= {"only_causal": True, "first_keys": find_first_keys(given["position_ids"])}
         return decode(self, **given)
 
     return forward
 
 
-def _keep_documents_apart(implementation: str, given: dict[str, Any], *, has_cache: bool) -> None:
+def _keep_documents_apart(implementation: str, given: dict[str, Any], *, has_cache: bool) -> bool:
     """Turn off the cache beside packed documents, and refuse what would let them see each other.
 
     Args:
         given: Of the decoder's arguments; may gain `use_cache`.
+
+    Returns:
+        Whether there may be several documents in a row, which positions alone tell apart.
     """
     positions, lengths = given.get("position_ids"), given.get("cu_seq_lens_q")
     if positions is None:
@@ -111,23 +117,24 @@ def _keep_documents_apart(implementation: str, given: dict[str, Any], *, has_cac
                 f"attention implementation {implementation!r} keeps packed documents apart by position_ids, "
                 "not by cu_seq_lens_q alone; pass position_ids too"
             )
-        return
+        return False
     mask = given.get("attention_mask")
     prepared = mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2)
     if prepared or positions.ndim != 2 or positions.shape[1] == 1:
-        return
+        return False
     if torch.compiler.is_compiling():  # positions cannot be read
         if not has_cache:
             given.setdefault("use_cache", False)
-        return
+        return mask is None and not given.get("use_cache")
     if has_cache and mask is not None and mask.shape[-1] != positions.shape[-1]:
-        return  # of what the cache holds as well
+        return False  # of what the cache holds as well
     starts = positions[:, 1:] != positions[:, :-1] + 1
     if mask is not None and mask.shape[-1] == positions.shape[-1]:
         starts = starts & mask[:, 1:].bool() & mask[:, :-1].bool()  # those of padding are no documents
     if not starts.any():
-        return
+        return False
     if mask is not None or has_cache or given.get("use_cache"):
         beside = "an attention_mask" if mask is not None else "a cache" if has_cache else "use_cache=True"
         raise ValueError(f"position_ids of packed documents do not keep them apart beside {beside}; leave it out")
     given["use_cache"] = False
+    return True

@@ -16,6 +16,7 @@ from transformers.masking_utils import sdpa_mask
 from gated_attention import ops
 from gated_attention.models.families.projections import GatedView
 from gated_attention.ops.attention import AttentionBackend, eager
+from gated_attention.ops.first_keys import to_mask
 
 FUSED_ATTENTION = "gated_attention"
 """The name under which transformers knows `ops.gated_attention`: `model.set_attn_implementation("gated_attention")`."""
@@ -49,23 +50,25 @@ def _fused_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     gate_logits: Tensor | None = None,
+    first_keys: Tensor | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """Attention as transformers calls it, gated where logits are given."""
     name = f"attention implementation {FUSED_ATTENTION!r}"
-    if attention_mask is not None:
-        raise ValueError(
-            f"{name} takes no mask: padding, sliding windows and chunks that continue a cache need one; use 'sdpa'"
-        )
     if dropout:
         raise ValueError(f"{name} has no dropout, {dropout} was asked for; use 0.0")
-    key, value, causal = _visible(name, module, query, key, value, None, **options)
+    mask = _mask_of(key, attention_mask, name)
+    key, value, causal = _visible(name, module, query, key, value, mask, **options)
     if gate_logits is None and isinstance(module, GatedView):
         gate_logits = module.take_gate_logits()
     if gate_logits is None:
-        y, _lse = ops.attention(query, key, value, causal=causal, scale=scaling)
+        if first_keys is not None and mask is None:
+            mask = to_mask(first_keys, key.shape[2])
+        y, _lse = ops.attention(query, key, value, causal=causal, scale=scaling, mask=mask)
         return y.transpose(1, 2), None
-    return ops.gated_attention(query, key, value, gate_logits, causal=causal, scale=scaling), None
+    return ops.gated_attention(
+        query, key, value, gate_logits, causal=causal, scale=scaling, mask=mask, first_keys=first_keys
+    ), None
 
 
 AttentionInterface.register(FUSED_ATTENTION, _fused_attention)
@@ -84,19 +87,16 @@ def _attend_with_lse(
     backend: AttentionBackend,
     **options: Any,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
+    name = "a gate on the log-sum-exp"
     if dropout:
-        raise ValueError(f"a gate on the log-sum-exp has no attention dropout, {dropout} was asked for; use 0.0")
-    mask = None if attention_mask is None else attention_mask[..., : key.shape[-2]]
-    key, value, causal = _visible("a gate on the log-sum-exp", module, query, key, value, mask, **options)
+        raise ValueError(f"{name} has no attention dropout, {dropout} was asked for; use 0.0")
+    mask = _mask_of(key, attention_mask, name, takes_bias=backend == "eager")
+    key, value, causal = _visible(name, module, query, key, value, mask, **options)
     if backend == "eager":
         if causal:
             mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()[None, None]
         y, weights, lse = eager(query, key, value, mask, query.shape[-1] ** -0.5 if scaling is None else scaling)
         return y.transpose(1, 2), weights, lse
-    if mask is not None and mask.dtype != torch.bool:
-        raise ValueError(
-            f"a gate on the log-sum-exp takes boolean masks with {backend!r}, not {mask.dtype}; use 'eager' for a bias"
-        )
     y, lse = ops.attention(query, key, value, causal=causal, scale=scaling, mask=mask, backend=backend)
     return y.transpose(1, 2), None, lse
 
@@ -122,6 +122,21 @@ def lse_attention(implementation: str) -> LseAttention:
     return LSE_ATTENTION[implementation]
 
 
+def _mask_of(key: Tensor, mask: Tensor | None, name: str, *, takes_bias: bool = False) -> Tensor | None:
+    """The mask of these keys; transformers makes one as long as a static cache.
+
+    Raises:
+        ValueError: if it is of integers, or a bias that is not taken.
+    """
+    if mask is None:
+        return None
+    is_bias = mask.is_floating_point()
+    if mask.dtype != torch.bool and not (is_bias and takes_bias):
+        cure = "use 'eager' for a bias" if is_bias else "give mask.bool()"
+        raise ValueError(f"{name} takes boolean masks, not {mask.dtype}; {cure}")
+    return mask[..., : key.shape[-2]]
+
+
 def _visible(
     name: str,
     module: nn.Module,
@@ -142,8 +157,6 @@ def _visible(
     if unknown := [f"{key}={value!r}" for key, value in others.items() if _matters(key, value)]:
         raise ValueError(f"{name} does not know {unknown[0]}; use 'eager' or 'sdpa' with a gate that reads no scores")
     if mask is not None:
-        if mask.dtype != torch.bool and not mask.is_floating_point():
-            raise ValueError(f"{name} takes boolean masks or a bias, not {mask.dtype}; give mask.bool()")
         return key, value, False
     length = query.shape[2]
     causal = length > 1 and (getattr(module, "is_causal", True) if is_causal is None else is_causal)

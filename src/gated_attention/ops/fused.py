@@ -22,15 +22,14 @@ FusedBackend = Literal["shifted", "triton", "hopper"]
 """`shifted`: PyTorch's kernels, see `lse_shift`. `triton`: ours in portable Triton. `hopper`: ours for Hopper, with
 `shifted`'s backward where that is faster."""
 
-Forward = Callable[[Tensor, Tensor, Tensor, Tensor, bool, float], tuple[Tensor, Tensor]]
+Forward = Callable[..., tuple[Tensor, Tensor]]
 """From q, k, v, gate logits, `causal` and the scale to the gated output, (B, H, T, D) laid out as (B, T, H, D), and the
-natural log-sum-exp of ungated attention, (B, H, T), float32 or wider. Causal attention has as many keys as queries."""
+natural log-sum-exp of ungated attention, (B, H, T), float32 or wider. Causal attention has as many keys as queries,
+unless it is `triton`'s, which also takes the first keys, (B, T)."""
 
-Backward = Callable[
-    [Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, bool, float], tuple[Tensor, Tensor, Tensor, Tensor]
-]
-"""From the gradient of the gated output, the four inputs and both outputs of `Forward`, `causal` and the scale to the
-gradients of q, k, v and the gate logits."""
+Backward = Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
+"""From the gradient of the gated output, the four inputs and both outputs of `Forward`, `causal`, the scale, and what
+else `Forward` took to the gradients of q, k, v and the gate logits."""
 
 _FORWARD = {"shifted": "lse_shift", "triton": "triton.forward", "hopper": "hopper.forward_launch"}
 _BACKWARD = {"shifted": "lse_shift", "triton": "triton.backward", "hopper": "hopper.backward_launch"}
@@ -62,14 +61,19 @@ def _backward_of(backend: str, q: Tensor, k: Tensor) -> str:
     return _BACKWARD[backend]
 
 
+def _if_given(first_keys: Tensor | None) -> tuple[Tensor, ...]:
+    return () if first_keys is None else (first_keys,)
+
+
 @torch.library.custom_op("gated_attention::fused", mutates_args=())
 def fused_attention(
-    q: Tensor, k: Tensor, v: Tensor, gate_logits: Tensor, causal: bool, scale: float, backend: str
-) -> tuple[Tensor, Tensor]:
+    q: Tensor, k: Tensor, v: Tensor, gate_logits: Tensor, causal: bool, scale: float, backend: str,
+    first_keys: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Gated output and log-sum-exp, see `Forward`; the log-sum-exp has no gradient."""
     forward: Forward = _kernels(_FORWARD[backend]).attention_forward
     with torch.cuda.device_of(q):  # type: ignore[no-untyped-call]  # Triton launches on the current device
-        return forward(q, k, v, gate_logits, causal, scale)
+        return forward(q, k, v, gate_logits, causal, scale, *_if_given(first_keys))
 
 
 fused_attention.register_fake(fake_attention)
@@ -78,11 +82,11 @@ fused_attention.register_fake(fake_attention)
 @torch.library.custom_op("gated_attention::fused_backward", mutates_args=())
 def _backward_op(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, gate_logits: Tensor, out: Tensor, lse: Tensor,
-    causal: bool, scale: float, backend: str,
+    causal: bool, scale: float, backend: str, first_keys: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     backward: Backward = _kernels(_backward_of(backend, q, k)).attention_backward
     with torch.cuda.device_of(q):  # type: ignore[no-untyped-call]
-        return backward(grad, q, k, v, gate_logits, out, lse, causal, scale)
+        return backward(grad, q, k, v, gate_logits, out, lse, causal, scale, *_if_given(first_keys))
 
 
 @_backward_op.register_fake
@@ -93,18 +97,19 @@ def _(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, gate_logits, ctx.causal, ctx.scale, ctx.backend = inputs
+    q, k, v, gate_logits, ctx.causal, ctx.scale, ctx.backend, first_keys = inputs
     ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(q, k, v, gate_logits, *output)
+    ctx.save_for_backward(q, k, v, gate_logits, *output, first_keys)
 
 
 def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    given = (grad, *ctx.saved_tensors, ctx.causal, ctx.scale)
-    if type(grad) is not Tensor and _backward_of(ctx.backend, *ctx.saved_tensors[:2]) == _BACKWARD["hopper"]:
+    *saved, first_keys = ctx.saved_tensors
+    given = (grad, *saved, ctx.causal, ctx.scale)
+    if type(grad) is not Tensor and _backward_of(ctx.backend, *saved[:2]) == _BACKWARD["hopper"]:
         grads = _traced_hopper_backward(*given)
     else:
-        grads = _backward_op(*given, ctx.backend)
-    return *grads, None, None, None
+        grads = _backward_op(*given, ctx.backend, first_keys)
+    return *grads, None, None, None, None
 
 
 fused_attention.register_autograd(_backward, setup_context=_save)
@@ -149,30 +154,42 @@ class _Fused(_FusedBackward):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-        given = (grad, *ctx.saved_tensors, ctx.causal, ctx.scale, ctx.backend)
-        return *_FusedBackward.apply(*given), None, None, None  # type: ignore[no-untyped-call]
+        *saved, first_keys = ctx.saved_tensors
+        given = (grad, *saved, ctx.causal, ctx.scale, ctx.backend, first_keys)
+        return *_FusedBackward.apply(*given), None, None, None, None  # type: ignore[no-untyped-call]
 
 
 def run_fused(
-    q: Tensor, k: Tensor, v: Tensor, gate_logits: Tensor, causal: bool, scale: float, backend: FusedBackend
-) -> Tensor:
+    q: Tensor, k: Tensor, v: Tensor, gate_logits: Tensor, causal: bool, scale: float, backend: FusedBackend,
+    first_keys: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """The gated output of a kernel, laid out as (B, T, H, D), with gradients."""
     as_function = torch.is_grad_enabled() and not torch.compiler.is_compiling()
     run: Any = _Fused.apply if as_function else fused_attention
-    out: Tensor = run(q, k, v, gate_logits, causal, scale, backend)[0]
+    out: Tensor = run(q, k, v, gate_logits, causal, scale, backend, first_keys)[0]
     return out
 
 
 def why_not(
-    backend: FusedBackend, q: Tensor, k: Tensor, gate_logits: Tensor, *, causal: bool, mask: Tensor | None
+    backend: FusedBackend,
+    q: Tensor,
+    k: Tensor,
+    gate_logits: Tensor,
+    *,
+    causal: bool,
+    mask: Tensor | None,
+    first_keys: Tensor | None = None,
 ) -> str | None:
     """Why the backend cannot run these inputs; None if it can."""
     if mask is not None:
         return "it takes no mask tensor"
     if has_tangent(q, k, gate_logits):
         return "it has no forward-mode derivative"
-    if causal and q.shape[2] != k.shape[2]:
-        return f"causal attention of {q.shape[2]} queries to {k.shape[2]} keys; it needs as many keys as queries"
+    if first_keys is not None and backend != "triton":
+        return "it takes no first keys"
+    if causal and (q.shape[2] > k.shape[2] or (backend != "triton" and q.shape[2] != k.shape[2])):
+        needed = "at least as many" if backend == "triton" else "as many"
+        return f"causal attention of {q.shape[2]} queries to {k.shape[2]} keys; it needs {needed} keys as queries"
     head_dim = q.shape[-1]
     if backend == "shifted":
         if choose_backend(q, k, k) == "sdpa":

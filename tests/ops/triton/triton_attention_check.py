@@ -30,6 +30,7 @@ class Case(NamedTuple):
     shift: float = 0.0
     scale: float = 0.3
     batch: int = 1
+    first_keys: str = ""
 
 
 def _patch_tensor(tensor, scope, patch=interpreter._patch_lang_tensor):
@@ -75,6 +76,17 @@ def cases():
         Case(50, 50, heads=1, scale=-0.3),
     ):
         yield next(cuts), case
+    for case in (  # the first key that each query sees
+        Case(40, 83),
+        Case(1, 70, channels=True),
+        Case(33, 50, heads=1, batch=2, first_keys="documents"),
+        Case(77, 77, batch=2, channels=True, first_keys="documents"),
+        Case(77, 77, heads=4, kv_heads=2, first_keys="window"),
+        Case(70, 100, heads=1, channels=True, first_keys="window"),
+        Case(65, 65, heads=1, batch=2, first_keys="padding"),
+        Case(90, 90, heads=1, batch=2, first_keys="any order"),
+    ):
+        yield next(cuts), case
     for channels, (spread, shift) in itertools.product((False, True), FAR):
         yield next(cuts), Case(37, 37, heads=1, channels=channels, spread=spread, shift=shift)
     for index, (head_dim, cut) in enumerate((*LARGE.items(), *SMALL.items())):
@@ -87,6 +99,24 @@ def gradients(attend, gate, tensors, weight):
     out, lse = attend(*leaves[:3])
     gated = gate(out.transpose(1, 2), leaves[3], GateSpec()).transpose(1, 2)
     return [gated.detach(), lse.detach(), *torch.autograd.grad(gated, leaves, weight.to(gated.dtype))]
+
+
+def first_keys_of(case):
+    """First keys, (B, T), of a kind."""
+    generator = torch.Generator().manual_seed(7)
+    own = torch.arange(case.s - case.t, case.s).expand(case.batch, -1)
+    if case.first_keys == "documents":
+        opens = torch.rand(case.batch, case.s, generator=generator) < 0.06
+        starts = torch.where(opens, torch.arange(case.s), 0).cummax(1).values[:, case.s - case.t :]
+        return ops.find_first_keys(own - starts, case.s)
+    if case.first_keys == "window":
+        return ops.find_first_keys(own, case.s, window=13)
+    if case.first_keys == "padding":
+        positions = torch.arange(case.t) - torch.tensor([[21], [0]])
+        return ops.find_first_keys(positions.clamp_min(1))
+    if case.first_keys == "any order":
+        return (torch.rand(case.batch, case.t, generator=generator) * (own + 1)).int()
+    return None
 
 
 def surrounded(x):
@@ -104,16 +134,18 @@ def check(cut, case, dtype):
     shapes = [(h, t, d), (k, s, d), (k, s, d), (t, h, d if case.channels else 1), (h, t, d)]
     q, key, v, logits, grad = (torch.randn(case.batch, *shape, generator=generator) for shape in shapes)
     q, key, v, logits, grad = (x.to(dtype) for x in (q, key, v, logits * case.spread + case.shift, grad))
-    options = {"causal": case.causal, "scale": case.scale}
+    first = first_keys_of(case)
+    mask = None if first is None else torch.arange(s)[None, None, None] >= first[:, None, :, None]
+    options = {"causal": case.causal, "scale": case.scale, "mask": mask}
     wide = [x.double() for x in (q, key, v, logits)]
     exact = gradients(partial(reference.attention, **options), reference.gate, wide, grad)
     eager = partial(ops.attention, backend="eager", **options)
     plain = gradients(eager, partial(ops.gate, backend="eager"), [q, key, v, logits], grad)
     q, key, v, grad = (surrounded(x) for x in (q, key, v, grad))
     logits = surrounded(logits)
-    out, lse = triton_forward.attention_forward(q, key, v, logits, case.causal, case.scale)
+    out, lse = triton_forward.attention_forward(q, key, v, logits, case.causal, case.scale, first)
     assert out.transpose(1, 2).is_contiguous()
-    found = triton_backward.attention_backward(grad, q, key, v, logits, out, lse, case.causal, case.scale)
+    found = triton_backward.attention_backward(grad, q, key, v, logits, out, lse, case.causal, case.scale, first)
     assert [x.stride() for x in found[:3]] == [torch.empty_like(x).stride() for x in (q, key, v)]
     names = ("out", "lse", "dq", "dk", "dv", "dgate_logits")
     # A single key leaves no gradient of queries and keys: plain PyTorch gives 0, a rounded output over g does not.

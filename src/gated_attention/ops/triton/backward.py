@@ -18,13 +18,23 @@ import triton.language as tl
 from torch import Tensor
 
 from gated_attention.ops.triton.prepare import prepare
-from gated_attention.ops.triton.tiles import LOG2E, choose_cut, head_of, heads, read_tile, sees, split_keys, write_tile
+from gated_attention.ops.triton.tiles import (
+    LOG2E,
+    choose_cut,
+    first_keys_of,
+    head_of,
+    heads,
+    read_tile,
+    sees,
+    split_keys,
+    write_tile,
+)
 
 
 @triton.jit(do_not_specialize=["T", "S", "H", "group"])
 def keys_kernel(
-    q, k, v, do, lse_ptr, delta_ptr, dk, dv, T, T_padded, S, H, group, scale,
-    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, CAUSAL: tl.constexpr,
+    q, k, v, do, lse_ptr, delta_ptr, first_keys_ptr, last_queries_ptr, dk, dv, T, T_padded, S, H, group, scale,
+    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, CAUSAL: tl.constexpr, FIRST_KEYS: tl.constexpr,
 ):  # fmt: skip
     num_blocks, num_kv_heads = tl.cdiv(S, BN), H // group
     head = tl.program_id(0) // num_blocks
@@ -36,13 +46,16 @@ def keys_kernel(
     dk_block = tl.zeros((BN, D), tl.float32)
     dv_block = tl.zeros((BN, D), tl.float32)
     qk_scale = scale * LOG2E
-    begin = 0
+    begin, end, first_keys = 0, T, first_keys_ptr
     if CAUSAL:
-        begin = first // BM * BM
+        begin = tl.maximum(first - (S - T), 0) // BM * BM
+    if FIRST_KEYS:
+        first_keys = first_keys_of(first_keys_ptr, b, T, S)
+        end = tl.load(last_queries_ptr + tl.cast(b, tl.int64) * S + tl.minimum(first + BN, S) - 1)
     for h in range(kv_head * group, (kv_head + 1) * group):
         q_head, do_head = head_of(q, b, h), head_of(do, b, h)
         row = tl.cast(b * H + h, tl.int64) * T_padded
-        for at in range(begin, T, BM):
+        for at in range(begin, end, BM):
             queries = at + tl.arange(0, BM)
             q_tile = read_tile(q_head, at, T, BM, D, True)
             do_tile = read_tile(do_head, at, T, BM, D, True)
@@ -50,7 +63,8 @@ def keys_kernel(
             p = tl.exp2(tl.dot(k_block, q_tile.T) * qk_scale - tl.load(lse_ptr + row + queries)[None, :])  # (BN, BM)
             if CAUSAL:
                 # In every tile: a second loop for those that need a mask would take too many registers.
-                p = tl.where(queries[None, :] >= keys[:, None], p, 0.0)
+                own = queries + (S - T)
+                p = tl.where(sees(own[None, :], keys[:, None], first_keys, S, True, FIRST_KEYS), p, 0.0)
             dv_block = tl.dot(p.to(do_tile.dtype), do_tile, dv_block)
             dp = tl.dot(v_block, do_tile.T)
             ds = p * (dp - tl.load(delta_ptr + row + queries)[None, :])
@@ -61,8 +75,8 @@ def keys_kernel(
 
 @triton.jit
 def _meet_keys(
-    dq, q, do, lse, delta, queries, k_head, v_head, first, last, S, qk_scale,
-    BN: tl.constexpr, CAUSAL: tl.constexpr, MASKED: tl.constexpr,
+    dq, q, do, lse, delta, own, first_keys, k_head, v_head, first, last, S, qk_scale,
+    BN: tl.constexpr, CAUSAL: tl.constexpr, FIRST_KEYS: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Add keys `first` to `last` to dQ."""
     D: tl.constexpr = q.shape[1]
@@ -72,7 +86,7 @@ def _meet_keys(
         p = tl.exp2(tl.dot(q, k.T) * qk_scale - lse[:, None])  # (BM, BN)
         if MASKED:
             keys = at + tl.arange(0, BN)
-            p = tl.where(sees(queries[:, None], keys[None, :], S, CAUSAL), p, 0.0)
+            p = tl.where(sees(own[:, None], keys[None, :], first_keys, S, CAUSAL, FIRST_KEYS), p, 0.0)
         dp = tl.dot(do, v.T)
         ds = p * (dp - delta[:, None])
         dq = tl.dot(ds.to(k.dtype), k, dq)
@@ -81,8 +95,8 @@ def _meet_keys(
 
 @triton.jit(do_not_specialize=["T", "S", "H", "group"])
 def queries_kernel(
-    q, k, v, do, lse_ptr, delta_ptr, dq, T, T_padded, S, H, group, scale,
-    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, CAUSAL: tl.constexpr,
+    q, k, v, do, lse_ptr, delta_ptr, first_keys_ptr, dq, T, T_padded, S, H, group, scale,
+    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, CAUSAL: tl.constexpr, FIRST_KEYS: tl.constexpr,
 ):  # fmt: skip
     num_tiles = tl.cdiv(T, BM)
     head = tl.program_id(0) // num_tiles
@@ -96,19 +110,30 @@ def queries_kernel(
     k_head, v_head = head_of(k, b, h // group), head_of(v, b, h // group)
     dq_tile = tl.zeros((BM, D), tl.float32)
     qk_scale = scale * LOG2E
-    whole, seen = split_keys(first, S, BM, BN, CAUSAL)
+    own = queries + (S - T)  # the key of each query, if causal
+    first_keys = first_keys_ptr
+    if FIRST_KEYS:
+        first_keys = first_keys_of(first_keys_ptr, b, T, S)
+    begin, clear, whole, end = split_keys(own, first + (S - T), first_keys, S, BM, BN, CAUSAL, FIRST_KEYS)
     dq_tile = _meet_keys(
-        dq_tile, q_tile, do_tile, lse, delta, queries, k_head, v_head, whole, seen, S, qk_scale, BN, CAUSAL, True
-    )
+        dq_tile, q_tile, do_tile, lse, delta, own, first_keys, k_head, v_head, whole, end, S, qk_scale,
+        BN, CAUSAL, FIRST_KEYS, True,
+    )  # fmt: skip
     dq_tile = _meet_keys(
-        dq_tile, q_tile, do_tile, lse, delta, queries, k_head, v_head, 0, whole, S, qk_scale, BN, CAUSAL, False
-    )
+        dq_tile, q_tile, do_tile, lse, delta, own, first_keys, k_head, v_head, clear, whole, S, qk_scale,
+        BN, CAUSAL, FIRST_KEYS, False,
+    )  # fmt: skip
+    if FIRST_KEYS:
+        dq_tile = _meet_keys(
+            dq_tile, q_tile, do_tile, lse, delta, own, first_keys, k_head, v_head, begin, clear, S, qk_scale,
+            BN, CAUSAL, True, True,
+        )  # fmt: skip
     write_tile(head_of(dq, b, h), first, T, dq_tile * scale)
 
 
 def attention_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, gate_logits: Tensor, out: Tensor, lse: Tensor,
-    causal: bool, scale: float,
+    causal: bool, scale: float, first_keys: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients, see `fused.Backward`."""
     B, H, T, D = q.shape
@@ -117,13 +142,22 @@ def attention_backward(
     tile = max(by_key.num_queries, by_query.num_queries)
     T_padded = triton.cdiv(T, tile) * tile
     do, (lse2, delta), grad_logits = prepare(grad, out, gate_logits, lse, T_padded)
-    inputs = (heads(q), heads(k), heads(v), heads(do), lse2, delta)
+    inputs = (heads(q), heads(k), heads(v), heads(do), lse2, delta, first_keys)
+    last_queries = None if first_keys is None else _last_queries(first_keys, S)
     sizes = (T, T_padded, S, H, H // K, scale)
+    options = {"D": D, "CAUSAL": causal, "FIRST_KEYS": first_keys is not None}
     dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     keys_kernel[(B * K * triton.cdiv(S, by_key.num_keys),)](
-        *inputs, heads(dk), heads(dv), *sizes, D=D, CAUSAL=causal, **by_key.options()
+        *inputs, last_queries, heads(dk), heads(dv), *sizes, **options, **by_key.options()
     )
     queries_kernel[(B * H * triton.cdiv(T, by_query.num_queries),)](
-        *inputs, heads(dq), *sizes, D=D, CAUSAL=causal, **by_query.options()
+        *inputs, heads(dq), *sizes, **options, **by_query.options()
     )
     return dq, dk, dv, grad_logits
+
+
+def _last_queries(first_keys: Tensor, S: int) -> Tensor:
+    """The number of queries that end with the last one to see a key, (B, S), for first keys in any order."""
+    lowest_from = first_keys.flip(1).cummin(1).values.flip(1)
+    keys = torch.arange(S, dtype=first_keys.dtype, device=first_keys.device).expand(first_keys.shape[0], -1)
+    return torch.searchsorted(lowest_from, keys.contiguous(), right=True, out_int32=True)

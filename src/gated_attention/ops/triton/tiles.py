@@ -112,20 +112,45 @@ def write_tile(head, first, end, value):
 
 
 @triton.jit
-def sees(queries, keys, S, CAUSAL: tl.constexpr):
-    """Whether queries see keys, which lie along another axis."""
-    return queries >= keys if CAUSAL else keys < S
+def first_keys_of(ptr, b, T, S):
+    """Where a sequence's first keys would begin if it had a query for each of its S keys."""
+    return ptr + (tl.cast(b, tl.int64) * T - (S - T))
 
 
 @triton.jit
-def split_keys(first_query, S, BM: tl.constexpr, BN: tl.constexpr, CAUSAL: tl.constexpr):
-    """(Number of keys in tiles that need no mask, number of keys that a tile of queries sees); the first is smaller.
+def read_first_keys(ptr, own, S):
+    """The first keys of queries, which are named by the index of their own key; from S on, that of the last."""
+    return tl.load(ptr + tl.minimum(own, S - 1))
 
-    Kernels take the masked tiles first, in a loop that is never empty. After a loop that may be empty, sums have two
+
+@triton.jit
+def sees(own, keys, first_keys, S, CAUSAL: tl.constexpr, FIRST_KEYS: tl.constexpr):
+    """Whether queries, by the index of their own key if causal, see keys, which lie along another axis."""
+    seen = own >= keys if CAUSAL else keys < S
+    if FIRST_KEYS:
+        seen = seen & (keys >= read_first_keys(first_keys, own, S))  # again for every tile: registers are full
+    return seen
+
+
+@triton.jit
+def split_keys(
+    own, first, first_keys, S, BM: tl.constexpr, BN: tl.constexpr, CAUSAL: tl.constexpr, FIRST_KEYS: tl.constexpr
+):
+    """Where the keys begin that a tile of queries sees, where they need no mask, need one again, and end.
+
+    Kernels take the last part first, in a loop that is never empty. After a loop that may be empty, sums have two
     origins, and on Hopper ptxas would serialise the products (its advisory C7515).
+
+    Args:
+        own, first: The queries, and the first of them, by the index of their own key if causal.
     """
-    whole, seen = (S - 1) // BN * BN, S
+    whole, end = (S - 1) // BN * BN, S
     if CAUSAL:
-        whole, seen = first_query // BN * BN, tl.minimum(first_query + BM, S)
-    tl.assume(whole < seen)
-    return whole, seen
+        whole, end = first // BN * BN, tl.minimum(first + BM, S)
+    tl.assume(whole < end)
+    begin, clear = 0, 0
+    if FIRST_KEYS:
+        seen_from = read_first_keys(first_keys, own, S)
+        begin = tl.min(seen_from) // BN * BN
+        clear = tl.minimum(tl.cdiv(tl.max(seen_from), BN) * BN, whole)
+    return begin, clear, whole, end
