@@ -12,9 +12,10 @@ import torch
 from pydantic import TypeAdapter, with_config
 
 from gated_attention.ranges import require_folder_name, require_once, require_within
-from gated_attention.registry.choices import check_study
+from gated_attention.registry.choices import DEFAULT, choose_variants
+from gated_attention.sizes import get_size
 from gated_attention.study.arms import Arm, StudyPlan
-from gated_attention.study.plan import DEFAULT, make_plan
+from gated_attention.study.plan import make_plan
 from gated_attention.study.record import CLOSED
 from gated_attention.train.optimizer import Optimizer
 from gated_attention.train.text.blocks import Packing
@@ -143,7 +144,8 @@ def read_study(path: Path) -> StudyFile:
             raise ValueError(f"{path} has two points {name!r}; name each value once")
         points[name] = parse(_SETTINGS, json.dumps(point, default=str), path, _CURE)
         require_within("arms_per_device", points[name].arms_per_device, least=1, most=100)
-        check_study(points[name].size, points[name].variants, None, points[name].name)
+        choose_variants(points[name].variants, None, get_size(points[name].size))
+        require_folder_name("study name", points[name].name)
     study = StudyFile(values, points)
     require_within("arms", len(points) * len(study.settings.variants) * study.settings.seeds, most=MAX_ARMS)
     return study
