@@ -207,5 +207,5 @@ def test_compare_says_why_it_does_not_go_on_with_an_older_version(tmp_path):
         name="old", variants=["baseline"], size="tiny", seeds=1, output=tmp_path, device=torch.device("cpu"),
         data={"source": "corpus", "block_size": 32}, train={"steps": 3, "batch_size": 2},
     )  # fmt: skip
-    with pytest.raises(ValueError, match=r"earlier version, which had no setting data\.packing; choose another --name"):
+    with pytest.raises(ValueError, match=r"earlier version, which had no setting data\.packing; choose another name"):
         plan.arms[0].finished()

@@ -28,8 +28,9 @@ METRICS_NAME = "metrics.jsonl"
 CONFIG_NAME = "config.json"
 FAILURE_NAME = "failure.json"
 
-UNSAID = {"qk_norm": True, "optimizer": "adamw", "residual": "float32", "packing": "stream"}
-"""What records from before a setting existed were run with."""
+UNSAID = {"qk_norm": True, "optimizer": "adamw", "residual": "float32"}
+"""What records from before a setting existed were run with. Not `packing`: records without it are of a version that
+held out other text and decayed other weights, so that no study goes on with them."""
 
 CLOSED = ConfigDict(extra="forbid")
 """For records that hold their own fields and no others."""
