@@ -74,14 +74,17 @@ def naive_of_attention(call, starts):
     length = weights.shape[-1]
     received = weights.sum(2) / visible.sum(0)  # (B, H, S)
     few = received[..., : min(32, length // 2)].mean(0)
+    at_sink = np.take_along_axis(received, few.argmax(-1)[None, :, None], axis=-1)[..., 0]  # (B, H)
     half = received[..., : length // 2]
     uniform = visible[:, 0] / visible.sum(1)
     norms = call["value"].norm(dim=-1)
     block = call["block"].numpy()
     centred = block - block.mean((1, 2), keepdims=True)
     size = call["heads"].abs().numpy()
-    share, value = few.max(-1), naive_value_at(few.argmax(-1), norms)
+    share, values = few.max(-1), naive_values_at(few.argmax(-1), norms)
     updates = naive_updates(call["heads"])
+    squares = torch.linalg.svdvals(call["heads"].transpose(1, 2)).square()
+    ranks = (squares.sum(-1) / squares[..., 0]).numpy()
     return {
         "f_attn": weights[:, :, 1:, 0].mean((0, 2)),
         "f_attn_late": weights[:, :, 4:, 0].mean((0, 2)),
@@ -92,10 +95,10 @@ def naive_of_attention(call, starts):
         "sink_rate": (received[..., 0] > 0.3).mean(0),
         "sink_position": few.argmax(-1),
         "sink_share": share,
-        "sink_value": value,
+        "sink_value": values.mean(0),
         **updates,
-        "no_op_sink": (share > 0.3) & (value <= 0.2),
-        "broadcast_sink": (share > 0.3) & (value >= 0.5) & (updates["update_rank"] <= 1.5),
+        "no_op_sink": ((at_sink > 0.3) & (values <= 0.2)).mean(0),
+        "broadcast_sink": ((at_sink > 0.3) & (values >= 0.5) & (ranks <= 1.5)).mean(0),
         "peak": half.max(-1).mean(0),
         "peak_elsewhere": (half.argmax(-1) != 0).mean(0),
         "entropy": call["entropy"].numpy().mean(0),
@@ -110,11 +113,11 @@ def naive_of_attention(call, starts):
     }
 
 
-def naive_value_at(positions, norms):
-    """Of each query head: norm of the value at its position over the median norm."""
-    ratios = (norms / norms.median(-1, keepdim=True).values).mean(0).numpy()
-    heads_per_value = len(positions) // len(ratios)
-    return np.array([ratios[head // heads_per_value, position] for head, position in enumerate(positions)])
+def naive_values_at(positions, norms):
+    """Of each sequence and query head: norm of the value at its position over the median norm."""
+    ratios = (norms / norms.median(-1, keepdim=True).values).numpy()
+    heads_per_value = len(positions) // ratios.shape[1]
+    return np.stack([ratios[:, head // heads_per_value, place] for head, place in enumerate(positions)], axis=1)
 
 
 def naive_updates(heads):

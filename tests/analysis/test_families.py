@@ -163,7 +163,7 @@ def naive_peak(weights):
 @pytest.mark.parametrize(
     ("name", "fields", "message"),
     [
-        ("NeoMMEConfig", {**SMALL, **HEAD}, "NeoMMEAttention looks ahead"),
+        ("NeoMMEConfig", {**SMALL, **HEAD}, "NeoMMEAttention keeps its projections under unknown names"),
         (
             "MiniMaxM3VLTextConfig",
             {
@@ -209,7 +209,7 @@ def test_a_model_with_images_has_the_gates_of_its_text_model():
 NO_OUTPUT_GATE = {
     "DogeAttention": "a softplus in its mask",
     "Glm5NextTextAttention": "a gate in its indexer",
-    "NeoMMEAttention": "a gate, but attention looks ahead",
+    "NeoMMEAttention": "a gate inside of its output projection",
     "EsmFold2AtomAttention": "of molecules",
     "EsmFold2DiffusionAttention": "of molecules",
     "TimesFmAttention": "a softplus of the scale",

@@ -28,9 +28,11 @@ class AttentionCall:
         lse: Natural logarithm of the softmax denominator, which includes learned sinks, (B, H, T).
         scale: Factor on the scores.
         softcap: Scores become `softcap * tanh(score / softcap)`; None for no cap.
-        mask: True where a query sees a key, (B or 1, H or 1, T, T); None is causal.
+        mask: True where a query sees a key, (B or 1, H or 1, T, T); None is all earlier keys and its own if `causal`,
+            otherwise all.
         sinks: Learned scores in the denominator that belong to no token, (H,) (gpt-oss) or (B, H, T).
         bias: Added to the scores (relative positions), (B or 1, H or 1, T, T).
+        causal: Whether a query sees no later key; with a mask, which says so by itself, for the measures to know.
     """
 
     layer: int
@@ -44,6 +46,7 @@ class AttentionCall:
     mask: Tensor | None = None
     sinks: Tensor | None = None
     bias: Tensor | None = None
+    causal: bool = True
 
     @property
     def length(self) -> int:
@@ -68,7 +71,7 @@ class AttentionCall:
         weights = (self.scores(queries, keys).sub_(lse) if scores is None else scores - lse).exp_()
         if self.mask is not None:
             return weights.masked_fill_(~self.mask[:, :, queries, keys], 0.0)
-        if keys.stop > queries.start + 1:  # later queries see all of these keys
+        if self.causal and keys.stop > queries.start + 1:  # later queries see all of these keys
             weights[:, :, : keys.stop - queries.start].tril_(queries.start - keys.start)
         return weights
 
@@ -83,21 +86,22 @@ def attend(
     mask: Bool[Tensor, "#b #h t s"] | None,
     sinks: Float[Tensor, " h"] | Float[Tensor, "b h t"] | None,
     bias: Float[Tensor, "#b #h t s"] | None,
+    causal: bool = True,
 ) -> AttentionCall:
-    """Run causal or masked attention, by the fused kernels unless scores are capped or biased.
+    """Run attention, by the fused kernels unless scores are capped or biased.
 
     A sink with score s adds exp(s) to the denominator, which multiplies the output by `sigmoid(lse - s)`.
     """
     if softcap is None and bias is None and v.shape[-1] == q.shape[-1]:
-        out, lse = _fused(q, k, v, scale, mask)
+        out, lse = _fused(q, k, v, scale, mask, causal)
     else:
-        out, lse = _blockwise(q, k, v, scale, mask, softcap, bias)
+        out, lse = _blockwise(q, k, v, scale, mask, softcap, bias, causal)
     out = out.transpose(1, 2).contiguous()  # (B, T, H, D); AFMoE views it as (B, T, H * D)
     if sinks is not None:
         total = torch.logaddexp(lse, by_query(sinks).to(lse.dtype))  # (B, H, T)
         out = out * torch.exp(lse - total).transpose(1, 2)[..., None].to(out.dtype)
         lse = total
-    return AttentionCall(layer, q, k, v, out, lse, scale, softcap, mask, sinks, bias)
+    return AttentionCall(layer, q, k, v, out, lse, scale, softcap, mask, sinks, bias, causal)
 
 
 class Visible(NamedTuple):
@@ -118,6 +122,8 @@ def visible(call: AttentionCall) -> Visible:
     """Counts from the mask of the first head; one row for all sequences without a mask."""
     if call.mask is None:
         num_seen = torch.arange(1, call.length + 1, device=call.q.device)[None]
+        if not call.causal:
+            num_seen = torch.full_like(num_seen, call.length)
         return Visible(num_seen, num_seen.flip(1), torch.ones_like(num_seen))
     mask = call.mask[:, 0]
     if mask.stride(0) == 0:  # one mask for all sequences
@@ -141,24 +147,32 @@ def query_blocks(q: Float[Tensor, "b h t d"], num_keys: int) -> Iterator[slice]:
     return (slice(start, min(start + size, t)) for start in range(0, t, size))
 
 
-def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None, causal: bool) -> tuple[Tensor, Tensor]:
     if mask is None:
-        return ops.attention(q, k, v, scale=scale)
+        return ops.attention(q, k, v, causal=causal, scale=scale)
     blocks = [slice(start, start + _MASKED_QUERIES) for start in range(0, q.shape[2], _MASKED_QUERIES)]
     pairs = [ops.attention(q[:, :, b], k, v, causal=False, scale=scale, mask=mask[:, :, b]) for b in blocks]
     return torch.cat([out for out, _ in pairs], dim=2), torch.cat([lse for _, lse in pairs], dim=2)
 
 
 def _blockwise(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None, softcap: float | None, bias: Tensor | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    mask: Tensor | None,
+    softcap: float | None,
+    bias: Tensor | None,
+    causal: bool,
 ) -> tuple[Tensor, Tensor]:
     groups = q.shape[1] // k.shape[1]
     outs, lses = [], []
     positions = torch.arange(k.shape[2], device=q.device)
     for queries in query_blocks(q, k.shape[2]):
         scores = _scores(q[:, :, queries], k, scale, softcap, None if bias is None else bias[:, :, queries])
-        visible = positions <= positions[queries, None] if mask is None else mask[:, :, queries]
-        scores = scores.masked_fill_(~visible, float("-inf"))
+        if mask is not None or causal:
+            visible = positions <= positions[queries, None] if mask is None else mask[:, :, queries]
+            scores = scores.masked_fill_(~visible, float("-inf"))
         lse = scores.logsumexp(-1)
         # A query that sees no key has lse -inf and output 0.
         weights = torch.exp(scores - lse.clamp(min=torch.finfo(lse.dtype).min)[..., None]).to(v.dtype)

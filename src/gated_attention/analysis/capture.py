@@ -1,4 +1,4 @@
-"""Shows a watcher what flows through a running causal language model, by hooks alone.
+"""Shows a watcher what flows through a running model, by hooks alone.
 
 Queries, keys and values are read where transformers passes them to its attention function, after norm and RoPE, for
 every model family. No model code is changed, and everything is restored afterwards.
@@ -19,7 +19,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from gated_attention.analysis.attention import AttentionCall, attend
-from gated_attention.analysis.families import Attention, decoder_layers, find_attention
+from gated_attention.analysis.families import Attention, find_attention, model_layers
 from gated_attention.analysis.gates import Gate
 from gated_attention.models.families.projections import GatedView
 from gated_attention.models.implementations import LSE_ATTENTION
@@ -50,7 +50,7 @@ class Watcher:
         """A gate computed its logits."""
 
     def layer_output(self, layer: int, hidden_states: Float[Tensor, "b t c"]) -> None:
-        """A decoder layer returned its hidden states."""
+        """A layer returned its hidden states."""
 
 
 _current: ContextVar[tuple[Watcher, dict[int, Iterator[int]]]] = ContextVar(
@@ -79,25 +79,25 @@ def _watched_lse_attention(
     module = module.gated_module if isinstance(module, GatedView) else module
     name = type(module).__name__
     if id(module) not in layers:
-        raise ValueError(f"{name} attends outside the attention of a decoder layer; this architecture is not supported")
+        raise ValueError(f"{name} attends outside the attention of a layer; this architecture is not supported")
     if block_indices is not None:
         raise ValueError(f"{name} attends to blocks of keys that it selects; this architecture is not supported")
     if attention_mask is not None and attention_mask.dtype != torch.bool:
         raise ValueError(f"{name} adds a bias to its attention scores; this architecture is not supported")
-    if attention_mask is None and not (getattr(module, "is_causal", True) if is_causal is None else is_causal):
-        raise ValueError(f"{name} looks ahead; give a decoder-only causal model")
     if torch.is_autocast_enabled(query.device.type):  # measures must read what the kernel reads
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     if indices is not None:  # sparse attention: the keys that each query selects, (B, T, n), beside the mask
         shape = (query.shape[0], 1, query.shape[2], key.shape[2])
         selected = torch.zeros(shape, dtype=torch.bool, device=query.device).scatter_(-1, indices[:, None].long(), True)
-        causal = torch.ones_like(selected[:1]).tril() if attention_mask is None else attention_mask
-        attention_mask = selected & causal
+        visible = torch.ones_like(selected[:1]).tril() if attention_mask is None else attention_mask
+        attention_mask = selected & visible
     if sinks is not None:  # one per query, (B, H, T, 1)
         s_aux = sinks[..., 0]
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
-    call = attend(next(layers[id(module)]), query, key, value, scale, softcap, attention_mask, s_aux, position_bias)
+    causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+    layer = next(layers[id(module)])
+    call = attend(layer, query, key, value, scale, softcap, attention_mask, s_aux, position_bias, causal)
     watcher.attention(call)
     return call.out, None, call.lse
 
@@ -117,7 +117,7 @@ AttentionMaskInterface.register(_IMPLEMENTATION, sdpa_mask)
 
 @contextmanager
 def watch(model: PreTrainedModel, watcher: Watcher, attention: Sequence[Attention] | None = None) -> Iterator[None]:
-    """Show the watcher what a decoder-only model does.
+    """Show the watcher what a model does.
 
     Args:
         attention: From `find_attention`, if it was called already.
@@ -140,13 +140,13 @@ def watch(model: PreTrainedModel, watcher: Watcher, attention: Sequence[Attentio
         stack.callback(_current.reset, token)
         stack.callback(model.set_attn_implementation, model.config._attn_implementation)
         model.set_attn_implementation(_IMPLEMENTATION)
-        for module, runs in by_module:
+        for _, runs in by_module:
             stack.enter_context(runs[0].output_projection.register_forward_pre_hook(_in_each_run(runs, watcher.heads)))
-            stack.enter_context(module.register_forward_hook(_in_each_run(runs, watcher.block_output)))
+            stack.enter_context(runs[0].block.register_forward_hook(_in_each_run(runs, watcher.block_output)))
             for gate in runs[0].gates:
                 show = partial(show_gate, gate)
                 stack.enter_context(gate.module.register_forward_hook(_in_each_run(runs, show)))
-        for layer, indices in _runs((layer, index) for index, layer in enumerate(decoder_layers(model))):
+        for layer, indices in _runs((layer, index) for index, layer in enumerate(model_layers(model))):
             stack.enter_context(layer.register_forward_hook(_in_each_run(indices, show_layer)))
         yield
 

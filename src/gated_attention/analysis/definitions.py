@@ -41,14 +41,18 @@ class Definition:
 QUANTILES = (5, 25, 50, 75, 95)
 """Quantiles of gate scores, in percent."""
 
+KINDS = {"cls": "class tokens", "register": "registers", "sep": "separators", "content": "patches or tokens"}
+"""What a position may be (`encoders.PositionKind`), in words."""
+
 _HEADS: tuple[Axis, ...] = ("layer", "head")
 _LAYERS: tuple[Axis, ...] = ("layer",)
 
 MEASURES: dict[str, Definition] = {
     "f_attn": Definition(
         "F-Attn", "share", _HEADS,
-        "attention to the first token of a sequence, averaged over all queries but the first, which sees nothing else, "
-        "then over sequences; a learned sink (gpt-oss) is part of the denominator and not a token", _PAPER,
+        "attention to the first token of a sequence, averaged over all queries but the first, which sees nothing else "
+        "(over all where attention looks ahead), then over sequences; a learned sink (gpt-oss) is part of the "
+        "denominator and not a token", _PAPER,
     ),
     "f_attn_late": Definition(
         "F-Attn, first four queries left out", "share", _HEADS, "F-Attn from the fifth query on", _PAPER,
@@ -77,15 +81,16 @@ MEASURES: dict[str, Definition] = {
     "sink_position": Definition(
         "Strongest position", "position", _HEADS,
         "position, among the first 32 and within the first half, of the key with the most attention, averaged over the "
-        "queries that see it, then over sequences", _GU,
+        "queries that see it, then over sequences; where attention looks ahead, any position, that of each sequence by "
+        "itself, and this is the most frequent", _GU,
     ),
     "sink_share": Definition(
         "Attention to the strongest position", "share", _HEADS, "attention to the key at the strongest position", _GU,
     ),
     "peak": Definition(
         "Attention to the strongest key", "share", _HEADS,
-        "attention to the strongest key of each sequence, anywhere in its first half, averaged over the queries that "
-        "see it, then over sequences", full=True,
+        "attention to the strongest key of each sequence, anywhere in its first half (anywhere where attention looks "
+        "ahead), averaged over the queries that see it, then over sequences", full=True,
     ),
     "peak_elsewhere": Definition(
         "Strongest key is not the first", "share", _HEADS,
@@ -122,15 +127,30 @@ MEASURES: dict[str, Definition] = {
         "T |mean O|^2 / |O|_F^2 over the same T tokens: the share of a head's squared output that is one constant "
         "vector, averaged over sequences",
     ),
+    **{
+        name: definition
+        for kind, words in KINDS.items()
+        for name, definition in {
+            f"attention_{kind}": Definition(
+                f"Attention to {words}", "share", _HEADS,
+                f"attention to all positions that are {words} together, averaged over queries, then over sequences",
+            ),
+            f"strongest_{kind}": Definition(
+                f"Attention to the strongest of {words}", "share", _HEADS,
+                f"attention to the strongest position of each sequence among {words}, averaged over the queries that "
+                "see it, then over sequences",
+            ),
+        }.items()
+    },
     "no_op_sink": Definition(
         "No-op sinks", "share", _HEADS,
-        "1 for a head with more than 0.3 of its attention on the strongest position, whose value there is at most 0.2 "
-        "of the median: it attends and adds nothing", f"{_FESSER}; 0.3 is from {_GU}",
+        "share of sequences in which a head has more than 0.3 of its attention on the strongest position, whose value "
+        "is at most 0.2 of the median: it attends and adds nothing", f"{_FESSER}; 0.3 is from {_GU}",
     ),
     "broadcast_sink": Definition(
         "Broadcast sinks", "share", _HEADS,
-        "1 for a head with more than 0.3 of its attention on the strongest position, whose value there is at least 0.5 "
-        "of the median, and whose update has a stable rank of at most 1.5: it adds one token's value to all",
+        "share of sequences in which a head has more than 0.3 of its attention on the strongest position, whose value "
+        "is at least 0.5 of the median, and whose update has a stable rank of at most 1.5: it adds one value to all",
         f"{_FESSER}; 0.3 is from {_GU}",
     ),
     "m_act": Definition(

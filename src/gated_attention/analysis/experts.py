@@ -12,6 +12,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from gated_attention.analysis.batches import NOTHING
 from gated_attention.models.experts import count_experts, routers
 from gated_attention.nn.eval_mode import evaluating
 
@@ -62,5 +63,5 @@ def expert_load(model: PreTrainedModel, blocks: Iterable[Int[Tensor, "_ t"]]) ->
             model(input_ids=block.to(device), use_cache=False, logits_to_keep=1)
             num_tokens += block.numel()
     if num_tokens == 0:
-        raise ValueError("there is no text to measure on; give at least one block")
+        raise ValueError(NOTHING)
     return ExpertLoad(counts.cpu().numpy(), num_tokens)

@@ -1,4 +1,4 @@
-"""Where each family of causal language models keeps its layers, its attention and its projections.
+"""Where each family of models keeps its layers, its attention and its projections.
 
 Queries, keys and values need no table, because every family passes them to transformers' attention interface; names
 and the packing of projections differ. `analysis/gates.py` has the gates.
@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from gated_attention.analysis.encoders import encoder_layers, encoder_of
 from gated_attention.analysis.gates import Gate, gated_projection, gates_of, head_width
+from gated_attention.models.families.layouts import head_dim_of, layout_of
 from gated_attention.nn import AttentionGate, GatedBlock
 
 _LAYER_LISTS = ("layers", "h", "blocks")
@@ -30,24 +32,28 @@ class Attention:
     """One layer's softmax attention.
 
     Attributes:
-        layer: Index of its decoder layer.
+        layer: Index of its layer.
         module: The module that calls transformers' attention interface.
         output_projection: The module that reads the concatenated heads.
         gates: At most one per site.
+        block: The module that returns what is added to the residual.
     """
 
     layer: int
     module: nn.Module
     output_projection: nn.Module
     gates: tuple[Gate, ...]
+    block: nn.Module
 
 
-def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
-    """The decoder layers in the order of one pass; a layer that runs again is listed again.
+def model_layers(model: PreTrainedModel) -> list[nn.Module]:
+    """The layers in the order of one pass; a layer that runs again is listed again.
 
     Raises:
         ValueError: if there is no list of layers under a known name.
     """
+    if (encoder := encoder_of(model)) is not None:
+        return [layer for layer, _ in encoder_layers(encoder)]
     decoder: Any = model.get_decoder() if hasattr(model, "get_decoder") else model
     kind, config = type(decoder).__name__, decoder.config
     if kind == "HrmTextModel":
@@ -55,7 +61,9 @@ def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
         return (low * int(config.L_cycles) + high) * int(config.H_cycles)
     found = _child(decoder, _LAYER_LISTS)
     if not isinstance(found, nn.ModuleList):
-        raise ValueError(f"{type(model).__name__} keeps no list of decoder layers; give a decoder-only causal model")
+        raise ValueError(
+            f"{type(model).__name__} keeps no list of layers under a known name; this architecture is not supported"
+        )
     layers = list(found)
     if kind == "DoryModel":
         start, times = config.n_input_layers, config.n_recurrent_loops
@@ -71,22 +79,31 @@ def find_attention(model: PreTrainedModel) -> list[Attention]:
     """The attention of every layer that has one under a known name.
 
     Raises:
-        ValueError: if there is none, it looks ahead, or its output projection has no known name.
+        ValueError: if there is none, or its output projection has no known name.
     """
+    if (encoder := encoder_of(model)) is not None:
+        return [
+            Attention(
+                index,
+                one.module,
+                one.output_projection,
+                gates_of(one.module) + (() if one.sibling is None else gates_of(one.sibling)),
+                one.module if one.sibling is None else one.output_projection,
+            )
+            for index, (_, one) in enumerate(encoder_layers(encoder))
+        ]
     found = []
-    for index, layer in enumerate(decoder_layers(model)):
+    for index, layer in enumerate(model_layers(model)):
         module = _child(layer, _ATTENTION)
         if module is None:
             continue  # another token mixer, e.g. linear attention
-        if getattr(module, "is_causal", True) is False:
-            raise ValueError(f"{type(module).__name__} looks ahead; give a decoder-only causal model")
         projection = gated_projection(module) or _child(module, _OUTPUT_PROJECTIONS)
         if projection is None:
             raise ValueError(
                 f"{type(module).__name__} of {type(model).__name__} has no output projection called "
                 f"{', '.join(_OUTPUT_PROJECTIONS)}; this architecture is not supported"
             )
-        found.append(Attention(index, module, projection, gates_of(module)))
+        found.append(Attention(index, module, projection, gates_of(module), module))
     if not found:
         raise ValueError(
             f"{type(model).__name__} has no layer with attention called {', '.join(_ATTENTION)}; "
@@ -118,31 +135,28 @@ def _child(module: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
     return next((child for name in names if isinstance(child := getattr(module, name, None), nn.Module)), None)
 
 
-def value_and_output_maps(attention: nn.Module) -> tuple[Float[Tensor, "k d c"], Float[Tensor, "h c d"]] | None:
+def value_and_output_maps(one: Attention) -> tuple[Float[Tensor, "k d c"], Float[Tensor, "h c d"]] | None:
     """W_V of each key/value head and W_O of each query head, without biases; None if W_V is not one matrix.
 
     It is none where values come out of a low-rank chain of projections (multi-head latent attention) or mix several
     projections (switch heads).
     """
-    head_dim = getattr(attention, "head_dim", None) or getattr(attention, "head_size", None)
-    projection = _child(attention, _OUTPUT_PROJECTIONS)
-    if head_dim is None or head_width(attention) not in (0, head_dim) or not hasattr(projection, "weight"):
+    attention, layout = one.module, layout_of(one.module)
+    if layout is None or layout.value is None or not hasattr(one.output_projection, "weight"):
         return None
     if isinstance(attention, GatedBlock) and attention.switch is not None:
         return None
-    output_rows = _rows(projection)  # (C, H * D)
-    out = torch.unflatten(output_rows, 1, (-1, int(head_dim))).transpose(0, 1)  # (H, C, D)
-    if (value := getattr(attention, "v_proj", None)) is not None:
-        rows = _rows(value)
-    elif (fused := getattr(attention, "query_key_value", None)) is not None:  # per head [query | key | value]
-        return torch.unflatten(_rows(fused), 0, (-1, 3, int(head_dim)))[:, 2], out
-    elif (fused := getattr(attention, "c_attn", None)) is not None:  # [queries | keys | values]
-        rows = _rows(fused).chunk(3)[2]
-    elif (fused := getattr(attention, "qkv_proj", None)) is not None:  # [queries | keys | values]
-        rows = _rows(fused)[output_rows.shape[1] :].chunk(2)[1]
-    else:
+    output_rows = _rows(one.output_projection)  # (C, H * D)
+    head_dim = head_dim_of(attention, layout, output_rows.shape[1])
+    if head_width(attention) not in (0, head_dim):
         return None
-    return torch.unflatten(rows, 0, (-1, int(head_dim))), out
+    rows = _rows(getattr(attention, layout.value))
+    if layout.packing == "blocks":  # [queries | keys | values]
+        rows = rows[output_rows.shape[1] :].chunk(2)[1]
+    values = torch.unflatten(rows, 0, (-1, head_dim))
+    if layout.packing == "heads":  # per head [query | key | value]
+        values = values[2::3]
+    return values, torch.unflatten(output_rows, 1, (-1, head_dim)).transpose(0, 1)  # (H, C, D)
 
 
 def _rows(projection: nn.Module | None) -> Tensor:

@@ -1,23 +1,25 @@
-"""One pass of a model over text: every measure, accumulated on the device and read once at the end."""
+"""One pass of a model over its inputs: every measure, accumulated on the device and read once at the end."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from gated_attention.analysis import measures
 from gated_attention.analysis.attention import AttentionCall, visible
+from gated_attention.analysis.batches import NOTHING, InputBatch, TextBatch
 from gated_attention.analysis.capture import Watcher, watch
 from gated_attention.analysis.definitions import MEASURES
+from gated_attention.analysis.encoders import CONTENT, PositionKind, encoder_of, image_positions, input_name
 from gated_attention.analysis.families import (
     Attention,
-    decoder_layers,
     find_attention,
+    model_layers,
     unmeasured_gates,
     value_and_output_maps,
 )
@@ -42,19 +44,12 @@ EXCERPT_TOKENS = 160
 """Tokens of the first sequence whose gate scores are kept one by one."""
 
 
-class TextBatch(NamedTuple):
-    """Token ids of some sequences, and which of them begin at a document's start; None if unknown."""
-
-    ids: Int[Tensor, "b t"]
-    at_start: Bool[Tensor, " b"] | None = None
-
-
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """The measures of a model on a text.
+    """The measures of a model on what it read.
 
     Attributes:
-        num_tokens, num_sequences: Tokens and sequences read.
+        num_tokens, num_sequences: Tokens, or patches or frames, and sequences read.
         length: Tokens per sequence.
         attention: Whether a layer has softmax attention, (layers,).
         measures: By name of `definitions.MEASURES`, an array with the axes of that measure; NaN for a layer or a head
@@ -63,9 +58,12 @@ class Inspection:
         massive: Massive activations; those of most sequences come first.
         attention_maps: Attention of the first sequence's first queries, averaged over heads, (n, R, R).
         attention_layers: The layers of the maps, (n,).
-        excerpt: The first token ids of the first sequence; `gates` has the gate scores of each.
+        excerpt: The first token ids of the first sequence, none without ids; `gates` has the gate scores of each.
         unmeasured_gates: Submodules of attention that are named like a gate and were not measured, by name, with the
             reason.
+        looks_ahead: Whether attention looks both ways.
+        content: What a position of kind `content` is: token, patch or frame.
+        positions: What each position is.
     """
 
     num_tokens: int
@@ -79,11 +77,21 @@ class Inspection:
     attention_layers: np.ndarray
     excerpt: np.ndarray
     unmeasured_gates: dict[str, str]
+    looks_ahead: bool
+    content: str
+    positions: tuple[PositionKind, ...]
 
     @property
     def unknown_gates(self) -> tuple[str, ...]:
         """The names of `unmeasured_gates`."""
         return tuple(self.unmeasured_gates)
+
+    def position_name(self, position: int) -> str:
+        """What is at a position: `class token`, `register 2`, `patch 17`, counted within its kind."""
+        kind = self.positions[position]
+        words = {"cls": "class token", "sep": "separator", "content": self.content}.get(kind, kind)
+        number = self.positions[:position].count(kind)
+        return words if self.positions.count(kind) == 1 else f"{words} {number}"
 
     def by_layer(self, name: str) -> np.ndarray:
         """A measure averaged over heads, (layers,); NaN where no head has it."""
@@ -99,19 +107,19 @@ class Inspection:
 
 def inspect_model(
     model: PreTrainedModel,
-    batches: Iterable[Int[Tensor, "_ t"] | TextBatch],
+    batches: Iterable[Int[Tensor, "_ t"] | TextBatch | InputBatch],
     *,
     level: Level = "summary",
     map_layers: Sequence[int] | None = None,
     map_size: int = 48,
 ) -> Inspection:
-    """Measure a model over sequences of token ids, all of one length, each read from its own first token.
+    """Measure a model over sequences of one length, each read from its own first token, or over images or sound.
 
     The host waits for the device once, at the end. The model is left as it was.
 
     Args:
-        model: Any decoder-only model that uses transformers' attention interface.
-        batches: Token ids, (B, T) each.
+        model: Any model that uses transformers' attention interface; of an encoder-decoder the encoder.
+        batches: Token ids, (B, T) each, or other inputs.
         level: Which measures.
         map_layers: Layers whose attention is excerpted; None is the first, the middle and the last with attention.
         map_size: Queries and keys of an excerpt.
@@ -133,9 +141,9 @@ def inspect_model(
     with evaluating(model) as device:
         with watch(model, recorder, attention):
             for batch in batches:
-                recorder.read(batch if isinstance(batch, TextBatch) else TextBatch(batch), device)
-        if not recorder.ids:
-            raise ValueError("there is no text to measure on; give at least one block")
+                recorder.read(TextBatch(batch) if isinstance(batch, Tensor) else batch, device)
+        if not recorder.starts:
+            raise ValueError(NOTHING)
         return recorder.result(attention)
 
 
@@ -144,6 +152,13 @@ class _Recorder(Watcher):
 
     def __init__(self, model: PreTrainedModel, level: Level, map_layers: Sequence[int], map_size: int) -> None:
         self.model, self.level, self.map_layers, self.map_size = model, level, map_layers, map_size
+        encoder = encoder_of(model)
+        self.reader = model.base_model if encoder is None else encoder
+        self.options: dict[str, Any] = {"use_cache": False} if encoder is None else {}
+        self.looks_ahead = encoder is not None
+        self.content = "token"
+        self.positions: tuple[PositionKind, ...] = ()
+        self.length = 0
         self.rows = Rows()
         self.ids: list[Tensor] = []
         self.starts: list[np.ndarray] = []
@@ -153,24 +168,34 @@ class _Recorder(Watcher):
         self.by_token_id: dict[Site, Tensor] = {}
 
     @property
-    def length(self) -> int:
-        return self.ids[0].shape[1]
-
-    @property
     def in_first_batch(self) -> bool:
-        return len(self.ids) == 1
+        return len(self.starts) == 1
 
-    def read(self, batch: TextBatch, device: torch.device) -> None:
+    def read(self, batch: TextBatch | InputBatch, device: torch.device) -> None:
         """Run the model over a batch and reduce what the layers left."""
-        ids, at_start = batch
-        if ids.shape[1] < 2:
-            raise ValueError(f"sequences have {ids.shape[1]} token; attention is measured from 2 on")
-        if self.ids and ids.shape[1] != self.length:
-            raise ValueError(f"sequences have {self.length} and {ids.shape[1]} tokens; give all one length")
-        self.ids.append(ids.cpu())
-        self.starts.append(np.full(len(ids), -1) if at_start is None else at_start.cpu().numpy().astype(int))
-        ids = ids.to(device, non_blocking=True)
-        self.model.base_model(input_ids=ids, use_cache=False)
+        name = input_name(self.model, batch.inputs)
+        whole = batch.inputs[name]
+        ids, at_start = (batch.ids, batch.at_start) if isinstance(batch, TextBatch) else (None, None)
+        if ids is not None:
+            self._check_length(ids.shape[1])
+            self.ids.append(ids.cpu())
+            ids = ids.to(device, non_blocking=True)
+        self.starts.append(np.full(len(whole), -1) if at_start is None else at_start.cpu().numpy().astype(int))
+        dtype = self.model.dtype
+        self.reader(
+            **{
+                key: value.to(device, dtype if value.is_floating_point() else None, non_blocking=True)
+                for key, value in batch.inputs.items()
+            },
+            **self.options,
+        )
+        if self.in_first_batch:
+            self.content = CONTENT[name]
+            if name == "pixel_values":
+                self.positions = image_positions(self.reader, whole, self.length)
+            else:
+                named = batch.kinds if isinstance(batch, TextBatch) else ()
+                self.positions = named or tuple("content" for _ in range(self.length))
         rows = self.rows
         for layers, (sums, first_rows, value_norms, sizes) in rows.take(measures.AttentionRows._fields):
             rows.put(layers, {"sums": sums.sum(2), "first_rows": first_rows, "size_before_gate": sizes.sum(2)})
@@ -183,14 +208,21 @@ class _Recorder(Watcher):
             rows.put(layers, measures.head_updates(outputs)._asdict())
         for layers, (moments,) in rows.take(["moments"]):
             rows.put(layers, {"inf_norm": measures.inf_norm(moments)})
-            rows.put(layers, {"kurtosis": measures.kurtosis(moments, ids.shape[1] * self.width)})
+            rows.put(layers, {"kurtosis": measures.kurtosis(moments, self.length * self.width)})
         for layers, parts in rows.take(measures.ActivationRows._fields):
             rows.put(layers, measures.activations(measures.ActivationRows(*parts))._asdict(), "activation_")
         for site in self.specs:
             self._reduce_gates(site, ids)
         rows.end_batch()
 
-    def _reduce_gates(self, site: Site, ids: Int[Tensor, "b t"]) -> None:
+    def _check_length(self, length: int) -> None:
+        if length < 2:
+            raise ValueError(f"sequences have {length} token; attention is measured from 2 on")
+        if self.length not in (0, length):
+            raise ValueError(f"sequences have {self.length} and {length} tokens; give all one length")
+        self.length = length
+
+    def _reduce_gates(self, site: Site, ids: Int[Tensor, "b t"] | None) -> None:
         rows, prefix, means = self.rows, f"{site}_", []
         for layers, (by_token, shares, sampled) in rows.take(measures.GateScores._fields, prefix):
             names = ("gate_share_below_0.1", "gate_share_above_0.9", "gate_share_open")
@@ -200,11 +232,14 @@ class _Recorder(Watcher):
             rows.add_up(layers, f"{site}_histogram", measures.gate_histograms(sampled, self.specs[site]))
             means.append(by_token.mean(-1))  # (L, B, T)
             if self.in_first_batch:
-                excerpt = by_token[:, :1, :EXCERPT_TOKENS]
-                tokens = min(EXCERPT_TOKENS, self.length)
+                tokens = 0 if ids is None else min(EXCERPT_TOKENS, self.length)
+                excerpt = by_token[:, :1, :tokens]
                 rows.put(layers, {"excerpt": excerpt.expand(-1, 1, tokens, -1).clone()}, prefix)
         for layers, (scores,) in rows.take(["by_channel"], prefix):
             rows.add_up(layers, f"{site}_by_channel", scores)
+        if ids is None:
+            self.by_token_id.setdefault(site, torch.zeros(2, 0))
+            return
         mean = torch.cat(means).mean(0).expand(ids.shape).double().flatten()  # (B * T,)
         num_embeddings = self.model.get_input_embeddings().num_embeddings
         sums = self.by_token_id.setdefault(site, mean.new_zeros(2, num_embeddings))
@@ -212,6 +247,7 @@ class _Recorder(Watcher):
 
     def attention(self, call: AttentionCall) -> None:
         layer = call.layer
+        self._check_length(call.length)
         self.rows.add(layer, measures.attention_rows(call)._asdict())
         if self.level == "full":
             self.rows.add(layer, measures.whole_attention(call)._asdict())
@@ -248,14 +284,15 @@ class _Recorder(Watcher):
         collected = self.rows.collect()
         if "sums" not in collected:
             raise ValueError(f"{type(self.model).__name__} does not call attention through transformers' interface")
-        num_layers, ids = len(decoder_layers(self.model)), torch.cat(self.ids).numpy()
-        found, massive = model_measures(collected, num_layers, self.length, np.concatenate(self.starts), ids)
+        num_layers, starts = len(model_layers(self.model)), np.concatenate(self.starts)
+        ids = torch.cat(self.ids).numpy() if self.ids else np.zeros((len(starts), 0), int)
+        found, massive = model_measures(collected, num_layers, self.length, starts, ids, self.positions)
         if self.level == "full":
             found |= _ranks(attention, collected, num_layers)
         mapped = [layer for layer in self.map_layers if layer in self.maps]
         return Inspection(
-            num_tokens=int(ids.size),
-            num_sequences=len(ids),
+            num_tokens=len(starts) * self.length,
+            num_sequences=len(starts),
             length=self.length,
             attention=np.isin(np.arange(num_layers), list(collected["sums"])),
             measures=found,
@@ -268,6 +305,9 @@ class _Recorder(Watcher):
             attention_layers=np.array(mapped),
             excerpt=ids[0, :EXCERPT_TOKENS],
             unmeasured_gates=unmeasured_gates(attention, collected["sums"]),
+            looks_ahead=self.looks_ahead,
+            content=self.content,
+            positions=self.positions,
         )
 
 
@@ -276,7 +316,7 @@ def _ranks(attention: Sequence[Attention], collected: Collected, num_layers: int
     plain: dict[int, np.ndarray] = {}
     gated: dict[int, np.ndarray] = {}
     for one in attention:
-        maps = value_and_output_maps(one.module)
+        maps = value_and_output_maps(one)
         if maps is None:
             continue
         w_v, w_o = maps

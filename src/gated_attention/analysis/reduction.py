@@ -1,7 +1,7 @@
 """Measures of a model from the values of each sequence: means over sequences, in float64 on the host."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gated_attention.analysis import measures
 from gated_attention.analysis.definitions import GATE_MEASURES, MEASURES, QUANTILES
+from gated_attention.analysis.encoders import PositionKind
 from gated_attention.spec import GateSpec
 
 SINK_THRESHOLD = 0.3
@@ -115,7 +116,7 @@ class MassiveActivation:
         position: The token's position in its sequence.
         value: The largest |hidden state| at this place.
         over_median: That value over the median of its sequence.
-        token_id: The token that had it.
+        token_id: The token that had it; -1 for a patch or a frame.
         share: Share of sequences in which this place is massive.
     """
 
@@ -129,7 +130,12 @@ class MassiveActivation:
 
 
 def model_measures(
-    collected: Collected, num_layers: int, length: int, starts: np.ndarray, ids: np.ndarray
+    collected: Collected,
+    num_layers: int,
+    length: int,
+    starts: np.ndarray,
+    ids: np.ndarray,
+    positions: Sequence[PositionKind],
 ) -> tuple[dict[str, np.ndarray], tuple[MassiveActivation, ...]]:
     """Every measure of `definitions.MEASURES` that the rows allow, and the massive activations.
 
@@ -137,14 +143,17 @@ def model_measures(
         collected: From `Rows.collect`.
         length: Tokens per sequence.
         starts: 1 for a sequence that begins a document, 0 for one inside a document, -1 if unknown.
-        ids: Token ids, (sequences, tokens).
+        ids: Token ids, (sequences, tokens), or without tokens if there are none.
+        positions: What each position is; `content` everywhere adds no measures.
     """
     found: dict[str, dict[int, Any]] = defaultdict(dict)
     for layer in collected["sums"]:
         rows = {name: layers[layer] for name, layers in collected.items() if layer in layers}
         measured = _sinks(rows, length, starts)
         measured |= {name: values.mean(0) for name, values in rows.items() if name in MEASURES}
-        measured |= _sink_kinds(measured)
+        # A head whose output is 0 in one sequence has no rank there.
+        measured |= {name: mean_of_numbers(rows[name], axis=0) for name in ("update_rank", "update_constant")}
+        measured |= _by_kind(rows, positions)
         if "entropy" in rows:
             measured["peak_elsewhere"] = (rows["peak_position"] != 0).mean(0)
             measured["entropy_uniform"] = np.log(rows["num_seen"]).mean()
@@ -166,15 +175,17 @@ def model_measures(
 
 def _sinks(found: Mapping[str, np.ndarray], length: int, starts: np.ndarray) -> dict[str, Any]:
     sums, rows = found["sums"], found["first_rows"]  # (N, H, n), (N, H, m)
-    f_attn = (sums[..., 0] - rows[..., 0]) / (length - 1)  # (N, H)
+    looks_ahead = sums.shape[2] == length
+    f_attn = sums[..., 0] / length if looks_ahead else (sums[..., 0] - rows[..., 0]) / (length - 1)  # (N, H)
     first = measures.FIRST_QUERIES
     late = length - first
     uniform = (found["sees_first"] / found["num_seen"]).mean(0)  # (T,)
     received = sums / np.maximum(found["seen_by"][:, None, : sums.shape[2]], 1)  # 0 for a key that no query sees
-    mean = received.mean(0)
-    position = mean.argmax(-1)
-    ratios = found["value_ratios"].mean(0)  # (K, n)
-    ratios = ratios.repeat(len(mean) // len(ratios), axis=0)  # (H, n)
+    ratios = found["value_ratios"]  # (N, K, n)
+    ratios = ratios.repeat(sums.shape[1] // ratios.shape[1], axis=1)  # (N, H, n)
+    of_each = received.argmax(-1)  # (N, H)
+    position = of_each if looks_ahead else np.broadcast_to(received.mean(0).argmax(-1), of_each.shape)
+    share, value = (np.take_along_axis(one, position[..., None], axis=-1)[..., 0] for one in (received, ratios))
     none = np.full(sums.shape[1], np.nan)
     return {
         "f_attn": f_attn.mean(0),
@@ -182,20 +193,33 @@ def _sinks(found: Mapping[str, np.ndarray], length: int, starts: np.ndarray) -> 
         "f_attn_start": f_attn[starts == 1].mean(0) if 1 in starts else none,
         "f_attn_middle": f_attn[starts == 0].mean(0) if 0 in starts else none,
         "sink_rate": (received[..., 0] > SINK_THRESHOLD).mean(0),
-        "sink_position": position.astype(np.float64),
-        "sink_share": np.take_along_axis(mean, position[:, None], axis=-1)[:, 0],
-        "sink_value": np.take_along_axis(ratios, position[:, None], axis=-1)[:, 0],
-        "f_attn_uniform": uniform[1:].mean(),
+        "sink_position": np.array([np.bincount(places).argmax() for places in position.T], dtype=np.float64),
+        "sink_share": share.mean(0),
+        "sink_value": value.mean(0),
+        **_sink_kinds(share, value, found["update_rank"]),
+        "f_attn_uniform": (uniform if looks_ahead else uniform[1:]).mean(),
         "f_attn_late_uniform": uniform[first:].mean() if late > 0 else np.nan,
     }
 
 
-def _sink_kinds(measured: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Whether each head is a no-op sink, and whether it is a broadcast sink, as 0 or 1."""
-    is_sink, value = measured["sink_share"] > SINK_THRESHOLD, measured["sink_value"]
-    broadcasts = (value >= BROADCAST_VALUE) & (measured["update_rank"] <= BROADCAST_RANK)
+def _sink_kinds(share: np.ndarray, value: np.ndarray, rank: np.ndarray) -> dict[str, np.ndarray]:
+    """Share of sequences in which a head has a no-op sink, and a broadcast sink, from values by sequence and head."""
+    broadcasts = (value >= BROADCAST_VALUE) & (rank <= BROADCAST_RANK)
     kinds = {"no_op_sink": value <= NO_OP_VALUE, "broadcast_sink": broadcasts}
-    return {name: (is_sink & fits).astype(np.float64) for name, fits in kinds.items()}
+    return {name: ((share > SINK_THRESHOLD) & fits).mean(0) for name, fits in kinds.items()}
+
+
+def _by_kind(found: Mapping[str, np.ndarray], positions: Sequence[PositionKind]) -> dict[str, np.ndarray]:
+    """Attention to all positions of a kind, and to the strongest of them; nothing where all are of one kind."""
+    sums, measured, kinds = found["sums"], dict[str, np.ndarray](), sorted(set(positions))
+    if len(kinds) == 1:
+        return measured
+    received = sums / np.maximum(found["seen_by"][:, None], 1)
+    for kind in kinds:
+        places = np.array([one == kind for one in positions])
+        measured[f"attention_{kind}"] = (sums[..., places].sum(-1) / len(positions)).mean(0)
+        measured[f"strongest_{kind}"] = received[..., places].max(-1).mean(0)
+    return measured
 
 
 def _massive(
@@ -208,7 +232,8 @@ def _massive(
         channel = int(collected["activation_channels"][layer][sequence, rank])
         value, median = values[layer, sequence, rank], medians[layer, sequence]
         over = float(value / median) if median else float("inf")
-        places[layer, position, channel].append((float(value), over, int(ids[sequence, position])))
+        token_id = int(ids[sequence, position]) if ids.shape[1] else -1
+        places[layer, position, channel].append((float(value), over, token_id))
     listed = [MassiveActivation(*place, *max(seen), len(seen) / len(ids)) for place, seen in places.items()]
     listed.sort(key=lambda one: (-one.share, -one.value))
     return tuple(listed[:MAX_MASSIVE])

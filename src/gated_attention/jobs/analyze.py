@@ -1,18 +1,29 @@
-"""`analyze`: inspects models side by side while they read the same text."""
+"""`analyze`: inspects models side by side while they read the same text, or the same images."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import get_args
+from functools import cache
+from typing import Any, get_args
 
 import numpy as np
 import torch
+from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from gated_attention.analysis import Inspection, TextBatch, inspect_model
+from gated_attention.analysis import InputBatch, Inspection, TextBatch, inspect_model
+from gated_attention.analysis.encoders import encoder_of, patch_grid
 from gated_attention.analysis.families import find_attention
 from gated_attention.analysis.inspect import Level
 from gated_attention.device import device_name
-from gated_attention.jobs.named_model import Checkpoint, check_tokenizer, find_checkpoint, load_checkpoint, name_dtype
+from gated_attention.jobs.images import image_batches, load_images
+from gated_attention.jobs.named_model import (
+    Checkpoint,
+    check_tokenizer,
+    find_checkpoint,
+    find_tokenizer,
+    load_any,
+    name_dtype,
+)
 from gated_attention.jobs.text import cut_passages
 from gated_attention.ranges import require_choice, require_once, require_within
 from gated_attention.spec import Site
@@ -33,9 +44,9 @@ class AnalysisPlan:
 
     Attributes:
         models: Folders or hub names.
-        source, text_field: As `train.text.corpus.load_documents`.
-        num_tokens: Tokens that each model reads, about.
-        context: Tokens per passage; None is `DEFAULT_CONTEXT`, or the model's positions if fewer.
+        source, text_field: As `train.text.corpus.load_documents`; for models of images as `images.load_images`.
+        num_tokens: Tokens, or patches, that each model reads, about.
+        context: Tokens per passage of text; None is `DEFAULT_CONTEXT`, or the model's positions if fewer.
         tokenizer: One for all models; None is each model's own.
         level: As `analysis.inspect_model`.
     """
@@ -95,7 +106,10 @@ class Analysis:
 Say = Callable[[str], None]
 """Takes a line on what is happening."""
 
-Track = Callable[[str, Sequence[TextBatch]], Iterable[TextBatch]]
+Batches = Sequence[TextBatch | InputBatch]
+"""What one model reads."""
+
+Track = Callable[[str, Batches], Iterable[TextBatch | InputBatch]]
 """Takes a model's label and its batches, and yields them as they are read."""
 
 
@@ -113,23 +127,64 @@ def analyze(
     checkpoints = [find_checkpoint(name) for name in plan.models]
     labels = unique_labels(checkpoints)
     say(f"reading {plan.source}")
-    documents = load_documents(plan.source, plan.text_field)
+    documents = cache(lambda: load_documents(plan.source, plan.text_field))
+    images = cache(lambda: load_images(plan.source))
     for checkpoint, label in zip(checkpoints, labels, strict=True):
         say(f"loading {checkpoint.name}")
-        model, tokenizer = load_checkpoint(checkpoint, device, plan.tokenizer)
+        model = load_any(checkpoint, device)
         find_attention(model)  # refuses an unknown architecture before its text is cut
-        length = _length(plan, model, checkpoint.name)
-        batches = cut_passages(
-            documents,
-            tokenizer,
-            length=length,
-            num_tokens=plan.num_tokens,
-            batch_size=max(1, BATCH_TOKENS[device.type] // length),
-        )
-        check_tokenizer(model, max(int(batch.ids.max()) for batch in batches), checkpoint.name)
+        tokenizer: PreTrainedTokenizerBase | None = None
+        batches: Batches
+        if model.main_input_name == "pixel_values":
+            batches = _images(plan, model, checkpoint, device, images())
+        elif model.main_input_name == "input_ids":
+            tokenizer = find_tokenizer(checkpoint, plan.tokenizer)
+            batches = _passages(plan, model, checkpoint, device, documents(), tokenizer)
+        else:
+            raise ValueError(
+                f"{checkpoint.name} reads {model.main_input_name}; analyze reads text and images, "
+                "analysis.inspect_model any input"
+            )
         inspection = inspect_model(model, track(label, batches), level=plan.level)
         yield _described(checkpoint, label, model, tokenizer, inspection)
         del model
+
+
+def _passages(
+    plan: AnalysisPlan,
+    model: PreTrainedModel,
+    checkpoint: Checkpoint,
+    device: torch.device,
+    documents: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+) -> list[TextBatch]:
+    length = _length(plan, model, checkpoint.name)
+    batches = cut_passages(
+        documents,
+        tokenizer,
+        length=length,
+        num_tokens=plan.num_tokens,
+        batch_size=max(1, BATCH_TOKENS[device.type] // length),
+        wrapped=encoder_of(model) is not None,
+    )
+    check_tokenizer(model, max(int(batch.ids.max()) for batch in batches), checkpoint.name)
+    return batches
+
+
+def _images(
+    plan: AnalysisPlan, model: PreTrainedModel, checkpoint: Checkpoint, device: torch.device, images: list[Any]
+) -> list[InputBatch]:
+    config = model.config
+    height, width = (config.image_size,) * 2 if isinstance(config.image_size, int) else config.image_size
+    columns, rows = patch_grid(model, torch.empty(1, 1, height, width))
+    length = columns * rows
+    return image_batches(
+        images,
+        model,
+        checkpoint.path,
+        num_images=max(1, plan.num_tokens // length),
+        batch_size=max(1, BATCH_TOKENS[device.type] // length),
+    )
 
 
 def unique_labels(checkpoints: Sequence[Checkpoint]) -> list[str]:
@@ -157,11 +212,11 @@ def _described(
     checkpoint: Checkpoint,
     label: str,
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | None,
     inspection: Inspection,
 ) -> Analysis:
     def text(token_id: int) -> str:
-        return str(tokenizer.decode([token_id]))
+        return str(tokenizer.decode([token_id])) if tokenizer else ""
 
     def token_gates(by_token_id: np.ndarray) -> tuple[TokenGate, ...]:
         sums, counts = by_token_id
@@ -179,6 +234,8 @@ def _described(
         device=device_name(model.device),
         inspection=inspection,
         excerpt=tuple(text(int(token_id)) for token_id in inspection.excerpt),
-        massive_tokens=tuple(text(one.token_id) for one in inspection.massive),
+        massive_tokens=tuple(
+            text(one.token_id) if tokenizer else inspection.position_name(one.position) for one in inspection.massive
+        ),
         token_gates={site: token_gates(gate.by_token_id) for site, gate in inspection.gates.items()},
     )

@@ -4,9 +4,11 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto import modeling_auto
 
 import gated_attention.models  # noqa: F401  registers the gated models
 from gated_attention.models.convert.storage import has_weights
@@ -74,18 +76,50 @@ def load_checkpoint(
     Raises:
         ValueError: if either cannot be loaded, or weights are missing, unexpected or not finite.
     """
+    loaded_tokenizer = find_tokenizer(checkpoint, tokenizer)
+    return _load(AutoModelForCausalLM, checkpoint, device), loaded_tokenizer
+
+
+def find_tokenizer(checkpoint: Checkpoint, tokenizer: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of that name, by default the one beside the model.
+
+    Raises:
+        ValueError: if there is none.
+    """
     folder = Path(checkpoint.path)
     if tokenizer is None and folder.is_dir() and not has_tokenizer(folder):
         raise ValueError(f"no tokenizer beside the model in {folder}; give one with --tokenizer")
-    loaded_tokenizer = load_tokenizer(checkpoint.path if tokenizer is None else tokenizer)
+    return load_tokenizer(checkpoint.path if tokenizer is None else tokenizer)
+
+
+def load_any(checkpoint: Checkpoint, device: torch.device) -> PreTrainedModel:
+    """A model of any kind, e.g. a masked language model or an image classifier, of the class that was saved.
+
+    Raises:
+        ValueError: as `load_checkpoint`.
+    """
+    try:
+        with quiet():
+            config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{checkpoint.name} has no configuration that transformers reads ({reason})") from error
+    saved = next(iter(config.architectures or ()), None)
+    loaders = [AutoModelForCausalLM, *(auto for auto in vars(modeling_auto).values() if isinstance(auto, type))]
+    classes = [(auto, (getattr(auto, "_model_mapping", None) or {}).get(type(config), None)) for auto in loaders]
+    by_name = [auto for auto, kind in classes if saved in (None, getattr(kind, "__name__", "")) and kind is not None]
+    return _load(by_name[0] if by_name else AutoModel, checkpoint, device)
+
+
+def _load(loader: Any, checkpoint: Checkpoint, device: torch.device) -> PreTrainedModel:
     dtype = torch.float32 if device.type == "cpu" else "auto"
     with quiet():
-        model = load_model(AutoModelForCausalLM, checkpoint.path, checkpoint.name, dtype=dtype)
+        model = load_model(loader, checkpoint.path, checkpoint.name, dtype=dtype)
     for tensor, weight in model.named_parameters():
         if weight.dtype.itemsize > 1 and not torch.isfinite(weight).all():  # isfinite does not take 8 bits
             place = f"tensor {tensor} of {checkpoint.name}"
             raise ValueError(f"{place} holds values that are not finite; take an earlier checkpoint")
-    return model.to(device).eval(), loaded_tokenizer
+    return model.to(device).eval()
 
 
 def name_dtype(model: PreTrainedModel) -> str:

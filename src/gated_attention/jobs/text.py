@@ -8,6 +8,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from gated_attention.analysis import TextBatch
+from gated_attention.analysis.encoders import PositionKind
 from gated_attention.evaluate.perplexity import Document, Mode
 from gated_attention.evaluate.retrieval import Encode
 from gated_attention.train.text.tokenizer import text_core
@@ -53,37 +54,63 @@ def read_domains(
 
 
 def cut_passages(
-    documents: Dataset, tokenizer: PreTrainedTokenizerBase, *, length: int, num_tokens: int, batch_size: int
+    documents: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    length: int,
+    num_tokens: int,
+    batch_size: int,
+    wrapped: bool = False,
 ) -> list[TextBatch]:
     """About `num_tokens` tokens in passages of `length`, alternately from the start and from the middle of a document.
 
     A document's start has the special tokens that the tokenizer puts before a text, its middle none. Where a document
     ends early, EOS and the next document follow. No document is read twice; if they run out, there are fewer passages.
 
+    Args:
+        wrapped: Whether every passage begins and ends with the special tokens around a text, which encoders expect.
+
     Raises:
         ValueError: if there is not enough text for one passage.
     """
     texts = (documents[index]["text"] for index in reading_order(documents))
     passages: list[list[int]] = []
+    before, after = special_around(tokenizer) if wrapped else ([], [])
+    inner = length - len(before) - len(after)
     for index in range(max(1, num_tokens // length)):
-        passage = _passage(texts, tokenizer, length, at_start=index % 2 == 0)
-        if len(passage) < length:
+        passage = _passage(texts, tokenizer, inner, at_start=index % 2 == 0, special_tokens=not wrapped)
+        if len(passage) < inner:
             break
-        passages.append(passage)
+        passages.append([*before, *passage, *after])
     if not passages:
         raise ValueError(f"the text is too small: {len(passage)} tokens, a passage takes {length}; use less --context")
     at_start = torch.arange(len(passages)) % 2 == 0
     ids = torch.tensor(passages)
-    return [TextBatch(ids[i : i + batch_size], at_start[i : i + batch_size]) for i in range(0, len(ids), batch_size)]
+    kinds: list[PositionKind] = ["cls"] * len(before)
+    kinds += ["content"] * inner
+    kinds += ["sep"] * len(after)
+    starts = range(0, len(ids), batch_size)
+    return [TextBatch(ids[i : i + batch_size], at_start[i : i + batch_size], tuple(kinds)) for i in starts]
 
 
-def _passage(texts: Iterator[str], tokenizer: PreTrainedTokenizerBase, length: int, *, at_start: bool) -> list[int]:
+def special_around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """The special tokens that the tokenizer puts before and behind a text."""
+    ids = list(tokenizer("a")["input_ids"])
+    special = set(tokenizer.all_special_ids)
+    content = [place for place, token in enumerate(ids) if token not in special]
+    return ids[: content[0]], ids[content[-1] + 1 :]
+
+
+def _passage(
+    texts: Iterator[str], tokenizer: PreTrainedTokenizerBase, length: int, *, at_start: bool, special_tokens: bool
+) -> list[int]:
     """The tokens of the next documents up to `length`; fewer if the documents run out."""
     ids: list[int] = []
     for text in texts:
         begin = 0 if at_start or ids else len(text) // 2
         piece = text[begin : begin + CHARACTERS_PER_TOKEN * length]
-        ids += encode(tokenizer, piece, special_tokens=at_start if not ids else ids[-1] != tokenizer.bos_token_id)
+        opens = at_start if not ids else ids[-1] != tokenizer.bos_token_id
+        ids += encode(tokenizer, piece, special_tokens=opens and special_tokens)
         if ids and ids[-1] != tokenizer.eos_token_id:
             ids.append(tokenizer.eos_token_id)
         if len(ids) >= length:

@@ -11,7 +11,10 @@ from gated_attention.analysis.measures.hidden_states import mean_size
 from gated_attention.analysis.measures.whole_tensors import has_kernels, wide_dtype
 
 CANDIDATE_KEYS = 32
-"""First keys among which the strongest sink is sought, though not beyond the first half of a sequence."""
+"""First keys among which the strongest sink is sought, though not beyond the first half of a sequence.
+
+Where attention looks ahead, all keys are: every query sees them.
+"""
 
 FIRST_QUERIES = 4
 """Queries that `f_attn_late` leaves out: they see few keys, so the first key gets a large share of any attention."""
@@ -36,10 +39,11 @@ class AttentionRows(NamedTuple):
 def attention_rows(call: AttentionCall) -> AttentionRows:
     """The rows of F-Attn, Sink^eps, the sink position, value drain and the output's size.
 
-    Weights are computed for a few keys only, and summed over queries in the dtype of the log-sum-exp.
+    Of causal attention, only the weights of a few keys are computed. Sums over queries have the dtype of the
+    log-sum-exp.
     """
-    keys = slice(0, max(1, min(CANDIDATE_KEYS, call.length // 2)))
-    plain = call.mask is None and call.softcap is None and call.bias is None
+    keys = slice(0, max(1, min(CANDIDATE_KEYS, call.length // 2)) if call.causal else call.length)
+    plain = call.causal and call.mask is None and call.softcap is None and call.bias is None
     read = (call.q, call.k, call.v, call.out, call.lse)
     if plain and has_kernels(*read):
         from gated_attention.analysis import triton_rows
@@ -70,13 +74,13 @@ def whole_attention(call: AttentionCall) -> WholeAttention:
 
     The entropy of query i is `lse_i - sum_j A_ij s_ij` nats over its scores s, where a learned sink counts as one more
     key; the result is the mean over queries. The attention to a key is the mean over the queries that see it. The
-    strongest key is one of the first half, which at least half of the queries see.
+    strongest key is one of the first half, which at least half of the queries see, or any where attention looks ahead.
     """
     length, dtype = call.length, call.lse.dtype
     score_mean = torch.zeros(call.lse.shape[:2], dtype=dtype, device=call.lse.device)  # (B, H)
     sums = torch.zeros((*call.lse.shape[:2], length), dtype=dtype, device=call.lse.device)
     for queries in query_blocks(call.q, length):
-        keys = slice(0, length if call.mask is not None else queries.stop)
+        keys = slice(0, queries.stop if call.mask is None and call.causal else length)
         scores = call.scores(queries, keys)
         weights = call.weights(queries, keys, scores)
         sums[..., keys] += weights.sum(2)
@@ -85,7 +89,7 @@ def whole_attention(call: AttentionCall) -> WholeAttention:
     if call.sinks is not None:
         sinks = by_query(call.sinks).to(dtype)  # (H, 1) or (B, H, T)
         entropy = entropy - (torch.exp(sinks - call.lse) * sinks).sum(-1)
-    half = max(1, length // 2)
+    half = max(1, length // 2) if call.causal else length
     peak, position = (sums[..., :half] / visible(call).seen_by[:, None, :half].clamp(min=1)).max(-1)
     return WholeAttention(entropy / length, peak, position)
 

@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 
 from torch import nn
 
+from gated_attention.nn.block import GateOwner
 from gated_attention.spec import AttentionGeometry, GateSpec, Site
 
 AttentionKind = Literal["all", "self", "cross"]
@@ -141,10 +142,10 @@ def find_attention(model: nn.Module) -> list[Attention]:
     modules = dict(model.named_modules())
     found = []
     for name, module in modules.items():
-        if not _calls_interface(type(module)):  # type: ignore[arg-type]  # of a cached function
+        if not calls_interface(type(module)):  # type: ignore[arg-type]  # of a cached function
             continue
-        layout = next((row for row in LAYOUTS if all(_is_module(module, part) for part in row.names)), None)
-        if layout is None or (layout.query is None and not hasattr(module, "v_head_dim")):
+        layout = layout_of(module)
+        if layout is None:
             parts = ", ".join(part for part, _ in module.named_children()) or "none"
             raise ValueError(f"{type(module).__name__} keeps its projections under unknown names (it has {parts})")
         sibling = None
@@ -161,15 +162,31 @@ def find_attention(model: nn.Module) -> list[Attention]:
     return found
 
 
-def _measured(found: Attention) -> Attention:
-    module, layout = found.module, found.layout
-    width = widths(found.output_projection)[0]  # of all query heads
+def layout_of(module: nn.Module) -> Layout | None:
+    """The layout of an attention module; None if no row fits."""
+    layout = next((row for row in LAYOUTS if all(_is_module(module, part) for part in row.names)), None)
+    return None if layout is not None and layout.query is None and not hasattr(module, "v_head_dim") else layout
+
+
+def head_dim_of(module: nn.Module, layout: Layout, width: int) -> int:
+    """Channels per head of an attention module whose query heads have that width together.
+
+    Raises:
+        ValueError: if the module does not say it.
+    """
     head_dim = getattr(module, "v_head_dim", None) if layout.query is None else _first(module, _HEAD_DIMS)
     if head_dim is None:
         num_heads = _first(module, _NUM_HEADS) or _first(getattr(module, "config", None), _NUM_HEADS)
         if num_heads is None:
             raise ValueError(f"{type(module).__name__} does not say how many heads it has")
         head_dim = width // num_heads
+    return int(head_dim)
+
+
+def _measured(found: Attention) -> Attention:
+    module, layout = found.module, found.layout
+    width = widths(found.output_projection)[0]  # of all query heads
+    head_dim = head_dim_of(module, layout, width)
     if layout.key is None:
         keys = width
     elif layout.packing is None:
@@ -194,7 +211,9 @@ def _is_module(owner: object, name: str) -> bool:
 
 
 @cache
-def _calls_interface(kind: type) -> bool:
+def calls_interface(kind: type) -> bool:
+    """Whether a class of modules is attention that goes through transformers' interface, with gates or without."""
     if not kind.__module__.startswith("transformers"):
         return False
-    return _SEAM in getsource(unwrap(kind.forward))  # type: ignore[attr-defined]
+    plain = next(base for base in kind.__mro__ if not issubclass(base, GateOwner))
+    return _SEAM in getsource(unwrap(plain.forward))  # type: ignore[attr-defined]

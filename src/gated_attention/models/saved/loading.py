@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from huggingface_hub import try_to_load_from_cache
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from gated_attention.models.convert.source import adapter_error, check_adapter
@@ -43,13 +43,18 @@ def load_model(loader: Any, source: str | Path, name: str | None = None, **optio
         if not (is_adapter := folder is None and find_adapter_config_file(str(source)) is not None):
             model, info = loader.from_pretrained(source, **options)
     except Exception as error:  # configuration, weights and hub each raise their own
-        raise ValueError(f"{name} cannot be loaded as a causal language model ({one_line(error)})") from error
+        raise ValueError(f"{name} cannot be loaded as {_kind_of(loader)} ({one_line(error)})") from error
     if is_adapter:
         raise adapter_error(name)
     if folder is None and isinstance(cached := try_to_load_from_cache(str(source), "config.json"), str):
         check_folder(Path(cached).parent)
     _check_whole(model, info, name)
     return model
+
+
+def _kind_of(loader: Any) -> str:
+    """What a loader loads, in words."""
+    return "a causal language model" if loader is AutoModelForCausalLM else f"what {loader.__name__} loads"
 
 
 def check_folder(folder: Path) -> None:

@@ -39,8 +39,9 @@ _HEADS = {
         "A bright cell is a head that keeps its attention on the first token.",
     ),
     "sink_share": (
-        "Attention on the strongest of the first 32 positions, by head",
-        "Bright here and dark above is a sink at another position than the first.",
+        "Attention on the strongest position, by head",
+        "Bright here and dark above is a sink at another position than the first. It is sought among the first 32, and "
+        "among all where attention looks ahead.",
     ),
 }
 

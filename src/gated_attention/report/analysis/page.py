@@ -75,7 +75,7 @@ def _document(plan: AnalysisPlan, analyses: Sequence[Analysis]) -> Iterator[Bloc
     yield Details("More measures", [TableBlock(table, colors) for table in detail_tables(analyses)])
     yield Heading("Figures")
     yield from analysis_figures(analyses)
-    yield from _token_views([analysis for analysis in analyses if analysis.inspection.gates])
+    yield from _token_views([analysis for analysis in analyses if analysis.inspection.gates and analysis.excerpt])
     yield from _massive(analyses)
     yield Heading("Definitions")
     yield Details("All measures", [Bullets(list(_definitions(analyses)))])
@@ -89,13 +89,27 @@ def _lead(plan: AnalysisPlan, analyses: Sequence[Analysis]) -> Paragraph:
     text = (
         "the source text of Python's standard library" if plan.source == "stdlib" else f"`{source_name(plan.source)}`"
     )
-    tokens = _from_to([analysis.inspection.num_tokens for analysis in analyses])
+    found = [analysis.inspection for analysis in analyses]
+    tokens = _from_to([one.num_tokens for one in found])
+    parts, lengths = _content(analyses), _from_to([one.length for one in found])
+    is_text = any(one.content == "token" for one in found)
+    middle = " Half of the passages start at a document's first token, half in its middle." if is_text else ""
+    ahead = " Attention looks ahead: every token sees all others, and uniform attention is one over their number."
     return Paragraph(
-        f"{models} reading {text}: {tokens} tokens{' each' * (len(analyses) > 1)} in passages of "
-        f"{_from_to([analysis.inspection.length for analysis in analyses])}. Half of the passages start at a "
-        "document's first token, half in its middle.",
+        f"{models} reading {text}: {tokens} {parts}{' each' * (len(analyses) > 1)} in "
+        f"{'passages' if is_text else 'sequences'} of {lengths}.{middle}"
+        f"{ahead.replace('token', found[0].content) if any(one.looks_ahead for one in found) else ''}",
         "lead",
     )
+
+
+def _content(analyses: Sequence[Analysis]) -> str:
+    """What the models read, e.g. `tokens` or `tokens and patches`."""
+    return " and ".join(dict.fromkeys(f"{_plural(analysis.inspection.content)}" for analysis in analyses))
+
+
+def _plural(word: str) -> str:
+    return f"{word}es" if word.endswith("ch") else f"{word}s"
 
 
 def _from_to(values: Sequence[int]) -> str:
@@ -112,7 +126,8 @@ def _sink_words(analysis: Analysis) -> Iterator[str]:
     share, uniform = found.overall("f_attn"), found.overall("f_attn_uniform")
     heads = found.measures["f_attn"]
     layer, head = largest(heads)
-    yield f"gives {share:.4f} of its attention to the first token, {share / uniform:.1f} times the uniform share:"
+    first = found.position_name(0) if found.positions[0] != "content" else f"first {found.content}"
+    yield f"gives {share:.4f} of its attention to the {first}, {share / uniform:.1f} times the uniform share:"
     number = int((heads > SINK_THRESHOLD).sum())
     if share >= SINK_FACTOR * uniform:
         yield f"a sink, strongest in layer {layer}, head {head} ({heads[layer, head]:.2f})."
@@ -127,7 +142,12 @@ def _sink_words(analysis: Analysis) -> Iterator[str]:
     if (elsewhere > SINK_THRESHOLD).any():
         layer, head = largest(elsewhere)
         position = int(found.measures["sink_position"][layer, head])
-        yield f"Layer {layer}, head {head} has a sink elsewhere: {elsewhere[layer, head]:.2f} at position {position}."
+        named = f" ({found.position_name(position)})" if found.looks_ahead else ""
+        most = "most often " if found.looks_ahead else ""
+        yield (
+            f"Layer {layer}, head {head} has a sink elsewhere: {elsewhere[layer, head]:.2f}, {most}at position "
+            f"{position}{named}."
+        )
     if words := sink_kind_words(found):
         yield words
 
@@ -143,7 +163,7 @@ def _massive_words(analysis: Analysis) -> str:
     first, layers = found.massive[0], sorted({one.layer for one in found.massive})
     return (
         f"{largest}; massive ones are in layer{'s' * (len(layers) > 1)} {consecutive_runs(layers, ' to ')}, "
-        f"most often at position {first.position}, channel {first.channel} (in {100 * first.share:.0f} % of passages)."
+        f"most often at position {first.position}, channel {first.channel} (in {100 * first.share:.0f} % of sequences)."
     )
 
 
@@ -220,8 +240,8 @@ def _massive(analyses: Sequence[Analysis]) -> Iterator[Block]:
                 Column("Largest value"): [number_text(place.value, _THREE) for place in places],
                 Column("in layer", beneath=True): [str(place.layer) for place in places],
                 Column("Over the median"): [number_text(place.over_median, 0) for place in places],
-                Column("Token then", numeric=False): [_quoted(token) for token in tokens],
-                Column("Passages", "%"): [number_text(100 * place.share, 0) for place in places],
+                Column("Token or place then", numeric=False): [_quoted(token) for token in tokens],
+                Column("Sequences", "%"): [number_text(100 * place.share, 0) for place in places],
             }
         )
     )

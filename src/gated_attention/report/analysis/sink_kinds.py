@@ -17,14 +17,21 @@ CAPTION = (
     f"rank at most {BROADCAST_RANK:g})."
 )
 
+MOST = 0.5
+"""Share of sequences from which a head counts as one that has a sink of a kind."""
+
 _LEAST_VALUE = 1e-2
 """Smaller values are drawn here."""
 
 
 def count_of(found: Inspection, name: str) -> str:
-    """How many heads are sinks of this kind, e.g. `3 of 48`."""
+    """How many heads are sinks of this kind in at least half of the sequences, e.g. `3 of 48`."""
     heads = found.measures[name]
-    return f"{int(np.nansum(heads))} of {int(np.isfinite(heads).sum())}"
+    return f"{_number(heads)} of {int(np.isfinite(heads).sum())}"
+
+
+def _number(heads: np.ndarray) -> int:
+    return int((heads >= MOST).sum())
 
 
 def sink_kind_words(found: Inspection) -> str:
@@ -32,11 +39,12 @@ def sink_kind_words(found: Inspection) -> str:
     num_sinks = int((found.measures["sink_share"] > SINK_THRESHOLD).sum())
     if not num_sinks:
         return ""
-    no_op, broadcast = (int(np.nansum(found.measures[name])) for name in ("no_op_sink", "broadcast_sink"))
+    no_op, broadcast = (_number(found.measures[name]) for name in ("no_op_sink", "broadcast_sink"))
+    others = max(0, num_sinks - no_op - broadcast)
     verbs = "is a no-op sink" if no_op == 1 else "are no-op sinks", "broadcasts" if broadcast == 1 else "broadcast"
     return (
         f"{no_op} of {np.isfinite(found.measures['sink_share']).sum()} heads {verbs[0]}, {broadcast} {verbs[1]}, and "
-        f"{num_sinks - no_op - broadcast} with a sink {'is' if num_sinks - no_op - broadcast == 1 else 'are'} neither."
+        f"{others} with a sink {'is' if others == 1 else 'are'} neither."
     )
 
 

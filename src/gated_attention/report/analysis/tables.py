@@ -44,6 +44,16 @@ _DETAILS = (
         "entropy_uniform": _Head("uniform", 2, beneath=True),
     },
     {
+        "attention_cls": _Head("To class tokens", 3),
+        "strongest_cls": _Head("strongest", 3, beneath=True),
+        "attention_register": _Head("To registers", 3),
+        "strongest_register": _Head("strongest", 3, beneath=True),
+        "attention_sep": _Head("To separators", 3),
+        "strongest_sep": _Head("strongest", 3, beneath=True),
+        "attention_content": _Head("To the rest", 3),
+        "strongest_content": _Head("strongest", 3, beneath=True),
+    },
+    {
         "kurtosis": _Head("Kurtosis", _THREE),
         "inf_norm": _Head("Inf norm", _THREE, beneath=True),
         "size_before_gate": _Head("|SDPA output|", _THREE),
@@ -93,9 +103,11 @@ def summary_table(analyses: Sequence[Analysis]) -> Table:
 
 
 def detail_tables(analyses: Sequence[Analysis]) -> list[Table]:
-    """The other measures: of attention, then of activations and gates."""
+    """The other measures: of attention, by kinds of positions if they have any, of activations and gates."""
     models = {_MODEL: [analysis.label for analysis in analyses]}
-    return [table_of({**models, **_measured(analyses, heads)}) for heads in _DETAILS]
+    known = {name for analysis in analyses for name in analysis.inspection.measures} | GATE_MEASURES.keys()
+    tables = [heads for heads in _DETAILS if known & heads.keys() - GATE_MEASURES.keys()]
+    return [table_of({**models, **_measured(analyses, heads)}) for heads in tables]
 
 
 def _measured(analyses: Sequence[Analysis], heads: Mapping[str, _Head]) -> dict[Column, list[str | None]]:

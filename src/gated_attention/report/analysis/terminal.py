@@ -6,8 +6,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import TextColumn
 
-from gated_attention.analysis import TextBatch
-from gated_attention.jobs.analyze import Analysis
+from gated_attention.analysis import InputBatch, TextBatch
+from gated_attention.jobs.analyze import Analysis, Batches
 from gated_attention.report.analysis.tables import detail_tables, summary_table
 from gated_attention.report.progress import Bars
 from gated_attention.report.tables import rich_table
@@ -17,14 +17,15 @@ class AnalysisDisplay(Bars):
     """Shows what `analyze` is doing, and at the end what it found."""
 
     def __init__(self, console: Console | None = None) -> None:
-        super().__init__(console or Console(), TextColumn("{task.completed:>9,}/{task.total:,} tokens"))
+        super().__init__(console or Console(), TextColumn("{task.completed:>7,}/{task.total:,} sequences"))
 
-    def track(self, label: str, batches: Sequence[TextBatch]) -> Iterable[TextBatch]:
+    def track(self, label: str, batches: Batches) -> Iterable[TextBatch | InputBatch]:
         """The batches, with a bar that follows them."""
-        task = self.bars.add_task(label, total=sum(batch.ids.numel() for batch in batches))
-        for batch in batches:
+        sizes = [len(next(iter(batch.inputs.values()))) for batch in batches]
+        task = self.bars.add_task(label, total=sum(sizes))
+        for batch, size in zip(batches, sizes, strict=True):
             yield batch
-            self.bars.advance(task, batch.ids.numel())
+            self.bars.advance(task, size)
 
     def summary(self, analyses: Sequence[Analysis], folder: Path) -> None:
         """Print the table, and where the page lies."""

@@ -144,6 +144,8 @@ def _load(name: str) -> PreTrainedTokenizerBase:
             tokenizer = AutoTokenizer.from_pretrained(folder or name, trust_remote_code=False)
     except Exception as error:  # the Rust core raises no narrower class for a broken tokenizer.json
         raise ValueError(f"no tokenizer {name!r} ({one_line(error)}); {choices}") from error
+    if tokenizer.eos_token_id is None and tokenizer.sep_token_id is not None:
+        tokenizer.eos_token = tokenizer.sep_token  # an encoder's, which ends a text
     if tokenizer.eos_token_id is None:
         raise ValueError(f"tokenizer {name!r} has no EOS token, which must follow every document; choose another")
     return cast(PreTrainedTokenizerBase, tokenizer)
