@@ -127,13 +127,14 @@ def test_json_and_csv_carry_every_number(analyses):
 def test_every_measure_is_worded_in_docs_and_page(analyses, request):
     plan, found = analyses
     definitions = (request.config.rootpath / "docs" / "analysis.md").read_text()
-    from gated_attention.analysis.definitions import ALL
+    from gated_attention.analysis.definitions import ALL, GATE_MEASURES
 
     page = " ".join(item for block in analysis_blocks(plan, found)
                     for inner in getattr(block, "blocks", [block]) for item in getattr(inner, "items", ()))  # fmt: skip
+    measured = {name for one in found for name in one.inspection.measures} | GATE_MEASURES.keys()
     for name, definition in ALL.items():
         assert f"`{name}`" in definitions, name
-        assert definition.title in page
+        assert (definition.title in page) or name not in measured
 
 
 def test_massive_activations_are_listed_by_place(analyses):
@@ -244,13 +245,29 @@ def test_a_tokenizer_that_does_not_fit_is_refused(refused, tmp_path):
     assert "no tokenizer" in refused(without)
 
 
-def test_unsupported_models_are_refused(refused, tmp_path):
+def test_unsupported_models_are_refused(refused, tmp_path, capsys):
     from transformers import BloomConfig, BloomForCausalLM, T5Config, T5ForConditionalGeneration
 
     bloom = BloomForCausalLM(BloomConfig(vocab_size=257, hidden_size=32, n_layer=1, n_head=2))
     assert "not supported" in refused(save(bloom, tmp_path / "bloom"), "--context", "32")
     t5 = T5ForConditionalGeneration(T5Config(vocab_size=257, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2))
-    assert "causal language model" in refused(save(t5, tmp_path / "t5"))
+    saved = save(t5, tmp_path / "t5")
+    assert "causal language model" in fails(["demo", saved, "--device", "cpu"], capsys)
+
+
+def test_ablation_is_on_the_page_and_in_the_data(models, text, tmp_path):
+    plan = AnalysisPlan(tuple(models), text, num_tokens=256, context=LENGTH, level="summary", ablate=3)
+    found = list(analyze(plan, CPU))
+    for one in found:
+        assert np.isfinite(one.inspection.measures["ablation"]).all()
+        assert (one.inspection.measures["ablation_error"] > 0).all()
+    blocks = analysis_blocks(plan, found)
+    [table] = [b.table for b in blocks if isinstance(b, TableBlock) and b.table.columns[1].header == "Layer"]
+    assert len(table.rows) == 16  # eight heads of each
+    assert "±" in table.rows[0][3].text
+    assert {"ablation", "layer_ablation_error"} <= as_json(plan, found)["models"][0]["measures"].keys()
+    with pytest.raises(ValueError, match="takes the means from other passages, and there are 8 in all"):
+        list(analyze(replace(plan, ablate=8), CPU))
 
 
 def test_missing_weights_are_refused(refused, tmp_path):

@@ -153,6 +153,21 @@ MEASURES: dict[str, Definition] = {
         "is at least 0.5 of the median, and whose update has a stable rank of at most 1.5: it adds one value to all",
         f"{_FESSER}; 0.3 is from {_GU}",
     ),
+    "ablation": Definition(
+        "Rise without the head", "nats/token", _HEADS,
+        "rise of the next-token loss where a head's output, as the output projection reads it, is replaced by its mean "
+        "at each position, taken from other passages; averaged over sequences",
+    ),
+    "ablation_error": Definition(
+        "Rise without the head, standard error", "nats/token", _HEADS, "standard error of that mean over sequences",
+    ),
+    "layer_ablation": Definition(
+        "Rise without the layer's heads", "nats/token", _LAYERS, "the same with all heads of a layer replaced together",
+    ),
+    "layer_ablation_error": Definition(
+        "Rise without the layer's heads, standard error", "nats/token", _LAYERS,
+        "standard error of that mean over sequences",
+    ),
     "m_act": Definition(
         "M-Act", "1", _LAYERS,
         "largest absolute hidden state of any token at the layer's output, over all sequences; for a model, the mean "

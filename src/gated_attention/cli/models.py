@@ -28,7 +28,8 @@ _Filler = Annotated[str | None, Option(help="Text to hide needles in, as --data;
 def analyze(
     models: _Models,
     data: Annotated[
-        str, Option(help="Text to read: a file, a folder, a hub name, or 'stdlib', as for `compare`.")
+        str,
+        Option(help="Text to read: a file, a folder, a hub name, or 'stdlib', as for `compare`; or images."),
     ] = "stdlib",
     text_field: TextField = "text",
     tokens: Annotated[int, Option(help="About how many tokens each model reads.")] = 65_536,
@@ -39,10 +40,13 @@ def analyze(
     level: Annotated[
         Literal["full", "summary"], Option(help="summary leaves out what needs every attention weight.")
     ] = "full",
+    ablate: Annotated[
+        int, Option(help="Also replace each head by its mean, and measure the loss on that many passages.")
+    ] = 0,
     device: Device = "auto",
     output: Annotated[Path, Option(help="Folder for the page, the data and the figures.")] = Path("reports/analysis"),
 ) -> None:
-    """Look inside causal language models: attention sinks, massive activations, gates.
+    """Look inside models of text or images: attention sinks, massive activations, gates.
 
     Writes a page that compares the models, analysis.json, measures.csv and figures.
     """
@@ -52,7 +56,7 @@ def analyze(
     from gated_attention.report.analysis.terminal import AnalysisDisplay
 
     chosen = pick_device(device)
-    plan = AnalysisPlan(tuple(models), data, text_field, tokens, context, tokenizer, level)
+    plan = AnalysisPlan(tuple(models), data, text_field, tokens, context, tokenizer, level, ablate)
     display = AnalysisDisplay()
     with claimed(output):
         with display:

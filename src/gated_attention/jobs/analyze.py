@@ -1,7 +1,7 @@
 """`analyze`: inspects models side by side while they read the same text, or the same images."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, get_args
 
@@ -11,6 +11,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gated_attention.analysis import InputBatch, Inspection, TextBatch, inspect_model
+from gated_attention.analysis.ablation import mean_ablation
 from gated_attention.analysis.encoders import encoder_of, patch_grid
 from gated_attention.analysis.families import find_attention
 from gated_attention.analysis.inspect import Level
@@ -49,6 +50,7 @@ class AnalysisPlan:
         context: Tokens per passage of text; None is `DEFAULT_CONTEXT`, or the model's positions if fewer.
         tokenizer: One for all models; None is each model's own.
         level: As `analysis.inspect_model`.
+        ablate: Passages on which each head is replaced by its mean; 0 leaves that out.
     """
 
     models: tuple[str, ...]
@@ -58,6 +60,7 @@ class AnalysisPlan:
     context: int | None = None
     tokenizer: str | None = None
     level: Level = "full"
+    ablate: int = 0
 
     def __post_init__(self) -> None:
         if not self.models:
@@ -65,6 +68,7 @@ class AnalysisPlan:
         require_choice("level", self.level, get_args(Level))
         require_within("tokens", self.num_tokens, least=2, most=2**40)
         require_within("context", self.context, least=2, most=2**30)
+        require_within("ablate", self.ablate, least=0, most=2**20)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +150,29 @@ def analyze(
                 "analysis.inspect_model any input"
             )
         inspection = inspect_model(model, track(label, batches), level=plan.level)
+        if plan.ablate:
+            say(f"ablating heads of {checkpoint.name}")
+            inspection = replace(inspection, measures=inspection.measures | _ablation(plan, model, batches, checkpoint))
         yield _described(checkpoint, label, model, tokenizer, inspection)
         del model
+
+
+def _ablation(
+    plan: AnalysisPlan, model: PreTrainedModel, batches: Batches, checkpoint: Checkpoint
+) -> dict[str, np.ndarray]:
+    """The rise of the loss on the last passages, with means from the others."""
+    if encoder_of(model) is not None:
+        raise ValueError(f"{checkpoint.name} has no next-token loss; --ablate measures causal language models")
+    passages = torch.cat([batch.ids for batch in batches if isinstance(batch, TextBatch)])
+    if len(passages) <= plan.ablate:
+        raise ValueError(
+            f"--ablate {plan.ablate} takes the means from other passages, and there are {len(passages)} in all; "
+            "use more --tokens"
+        )
+    size = max(len(next(iter(batch.inputs.values()))) for batch in batches)
+    held_out, measured = passages[: -plan.ablate], passages[-plan.ablate :]
+    others = [TextBatch(part) for part in torch.split(held_out, size)]
+    return mean_ablation(model, [TextBatch(part) for part in torch.split(measured, size)], others)
 
 
 def _passages(

@@ -10,6 +10,7 @@ from gated_attention.analysis.definitions import ALL, GATE_MEASURES
 from gated_attention.analysis.reduction import SINK_THRESHOLD, MassiveActivation, mean_of_numbers
 from gated_attention.jobs.analyze import Analysis, AnalysisPlan, TokenGate
 from gated_attention.ranges import consecutive_runs
+from gated_attention.report.analysis.ablation import ablation_blocks
 from gated_attention.report.analysis.figures import FOLDER, analysis_figures
 from gated_attention.report.analysis.record import as_json, csv_text
 from gated_attention.report.analysis.sink_kinds import sink_kind_words
@@ -77,6 +78,7 @@ def _document(plan: AnalysisPlan, analyses: Sequence[Analysis]) -> Iterator[Bloc
     yield from analysis_figures(analyses)
     yield from _token_views([analysis for analysis in analyses if analysis.inspection.gates and analysis.excerpt])
     yield from _massive(analyses)
+    yield from ablation_blocks(analyses)
     yield Heading("Definitions")
     yield Details("All measures", [Bullets(list(_definitions(analyses)))])
     yield Heading("Reproduce")
