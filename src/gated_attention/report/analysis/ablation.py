@@ -58,8 +58,10 @@ def _largest(measures: dict[str, np.ndarray]) -> Iterator[tuple[str, str, str, s
         if np.isnan(rises[layer, head]):
             continue
         kind = next((word for name, word in _KINDS.items() if measures[name][layer, head] >= MOST), None)
-        of_layer = _with_error(measures["layer_ablation"][layer], measures["layer_ablation_error"][layer])
-        of_head = _with_error(rises[layer, head], measures["ablation_error"][layer, head])
+        of_layer, of_head = (
+            _with_error(*(float(measures[f"{name}{end}"][where]) for end in ("", "_error")))
+            for name, where in (("layer_ablation", layer), ("ablation", (layer, head)))
+        )
         yield str(layer), str(head), of_head, of_layer, kind
 
 
