@@ -109,7 +109,7 @@ def test_settings_apart_from_the_rate_have_curves_of_their_own(tmp_path):
     unfinished.mkdir()
     write_json(unfinished / "config.json", {})
     text, _ = page_of(tmp_path / "runs" / "rates")
-    assert "**`sdpa-headwise` (qk norm off): not judged.**" in text
+    assert "**`sdpa-headwise` (QK-norm off): not judged.**" in text
     assert "n = 1, no evidence" in text
     assert "Begun and not finished: baseline seed 1 at qk-norm-True_learning-rate-0.004." in text
     assert len([setting.label for setting in settings_of(tmp_path / "runs" / "rates")]) == 2

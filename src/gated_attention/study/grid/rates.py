@@ -107,7 +107,10 @@ class Setting:
     @property
     def label(self) -> str:
         """The values in words; empty for the only setting."""
-        return ", ".join(f"{key.replace('_', ' ')} {value_text(value)}" for key, value in self.values.items())
+        words = {"qk_norm": "QK-norm", "bos": "BOS"}
+        return ", ".join(
+            f"{words.get(key, key.replace('_', ' '))} {value_text(self.values[key])}" for key in self.values
+        )
 
     @property
     def reference(self) -> Curve:
