@@ -167,9 +167,9 @@ def find_settings(results: Iterable[tuple[Result, Sequence[Mapping[str, Any]]]])
 
 def point_of(result: Result) -> dict[str, Any]:
     """What a study's file says of a run, by its keys."""
-    config = result.config
+    config, unsaid = result.config, {**UNSAID, "packing": "stream"}
     found = {
-        name: config.get(part, {}).get(key, UNSAID.get(name))
+        name: config.get(part, {}).get(key, unsaid.get(name))
         for part, keys in _READ.items()
         for key, name in keys.items()
     }
