@@ -27,7 +27,7 @@ from gated_attention.analysis.inspect import Level
 from gated_attention.device import device_name, pick_device
 from gated_attention.models import GatedQwen3Config, GatedQwen3ForCausalLM
 from gated_attention.spec import GateSpec
-from gated_attention.study.record import library_versions
+from gated_attention.versions import library_versions
 
 GATES = {"none": (), "headwise": (GateSpec(granularity="headwise"),), "elementwise": (GateSpec(),)}
 

@@ -28,10 +28,10 @@ from gated_attention.models.configuration_gated_qwen3 import make_config
 from gated_attention.registry.settings import SETTINGS
 from gated_attention.registry.variants import get_variant
 from gated_attention.sizes import ModelSize, get_size
-from gated_attention.study.record import library_versions
 from gated_attention.train.auxiliary import AuxiliaryLosses
 from gated_attention.train.quiet import quiet
 from gated_attention.train.trainer import TrainConfig, parameter_groups
+from gated_attention.versions import library_versions
 
 IMPLEMENTATIONS = {"grouped_mm": "grouped_mm", "loop": "eager"}
 """Name of a contender to what transformers calls it."""

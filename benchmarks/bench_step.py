@@ -29,7 +29,7 @@ from gated_attention.registry.settings import SETTINGS
 from gated_attention.registry.variants import get_variant
 from gated_attention.sizes import get_size
 from gated_attention.spec import BlockSpec
-from gated_attention.study.record import library_versions
+from gated_attention.versions import library_versions
 
 CONTENDERS = [
     "baseline:sdpa",

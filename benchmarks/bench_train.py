@@ -24,11 +24,11 @@ from gated_attention.models.configuration_gated_qwen3 import make_config
 from gated_attention.registry.settings import SETTINGS
 from gated_attention.registry.variants import get_variant
 from gated_attention.sizes import get_size
-from gated_attention.study.record import library_versions
 from gated_attention.train.callbacks import MetricsCallback
 from gated_attention.train.metrics import read_metrics
 from gated_attention.train.text.data import collate
 from gated_attention.train.trainer import TrainConfig, parameter_groups, train
+from gated_attention.versions import library_versions
 
 WARMUP = 10
 """Steps at the start of every round that are not timed: compilation, allocation, clocks."""

@@ -90,6 +90,11 @@ def write_all(folder: Path, files: Mapping[str, str], stale: Iterable[str] = ())
     return [folder / name for name in files]
 
 
+def cache_folder() -> Path:
+    """Where packed text is kept between runs: below XDG's cache directory."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gated_attention"
+
+
 @contextmanager
 def writing_to(place: Path | str, cure: str = "choose another --output") -> Iterator[None]:
     """Turn an OSError of the block into a ValueError of one line."""

@@ -1,7 +1,8 @@
 """JSON and TOML that people may have edited, checked against types; the first mismatch is one line with its place."""
 
+import json
 import tomllib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
@@ -74,6 +75,27 @@ def open_dict(title: str, /, **types: Any) -> Any:
 def one_line(text: object) -> str:
     """An error's message, or any text, without line breaks and cut to a readable length."""
     return " ".join(str(text).split())[:_LONGEST_REASON]
+
+
+def first_difference(
+    found: Mapping[str, Any], wanted: Mapping[str, Any], unsaid: Mapping[str, Any] | None = None, path: str = ""
+) -> str | None:
+    """The first setting in which two configurations differ, in words; keys that only `found` has are ignored.
+
+    Args:
+        unsaid: What a missing key means.
+    """
+    unsaid = unsaid or {}
+    for key, value in json.loads(json.dumps(wanted)).items():
+        if key not in found and key not in unsaid:
+            return f"an earlier version, which had no setting {path}{key}"
+        other = found.get(key, unsaid.get(key))
+        if isinstance(value, dict) and isinstance(other, dict):
+            if difference := first_difference(other, value, unsaid, f"{path}{key}."):
+                return difference
+        elif other != value:
+            return f"{path}{key} {other!r}, not {value!r}"
+    return None
 
 
 def _describe(error: ValidationError) -> str:

@@ -3,10 +3,8 @@
 import json
 import re
 import shutil
-import subprocess
 from dataclasses import asdict
 from math import isinf, isnan
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,15 +12,12 @@ import torch
 from edited_records import EDITS, OLD
 
 from gated_attention.report.study.page import write_report
-from gated_attention.study import record
 from gated_attention.study.plan import make_plan
 from gated_attention.study.record import (
     SCHEMA,
     Measure,
     Result,
     find_results,
-    git_commit,
-    library_versions,
     read_arrays,
     read_config,
     read_result,
@@ -143,33 +138,6 @@ def test_a_broken_archive_is_refused_in_one_line(tmp_path, content):
     with pytest.raises(ValueError, match=r"arrays\.npz is not an archive") as caught:
         read_arrays(path)
     assert "\n" not in str(caught.value)
-
-
-def test_versions_name_what_numbers_depend_on():
-    assert {"python", "torch", "transformers"} <= library_versions().keys()
-
-
-@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
-def test_the_commit_is_that_of_a_checkout_which_tracks_the_source(tmp_path, monkeypatch):
-    def git(*arguments):
-        identity = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false"]
-        command = ["git", *identity, *arguments]
-        return subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()
-
-    source = tmp_path / "record.py"
-    source.write_text("1\n")
-    monkeypatch.setattr(record, "__file__", str(source))
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert git_commit() is None
-    git("init", "-q")
-    git("commit", "-q", "--allow-empty", "-m", "someone else's commit")
-    assert git_commit() is None
-    git("add", "record.py")
-    git("commit", "-q", "-m", "source")
-    assert git_commit() == git("rev-parse", "HEAD")
-    source.write_text("2\n")
-    assert git_commit() == git("rev-parse", "HEAD") + "+dirty"
-    assert Path(record.__file__) == source
 
 
 def test_records_of_an_older_version_still_give_their_table(tmp_path):

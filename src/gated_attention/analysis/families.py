@@ -7,7 +7,7 @@ and the packing of projections differ. `analysis/gates.py` has the gates.
 import re
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -17,10 +17,10 @@ from transformers.pytorch_utils import Conv1D
 
 from gated_attention.analysis.encoders import encoder_layers, encoder_of
 from gated_attention.analysis.gates import Gate, gated_projection, gates_of, head_width
+from gated_attention.models.families.layers import decoder_layers, named_child
 from gated_attention.models.families.layouts import head_dim_of, layout_of
 from gated_attention.nn import AttentionGate, GatedBlock
 
-_LAYER_LISTS = ("layers", "h", "blocks")
 _ATTENTION = ("self_attn", "attn", "attention")
 _OUTPUT_PROJECTIONS = ("o_proj", "c_proj", "dense", "out_proj")
 _WEIGHT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -54,25 +54,7 @@ def model_layers(model: PreTrainedModel) -> list[nn.Module]:
     """
     if (encoder := encoder_of(model)) is not None:
         return [layer for layer, _ in encoder_layers(encoder)]
-    decoder: Any = model.get_decoder() if hasattr(model, "get_decoder") else model
-    kind, config = type(decoder).__name__, decoder.config
-    if kind == "HrmTextModel":
-        low, high = list(decoder.L_module.layers), list(decoder.H_module.layers)
-        return (low * int(config.L_cycles) + high) * int(config.H_cycles)
-    found = _child(decoder, _LAYER_LISTS)
-    if not isinstance(found, nn.ModuleList):
-        raise ValueError(
-            f"{type(model).__name__} keeps no list of layers under a known name; this architecture is not supported"
-        )
-    layers = list(found)
-    if kind == "DoryModel":
-        start, times = config.n_input_layers, config.n_recurrent_loops
-        end = start + config.n_recurrent_layers
-    elif kind == "Inkling2LoopTextModel":
-        start, end, times = config.loop_layer_index_start, config.loop_layer_index_end, config.loop_num_passes
-    else:
-        return layers
-    return layers[:start] + layers[start:end] * int(times) + layers[end:]
+    return decoder_layers(model)
 
 
 def find_attention(model: PreTrainedModel) -> list[Attention]:
@@ -94,10 +76,10 @@ def find_attention(model: PreTrainedModel) -> list[Attention]:
         ]
     found = []
     for index, layer in enumerate(model_layers(model)):
-        module = _child(layer, _ATTENTION)
+        module = named_child(layer, _ATTENTION)
         if module is None:
             continue  # another token mixer, e.g. linear attention
-        projection = gated_projection(module) or _child(module, _OUTPUT_PROJECTIONS)
+        projection = gated_projection(module) or named_child(module, _OUTPUT_PROJECTIONS)
         if projection is None:
             raise ValueError(
                 f"{type(module).__name__} of {type(model).__name__} has no output projection called "
@@ -131,10 +113,6 @@ def unmeasured_gates(attention: Sequence[Attention], measured: Container[int]) -
     return dict(sorted(reasons.items()))
 
 
-def _child(module: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
-    return next((child for name in names if isinstance(child := getattr(module, name, None), nn.Module)), None)
-
-
 def value_and_output_maps(one: Attention) -> tuple[Float[Tensor, "k d c"], Float[Tensor, "h c d"]] | None:
     """W_V of each key/value head and W_O of each query head, without biases; None if W_V is not one matrix.
 
@@ -150,7 +128,10 @@ def value_and_output_maps(one: Attention) -> tuple[Float[Tensor, "k d c"], Float
     head_dim = head_dim_of(attention, layout, output_rows.shape[1])
     if head_width(attention) not in (0, head_dim):
         return None
-    rows = _rows(getattr(attention, layout.value))
+    value = getattr(attention, layout.value)
+    if not (isinstance(value, Conv1D) or hasattr(value, "in_features")):
+        return None  # convolutions over tokens besides
+    rows = _rows(value)
     if layout.packing == "blocks":  # [queries | keys | values]
         rows = rows[output_rows.shape[1] :].chunk(2)[1]
     values = torch.unflatten(rows, 0, (-1, head_dim))

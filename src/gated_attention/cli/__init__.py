@@ -4,6 +4,7 @@ import sys
 
 import typer
 
+from gated_attention.cli.adapt import adapt_commands
 from gated_attention.cli.entry import run
 from gated_attention.cli.models import model_commands
 from gated_attention.cli.study import study_commands
@@ -17,6 +18,7 @@ app = typer.Typer(
 )
 app.add_typer(study_commands)
 app.add_typer(model_commands)
+app.add_typer(adapt_commands)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -45,7 +45,8 @@ def run(app: typer.Typer, words: Sequence[str]) -> NoReturn:
             raise
         _refuse(error.format_message().replace("Value error, ", ""))  # pydantic's words, by way of typer
     if code in (INTERRUPTED, TERMINATED):
-        resumes = "; the same command resumes from the last checkpoint" if words[:1] in (["compare"], ["study"]) else ""
+        is_resumable = words[:1] in (["compare"], ["study"], ["adapt"])
+        resumes = "; the same command resumes from the last checkpoint" if is_resumable else ""
         typer.echo(f"stopped{resumes}", err=True)
     sys.exit(code or (0 if words else 2))
 

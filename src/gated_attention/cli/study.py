@@ -1,14 +1,13 @@
 """The commands on studies: train and compare variants, write a report again, list the registry."""
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from typer import Argument, Option, Typer, echo
 
 from gated_attention.cli.models import Device, TextField
-from gated_attention.files import claimed
+from gated_attention.files import cache_folder, claimed
 from gated_attention.ranges import require_folder_name
 from gated_attention.registry.choices import DEFAULT, choose_variants, split_names
 from gated_attention.sizes import SIZES, get_size
@@ -100,7 +99,7 @@ def compare(
     folder = plan.output / "reports" / plan.name
     with claimed(folder):
         with display:
-            results = run_study(plan, chosen, _cache(), display, num_devices)
+            results = run_study(plan, chosen, cache_folder(), display, num_devices)
         write_report(plan.runs, folder)
     display.summary(results, folder)
 
@@ -134,7 +133,7 @@ def study(
     display, folder = GridDisplay(plans, device, count_like(device)), output / "reports" / wanted.settings.name
     with claimed(folder):
         with display:
-            results, failures = run_grid(wanted, output, device, _cache(), display)
+            results, failures = run_grid(wanted, output, device, cache_folder(), display)
         if results:
             write_study_report(runs, folder)
     display.close(results, failures, folder)
@@ -142,12 +141,16 @@ def study(
 
 @study_commands.command()
 def report(
-    runs: Annotated[Path, Argument(help="A study's folder, runs/<name>, or a report's with its `records`.")],
+    runs: Annotated[
+        Path, Argument(help="A study's folder, runs/<name>, or one with `records`: a report's, or of `adapt`.")
+    ],
     output: Annotated[
         Path | None, Option(help="Folder for the report; default: reports/<name> beside runs, or beside `records`.")
     ] = None,
 ) -> None:
-    """Write a study's report again from its records."""
+    """Write the report of `compare`, `study` or `adapt` again from its records."""
+    from gated_attention.jobs.adapt_record import SETTINGS_NAME
+    from gated_attention.report.adapt.page import write_adapt_report
     from gated_attention.report.grid.page import write_study_report
 
     if not runs.is_dir():
@@ -156,8 +159,9 @@ def report(
         folder, runs = output or runs, runs / "records"
     else:
         folder = output or runs.resolve().parent.parent / "reports" / runs.resolve().name
+    write = write_adapt_report if (runs / SETTINGS_NAME).exists() else write_study_report
     with claimed(folder):
-        write_study_report(runs, folder)
+        write(runs, folder)
     echo(f"wrote {folder / 'report.html'}")
 
 
@@ -184,10 +188,6 @@ def variants(
     else:
         chosen, shape = get_variant(name), get_size("tiny" if size is None else size)
         _echo_json(catalogue.resolve(chosen, shape)) if as_json else print_variant(chosen, shape)
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gated_attention"  # XDG's convention
 
 
 def _echo_json(content: Any) -> None:

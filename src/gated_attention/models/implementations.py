@@ -85,13 +85,13 @@ def _attend_with_lse(
     dropout: float = 0.0,
     *,
     backend: AttentionBackend,
+    asked_by: str = "a gate on the log-sum-exp",
     **options: Any,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    name = "a gate on the log-sum-exp"
     if dropout:
-        raise ValueError(f"{name} has no attention dropout, {dropout} was asked for; use 0.0")
-    mask = _mask_of(key, attention_mask, name, takes_bias=backend == "eager")
-    key, value, causal = _visible(name, module, query, key, value, mask, **options)
+        raise ValueError(f"{asked_by} has no attention dropout, {dropout} was asked for; use 0.0")
+    mask = _mask_of(key, attention_mask, asked_by, takes_bias=backend == "eager")
+    key, value, causal = _visible(asked_by, module, query, key, value, mask, **options)
     if backend == "eager":
         if causal:
             mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()[None, None]
@@ -105,7 +105,10 @@ LSE_ATTENTION: dict[str, LseAttention] = {
     "eager": partial(_attend_with_lse, backend="eager"),
     "sdpa": partial(_attend_with_lse, backend="sdpa"),
 }
-"""Attention implementations, by transformers' names, that return the log-sum-exp as well."""
+"""Attention implementations, by transformers' names, that return the log-sum-exp as well.
+
+Their option `asked_by` is what messages call who needs it.
+"""
 
 
 def lse_attention(implementation: str) -> LseAttention:

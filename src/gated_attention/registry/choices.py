@@ -12,6 +12,9 @@ TASKS = (
 )
 """The tasks of `evaluate`."""
 
+ARMS = ("gated", "control", "penalties")
+"""What `adapt` trains: gates with penalties; plain continued training; penalties without gates."""
+
 
 DEFAULT = (BASELINE, "sdpa-headwise", "sdpa-elementwise")
 """The variants of a study that names none."""

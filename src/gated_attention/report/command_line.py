@@ -69,6 +69,30 @@ def compare_command(results: Sequence[Result], comparison: Comparison) -> str:
     return _call(["compare"], settings)
 
 
+def adapt_command(settings: Mapping[str, Any], arms: Iterable[str], seeds: int) -> str:
+    """The `adapt` call that repeats these records."""
+    data, train = settings["data"], settings["train"]
+    layers = settings["layers"]
+    given = {
+        "data": data["source"],
+        "validation": data["validation"],
+        "text_field": data["text_field"],
+        "context": data["block_size"],
+        "variant": settings["variant"],
+        "layers": ",".join(map(str, layers)) if isinstance(layers, list) else layers,
+        "train": train["trained"],
+        "loss": train["fit"],
+        "lora_rank": train["lora_rank"] if train["trained"] == "lora" else None,
+        **{name: train[name] for name in ("sink_weight", "activation_weight", "gate_steps", "steps", "batch_size")},
+        **{name: train[name] for name in ("accumulation", "learning_rate")},
+        "gate_learning_rate": train["gate_learning_rate"] * train["learning_rate"],
+        "arms": ",".join(arms),
+        "seeds": seeds,
+        **{name: settings[name] for name in ("num_tokens", "window", "yarn")},
+    }
+    return _call(["adapt", settings["model"]], given)
+
+
 def without_option(results: Sequence[Result]) -> Iterator[str]:
     """A sentence on settings that differ from what `compare` sets and that it has no option for."""
     config = results[0].config

@@ -1,7 +1,5 @@
 """A study as data: variants times seeds, the folder of each arm, and which arms are finished."""
 
-import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +17,7 @@ from gated_attention.train.checkpoints import last_checkpoint
 from gated_attention.train.text.data import DataConfig, PackedData
 from gated_attention.train.text.tokenizer import vocabulary_size
 from gated_attention.train.trainer import TrainConfig
+from gated_attention.typed import first_difference
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +174,7 @@ class Arm:
         if result is None and not config_path.exists():
             return None
         found = result.config if result else read_config(config_path)
-        if difference := _first_difference(found, wanted):
+        if difference := first_difference(found, wanted, UNSAID):
             raise ValueError(f"{self.folder} was run with {difference}; choose another name or --output")
         return result
 
@@ -198,17 +197,3 @@ class Observer(ArmObserver, Protocol):
 
     def finish(self, arm: Arm, result: Result, kept: bool) -> None:
         """An arm is finished, in this run or (`kept`) in an earlier one."""
-
-
-def _first_difference(found: Mapping[str, Any], wanted: Mapping[str, Any], path: str = "") -> str | None:
-    """The first setting in which two configurations differ, in words; keys that only `found` has are ignored."""
-    for key, value in json.loads(json.dumps(wanted)).items():
-        if key not in found and key not in UNSAID:
-            return f"an earlier version, which had no setting {path}{key}"
-        other = found.get(key, UNSAID.get(key))
-        if isinstance(value, dict) and isinstance(other, dict):
-            if difference := _first_difference(other, value, f"{path}{key}."):
-                return difference
-        elif other != value:
-            return f"{path}{key} {other!r}, not {value!r}"
-    return None

@@ -15,7 +15,7 @@ from gated_attention.evaluate import held_out_loss
 from gated_attention.study.record import Measure
 from gated_attention.train.metrics import read_metrics
 from gated_attention.train.text.data import PackedData
-from gated_attention.train.trainer import TrainConfig
+from gated_attention.train.trainer import TrainConfig, training_precision
 
 INSPECTED_TOKENS = 65_536
 """Held-out tokens on which sinks, activations and gates are measured."""
@@ -53,11 +53,6 @@ def measure_arm(
         "peak_memory_gib": Measure(_peak_memory_gib(device), "GiB", 1),
     }
     return measures, {**_arrays(inspection), **({"expert_load": experts.load} if experts else {})}
-
-
-def training_precision(device: torch.device, settings: TrainConfig) -> torch.autocast:
-    """A context in which a model computes as it did in training."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16")
 
 
 def _gate_measures(model: PreTrainedModel, inspection: Inspection) -> dict[str, Measure]:

@@ -13,7 +13,7 @@ from gated_attention.files import claimed, remove_parts
 from gated_attention.models import GatedQwen3MoeConfig
 from gated_attention.models.build import build_model
 from gated_attention.study.arms import Arm, ArmObserver, Observer, StudyPlan
-from gated_attention.study.measure import measure_arm, training_precision
+from gated_attention.study.measure import measure_arm
 from gated_attention.study.model_card import write_model_card
 from gated_attention.study.record import (
     ARRAYS_NAME,
@@ -22,8 +22,6 @@ from gated_attention.study.record import (
     METRICS_NAME,
     RESULT_NAME,
     Result,
-    git_commit,
-    library_versions,
     read_result,
     write_arrays,
     write_json,
@@ -35,7 +33,8 @@ from gated_attention.train.callbacks import MetricsCallback, tensorboard_callbac
 from gated_attention.train.checkpoints import keep_newest, last_checkpoint
 from gated_attention.train.optimizer import round_residual
 from gated_attention.train.text.data import PackedData, collate, load_data
-from gated_attention.train.trainer import check_batch, load_weights, train
+from gated_attention.train.trainer import check_batch, load_weights, train, training_precision
+from gated_attention.versions import git_commit, library_versions
 
 
 def run_study(

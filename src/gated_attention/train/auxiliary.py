@@ -160,6 +160,10 @@ class AuxiliaryLosses:
             counts.append(torch.stack([sums.counts for sums in self._router_sums]))
         return _sum_over_ranks(torch.stack(counts).sum(0))
 
+    def total(self, cross_entropy: Tensor, counts: Tensor | None = None, num_passes: int = 1) -> Tensor:
+        """What a pass is trained on: its share of the cross-entropy and `loss`, whose arguments the others are."""
+        return cross_entropy + self.loss(counts, num_passes)
+
     def loss(self, counts: Tensor | None = None, num_passes: int = 1) -> Tensor:
         """The weighted sum of the losses of the last gathered pass, to be added to its share of the cross-entropy.
 

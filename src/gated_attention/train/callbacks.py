@@ -14,9 +14,9 @@ from gated_attention.train.metrics import keep_metrics_until
 
 AUXILIARY = (
     "load_balance_loss", "router_z_loss", "expert_load_max", "expert_load_min", "expert_load",
-    "gate_penalty", "gate_score_mean", "gate_open_share",
+    "gate_penalty", "gate_score_mean", "gate_open_share", "first_token_attention", "log_max_activation", "kl_nats",
 )  # fmt: skip
-"""Keys of a training line for models with routers or hard-sigmoid gates only; see `AuxiliaryLosses.read`."""
+"""Keys of a training line that only some losses have; see `AuxiliaryLosses.read` and `SinkLosses`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ def decayed_names(model: nn.Module) -> set[str]:
 
 def parameter_groups(model: nn.Module, config: "TrainConfig") -> list[dict[str, Any]]:
     """AdamW's groups: decayed weights, all other parameters, and both again for gates, with their own settings."""
-    decayed, gates = decayed_names(model), set(_gate_names(model))
+    decayed, gates = decayed_names(model), set(gate_names(model))
     gate_decay = config.weight_decay if config.gate_weight_decay is None else config.gate_weight_decay
     settings = {
         (False, True): ("decayed", config.weight_decay, 1.0),
@@ -50,7 +50,8 @@ def parameter_groups(model: nn.Module, config: "TrainConfig") -> list[dict[str, 
     return [group for group in groups.values() if group["params"]]
 
 
-def _gate_names(model: nn.Module) -> Iterator[str]:
+def gate_names(model: nn.Module) -> Iterator[str]:
+    """Names of the parameters of gates, whatever kind of model has them."""
     for path, module in model.named_modules():
         if isinstance(module, AttentionGate) or not _SITES.keys().isdisjoint(path.split(".")):
             yield from (_join(path, name) for name, _ in module.named_parameters(recurse=False))

@@ -152,7 +152,8 @@ class AuxiliaryTrainer(Trainer):  # type: ignore[misc]  # transformers is untype
             found = super().compute_loss(model, inputs, return_outputs, **kwargs)
         cross_entropy = found[0] if return_outputs else found
         self.cross_entropy = cross_entropy.detach()
-        loss = cross_entropy + self.auxiliary.loss(self.expert_counts, self.current_gradient_accumulation_steps)
+        passes = self.current_gradient_accumulation_steps
+        loss = self.auxiliary.total(cross_entropy, self.expert_counts, passes)
         return (loss, found[1]) if return_outputs else loss
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -166,7 +167,12 @@ class AuxiliaryTrainer(Trainer):  # type: ignore[misc]  # transformers is untype
         if self.is_fsdp_enabled:  # its sharded checkpoints use the model's names
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
-            load_weights(self.model, Path(resume_from_checkpoint))
+            self.read_weights(self.model, Path(resume_from_checkpoint))
+
+    @staticmethod
+    def read_weights(model: PreTrainedModel, checkpoint: Path) -> None:
+        """Load what `_save` wrote."""
+        load_weights(model, checkpoint)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         """Write a checkpoint as the Trainer does, then seal it; what a full disk leaves is removed."""
@@ -202,6 +208,8 @@ def train(
     device: torch.device,
     callbacks: Iterable[TrainerCallback] = (),
     say: Callable[[str], None] = lambda message: None,
+    trainer_class: type[AuxiliaryTrainer] = AuxiliaryTrainer,
+    make_losses: Callable[[], AuxiliaryLosses] | None = None,
 ) -> int:
     """Train in place, from the last sound checkpoint below `output` if there is one.
 
@@ -209,6 +217,9 @@ def train(
     one costs only the steps since the one before. `find_sound_checkpoint` removes damaged ones, and `say` names them.
     The data order depends on the seed alone, so runs with equal seeds are paired, and a resumed run sees what an
     uninterrupted one would.
+
+    Args:
+        make_losses: Puts the hooks of other losses than those in `config.auxiliary` on the model.
 
     Returns:
         Tokens of all training batches, counted as they were read, over all ranks and resumptions.
@@ -220,7 +231,7 @@ def train(
     checkpoint = find_sound_checkpoint(output, say)
     tokens_before = tokens_seen(checkpoint) if checkpoint else 0
     if checkpoint and checkpoint_step(checkpoint) >= config.steps:  # the Trainer would take one more step
-        load_weights(model, checkpoint)
+        trainer_class.read_weights(model, checkpoint)
         model.to(device)
         return tokens_before
     arguments = Arguments(
@@ -256,8 +267,8 @@ def train(
     )
     # Where one process sees several GPUs, the Trainer would use DataParallel with a batch of this size on each.
     arguments._n_gpu = min(1, arguments.n_gpu)
-    auxiliary = AuxiliaryLosses(model, config.auxiliary)
-    trainer = AuxiliaryTrainer(
+    auxiliary = make_losses() if make_losses else AuxiliaryLosses(model, config.auxiliary)
+    trainer = trainer_class(
         model=model,
         args=arguments,
         config=config,
@@ -300,6 +311,11 @@ def load_weights(model: PreTrainedModel, checkpoint: Path) -> None:
     with quiet(logging.ERROR):
         saved = load_model(type(model), checkpoint, dtype="auto")
     model.load_state_dict(saved.state_dict())
+
+
+def training_precision(device: torch.device, settings: TrainConfig) -> torch.autocast:
+    """A context in which a model computes as it did in training."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16")
 
 
 @contextmanager

@@ -44,7 +44,7 @@ def test_the_command_adds_a_gate_and_says_what_to_expect(tmp_path, capsys):
     output = capsys.readouterr().out
     assert "Qwen3 -> gated_qwen3: G1 sdpa headwise 2*sigmoid zero init" in output
     assert "barely moves" in output
-    assert "distillation" in output
+    assert "gated-attention adapt" in output
     assert torch.equal(logits(tmp_path / "gated"), logits(source))
 
 

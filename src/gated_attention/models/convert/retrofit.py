@@ -14,9 +14,9 @@ from gated_attention.nn.gate import GATE_MODULES
 from gated_attention.spec import GateSpec, Init
 
 WARNING = (
-    "a gate added in continued training neither removes the sinks of a model nor changes its quality: users report "
-    "that 2*sigmoid from zero barely moves and that a random start spikes the loss; what worked later was "
-    "distillation with a penalty on outliers"
+    "a gate added in plain continued training neither removes a model's sinks nor changes its quality: users report "
+    "that 2*sigmoid from zero barely moves and that a random start spikes the loss; gated-attention adapt adds gates "
+    "and trains them with penalties on the sink"
 )
 """What a caller should know before continuing the training."""
 

@@ -10,7 +10,7 @@ import numpy as np
 from gated_attention.analysis.definitions import ALL, Definition
 from gated_attention.jobs.analyze import Analysis, AnalysisPlan
 from gated_attention.report.tables import csv_of
-from gated_attention.study.record import library_versions
+from gated_attention.versions import library_versions
 
 SCHEMA = 1
 """Version of `analysis.json`; raised when a field changes its meaning."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from gated_attention.jobs.evaluation import Evaluation, RopeEvaluation
 from gated_attention.report.tables import csv_of
-from gated_attention.study.record import library_versions
+from gated_attention.versions import library_versions
 
 SCHEMA = 1
 """Version of `evaluation.json`; raised when a field changes its meaning."""

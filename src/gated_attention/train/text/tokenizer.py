@@ -70,7 +70,7 @@ def open_with_bos(tokenizer: PreTrainedTokenizerBase) -> None:
     bos = tokenizer.bos_token
     if bos is None:
         raise ValueError(f"tokenizer {tokenizer.name_or_path!r} has no BOS token; leave out --bos or choose another")
-    if _opens_with_bos(tokenizer):
+    if opens_with_bos(tokenizer):
         return
     if (backend := getattr(tokenizer, "backend_tokenizer", None)) is None:
         tokenizer.add_bos_token = True
@@ -80,14 +80,15 @@ def open_with_bos(tokenizer: PreTrainedTokenizerBase) -> None:
         )
         before = [backend.post_processor] if backend.post_processor is not None else []
         backend.post_processor = processors.Sequence([*before, template])
-    if not _opens_with_bos(tokenizer):
+    if not opens_with_bos(tokenizer):
         raise ValueError(
             f"tokenizer {tokenizer.name_or_path!r} puts no BOS before a text; leave out --bos or choose another"
         )
 
 
-def _opens_with_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
-    return bool(tokenizer.encode("a")[0] == tokenizer.bos_token_id)
+def opens_with_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer puts BOS before a text by itself, as its model then expects."""
+    return tokenizer.bos_token_id is not None and bool(tokenizer.encode("a")[0] == tokenizer.bos_token_id)
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -1,0 +1,1 @@
+"""An adaptation on paper: before and after, beside its controls."""
