@@ -11,7 +11,7 @@ _PACKAGE = "gated_attention."
 
 _PREFIXES = {
     ("", "registry."): "penalty",
-    ("analysis.", "analysis.measures."): "rank",
+    ("analysis.", "analysis.measures."): "rank triton_rows",
     ("analysis.", "report."): "heatmaps plots",
     ("analysis.", "report.analysis."): "overview",
     ("models.", "models.saved."): "card loading self_contained",

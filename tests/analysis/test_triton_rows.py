@@ -15,7 +15,8 @@ from itertools import product
 from typing import get_args
 import triton
 import torch
-from gated_attention.analysis import measures, triton_rows
+from gated_attention.analysis import measures
+from gated_attention.analysis.measures import triton_rows
 from gated_attention.analysis.attention import AttentionCall
 from gated_attention.spec import Activation, GateSpec
 
@@ -110,7 +111,7 @@ def test_kernels_compile_for_a_gpu_and_do_not_spill(name):
     import triton
     from triton.backends.compiler import GPUTarget
 
-    from gated_attention.analysis import triton_rows
+    from gated_attention.analysis.measures import triton_rows
 
     kernel, constants = getattr(triton_rows, name), KERNELS[name]
 

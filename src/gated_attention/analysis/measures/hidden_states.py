@@ -44,7 +44,7 @@ def activation_rows(hidden_states: Float[Tensor, "b t c"]) -> ActivationRows:
     _, length, width = hidden_states.shape
     step = ceil(length / MEDIAN_TOKENS)
     if has_kernels(hidden_states) and width >= TOP_ACTIVATIONS:
-        from gated_attention.analysis import triton_rows
+        from gated_attention.analysis.measures import triton_rows
 
         values, places, sampled = triton_rows.activation_rows(hidden_states, TOP_ACTIVATIONS, step)
         return ActivationRows(values[..., 0], values.flatten(1), places.flatten(1), sampled)
@@ -91,7 +91,7 @@ def moments(x: Float[Tensor, "b t c"]) -> Float[Tensor, "b 5 p"]:
     A part is a token, or a whole sequence, whose third powers are not needed and left at 0.
     """
     if has_kernels(x):
-        from gated_attention.analysis import triton_rows
+        from gated_attention.analysis.measures import triton_rows
 
         return triton_rows.moments(x)
     wide = wide_dtype(x)
@@ -135,7 +135,7 @@ def mean_size(heads: Float[Tensor, "b t h d"]) -> Float[Tensor, "b h"]:
 def head_shares(heads: Float[Tensor, "b t h d"]) -> Float[Tensor, "b p h 3"]:
     """Mean absolute value and shares below 1e-2 and 1e-3 over tokens and channels, as terms that add up over parts."""
     if has_kernels(heads):
-        from gated_attention.analysis import triton_rows
+        from gated_attention.analysis.measures import triton_rows
 
         return triton_rows.head_shares(heads, *SPARSITY)
     size = heads.abs()

@@ -39,7 +39,7 @@ def gate_scores(logits: Float[Tensor, "b t h #d"], spec: GateSpec) -> GateScores
     """The rows of the gate measures."""
     step = ceil(logits.shape[1] / HISTOGRAM_TOKENS)
     if _kernels_score(logits, spec):
-        from gated_attention.analysis import triton_rows
+        from gated_attention.analysis.measures import triton_rows
 
         return GateScores(*triton_rows.gate_scores(logits, spec.activation, spec.scale, step))
     by_token, shares = [], []
@@ -73,7 +73,7 @@ def score_range(spec: GateSpec) -> tuple[float, float]:
 def gate_histograms(sampled: Float[Tensor, "l b m h d"], spec: GateSpec) -> Float[Tensor, "l #h bins"]:
     """Histograms over the scores of all sequences, by layer; the end bins count scores outside the range."""
     if _kernels_score(sampled, spec):
-        from gated_attention.analysis import triton_rows
+        from gated_attention.analysis.measures import triton_rows
 
         flat = sampled.flatten(0, 1)  # (L * B, M, H, D)
         counts = triton_rows.gate_histograms(flat, spec.activation, spec.scale, score_range(spec), NUM_BINS)

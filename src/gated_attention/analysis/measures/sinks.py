@@ -46,7 +46,7 @@ def attention_rows(call: AttentionCall) -> AttentionRows:
     plain = call.causal and call.mask is None and call.softcap is None and call.bias is None
     read = (call.q, call.k, call.v, call.out, call.lse)
     if plain and has_kernels(*read):
-        from gated_attention.analysis import triton_rows
+        from gated_attention.analysis.measures import triton_rows
 
         found = triton_rows.attention_rows(*read, scale=call.scale, keys=keys.stop, first_queries=FIRST_QUERIES)
         return AttentionRows(*found)
