@@ -112,7 +112,7 @@ def test_the_command_gates_the_layers_asked_for(tmp_path, capsys):
     assert (
         "Gemma3ForCausalLM -> gated_gemma3_text: G1 sdpa headwise 2*sigmoid zero init, in the attention of layers 1, 3"
     ) in out
-    assert "neither removes the sinks" in out
+    assert "gated-attention adapt adds gates and trains them" in out
     assert error == ""
     assert (target / "tokenizer.json").read_text() == "{}"
     card = (target / "README.md").read_text()
