@@ -138,7 +138,7 @@ def attention_backward(
     """Gradients, see `fused.Backward`."""
     B, H, T, D = q.shape
     K, S = k.shape[1:3]
-    _, by_key, by_query = choose_cut(q.device, D)
+    _, by_key, by_query = choose_cut(q.device, D, first_keys is not None)
     tile = max(by_key.num_queries, by_query.num_queries)
     T_padded = triton.cdiv(T, tile) * tile
     do, (lse2, delta), grad_logits = prepare(grad, out, gate_logits, lse, T_padded)

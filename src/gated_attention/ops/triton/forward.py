@@ -100,7 +100,7 @@ def attention_forward(
     B, H, T, D = q.shape
     if scale < 0:
         q, scale = -q, -scale  # the kernel assumes that the largest product is the largest score
-    blocks = choose_cut(q.device, D).forward
+    blocks = choose_cut(q.device, D, first_keys is not None).forward
     out = torch.empty(B, T, H, D, dtype=q.dtype, device=q.device).transpose(1, 2)
     lse = torch.empty(B, H, T, dtype=torch.float32, device=q.device)
     forward_kernel[(B * H * triton.cdiv(T, blocks.num_queries),)](

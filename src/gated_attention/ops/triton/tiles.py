@@ -68,12 +68,15 @@ SMALL = {
     128: Cut(Blocks(128, 32, 8, 3), Blocks(64, 64, 8, 2), Blocks(64, 64, 8, 2)),
     256: Cut(Blocks(64, 32, 8, 2), Blocks(32, 32, 8, 2), Blocks(64, 32, 8, 1)),
 }
+# First keys take registers: with the tiles above, these kernels would spill.
+SMALL_WITH_FIRST_KEYS = SMALL | {64: Cut(Blocks(128, 32, 4, 3), Blocks(32, 128, 8, 3), Blocks(64, 32, 4, 2))}
 
 
-def choose_cut(device: torch.device, head_dim: int) -> Cut:
-    """The largest tiles for which the device has enough shared memory."""
+def choose_cut(device: torch.device, head_dim: int, first_keys: bool) -> Cut:
+    """The largest tiles for which the device has enough shared memory and registers."""
     memory = torch.cuda.get_device_properties(device).shared_memory_per_block_optin  # type: ignore[attr-defined]
-    return (LARGE if memory >= LARGE_MEMORY else SMALL)[head_dim]
+    small = SMALL_WITH_FIRST_KEYS if first_keys else SMALL
+    return (LARGE if memory >= LARGE_MEMORY else small)[head_dim]
 
 
 def heads(x: Tensor) -> Heads:
