@@ -13,7 +13,7 @@ from typing import Any
 from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
-from mkdocs.structure.files import File, Files
+from mkdocs.structure.files import File, Files, InclusionLevel
 
 ROOT = Path(__file__).parent.parent.parent
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/**/*.md", "reports/**/*.md")
@@ -45,7 +45,9 @@ def _file(source: str, config: MkDocsConfig) -> File:
     place = "quick-start.md" if source == "README.md" else source.removeprefix("docs/")
     place = re.sub(r"(README|report)\.md$", "index.md", place)  # a report.html stands beside its report.md
     place = re.sub(r"\.md$", ".html", place)
-    return File(source, str(ROOT), config.site_dir, config.use_directory_urls, dest_uri=place)
+    # Reports that this checkout made have no place in the navigation.
+    inclusion = InclusionLevel.NOT_IN_NAV if source.startswith("reports/") else InclusionLevel.UNDEFINED
+    return File(source, str(ROOT), config.site_dir, config.use_directory_urls, dest_uri=place, inclusion=inclusion)
 
 
 def _listing(folder: Path) -> str:
