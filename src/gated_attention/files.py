@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import BinaryIO, NoReturn
 from uuid import uuid4
 
-from filelock import FileLock, Timeout
-
 PART = ".part-"
 """Prefix of the names of unfinished files and folders."""
 
@@ -143,6 +141,8 @@ def remove_parts(folder: Path) -> None:
 @contextmanager
 def _holding(path: Path, on_wait: Callable[[str], object]) -> Iterator[None]:
     """Hold the lock `path`; `on_wait` learns who holds it now, and may raise to give up."""
+    from filelock import FileLock, Timeout  # not at the top, where `--help` would wait for it
+
     lock = FileLock(path)
     try:
         lock.acquire(blocking=False)
@@ -156,13 +156,8 @@ def _holding(path: Path, on_wait: Callable[[str], object]) -> Iterator[None]:
         path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         yield
     finally:
-        _release(lock)
-
-
-def _release(lock: FileLock) -> None:
-    # Removed while it is held: filelock skips a lock whose file is gone by the time it acquires it.
-    Path(lock.lock_file).unlink(missing_ok=True)
-    lock.release()
+        path.unlink(missing_ok=True)  # while it is held: filelock skips a lock whose file is gone once it acquires it
+        lock.release()
 
 
 def _remove_empty(folders: Iterable[Path]) -> None:

@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
@@ -62,8 +61,11 @@ MOVED = {f"{old}{name}": f"{new}{name}" for (old, new), names in _PREFIXES.items
 _FOLDERS = {name.rpartition(".")[0] for name in MOVED} - {""}
 
 
-class MovedModules(MetaPathFinder, Loader):
-    """Python asks it after all other finders, so only for modules that no longer exist."""
+class MovedModules:
+    """Finds and loads old modules. Python asks it after all other finders, so only for modules that no longer exist.
+
+    It is no subclass of importlib.abc's classes: their import takes as long as that of all the rest.
+    """
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -72,7 +74,10 @@ class MovedModules(MetaPathFinder, Loader):
         name = fullname.removeprefix(_PACKAGE)
         if name == fullname or name not in MOVED.keys() | _FOLDERS:
             return None
-        return ModuleSpec(fullname, self, is_package=name in _FOLDERS)
+        return ModuleSpec(fullname, self, is_package=name in _FOLDERS)  # type: ignore[arg-type]
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        """Leave it to Python."""
 
     def exec_module(self, module: ModuleType) -> None:
         """Give the old module everything that the new one has."""
