@@ -77,8 +77,9 @@ def test_the_command_writes_data_table_and_figures(model, text, tmp_path, capsys
                  "--samples 1\n", "| prose | plain |"):  # fmt: skip
         assert part in page
     assert (out / "evaluation.html").read_text().count("<svg") == 2
-    for part in ("prose", "Bits per byte", "base 50000, YaRN x2", "2x (128)", "passkey 256", "W6A6 token", "alone: "):
+    for part in ("prose", "Bits per byte", "base 50000, YaRN x2", "2x (128)", "passkey 256", "W6A6 token"):
         assert part in printed
+    assert re.search(r"layer \d,\s+\w+\.\w+ ", printed)  # names of modules are not cut
     content = json.loads((out / "evaluation.json").read_text())
     rows = list(csv.DictReader((out / "evaluation.csv").read_text().splitlines()))
     assert len(rows) == len(content["numbers"])

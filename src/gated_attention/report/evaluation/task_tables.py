@@ -1,5 +1,6 @@
 """The tables of an evaluation, one for each task, for the page and the terminal."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
@@ -39,6 +40,7 @@ _MEASURES = {
 
 _IN_FIGURE = "loss_from_position_"  # only the figure and the files have it
 _SIDE_BY_SIDE = 3  # columns of measures at most
+_LAYER = re.compile(r"\S*\blayers\.(\d+)\.(\S+)")  # the whole name would not fit into 80 columns
 
 
 def task_tables(evaluation: Evaluation) -> Iterator[tuple[str, Table]]:
@@ -70,7 +72,7 @@ def _table(rows: Sequence[Number]) -> Table:
     columns[Column("n", meaning="number of tokens, domains, samples or questions")] = [
         f"{group[0].n:,}" for group in groups
     ]
-    columns[Column("Note", numeric=False)] = [group[-1].note for group in groups]
+    columns[Column("Note", numeric=False)] = [_LAYER.sub(r"layer \1, \2", group[-1].note) for group in groups]
     return table_of(columns)
 
 
