@@ -103,20 +103,23 @@ def writing_to(place: Path | str, cure: str = "choose another --output") -> Iter
 
 
 @contextmanager
-def claimed(folder: Path) -> Iterator[None]:
+def claimed(folder: Path, other: str = "--output") -> Iterator[None]:
     """Hold a folder for this process alone, creating it if needed; a kill releases it, too.
 
     Created folders that stay empty are removed afterwards.
+
+    Args:
+        other: What the caller can choose another of.
 
     Raises:
         ValueError: if another process holds it, or it cannot be created.
     """
 
     def refuse(holder: str) -> NoReturn:
-        raise ValueError(f"{folder} is in use by {holder}; wait for it or choose another --output")
+        raise ValueError(f"{folder} is in use by {holder}; wait for it or choose another {other}")
 
     with ExitStack() as stack:
-        with writing_to(folder):
+        with writing_to(folder, f"choose another {other}"):
             created = [path for path in (folder, *folder.parents) if not path.exists()]
             stack.callback(_remove_empty, created)
             folder.mkdir(parents=True, exist_ok=True)

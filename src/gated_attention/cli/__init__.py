@@ -8,6 +8,7 @@ from gated_attention.cli.adapt import adapt_commands
 from gated_attention.cli.entry import run
 from gated_attention.cli.models import model_commands
 from gated_attention.cli.study import study_commands
+from gated_attention.cli.tokenize import tokenize_commands
 
 app = typer.Typer(
     name="gated-attention",
@@ -19,6 +20,7 @@ app = typer.Typer(
 app.add_typer(study_commands)
 app.add_typer(model_commands)
 app.add_typer(adapt_commands)
+app.add_typer(tokenize_commands)
 
 
 def main(arguments: list[str] | None = None) -> None:

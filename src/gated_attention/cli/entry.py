@@ -45,8 +45,9 @@ def run(app: typer.Typer, words: Sequence[str]) -> NoReturn:
             raise
         _refuse(error.format_message().replace("Value error, ", ""))  # pydantic's words, by way of typer
     if code in (INTERRUPTED, TERMINATED):
-        is_resumable = words[:1] in (["compare"], ["study"], ["adapt"])
-        resumes = "; the same command resumes from the last checkpoint" if is_resumable else ""
+        kept = dict.fromkeys(("compare", "study", "adapt"), "checkpoint") | {"tokenize": "shard"}
+        last = kept.get(words[0]) if words else None
+        resumes = f"; the same command resumes from the last {last}" if last else ""
         typer.echo(f"stopped{resumes}", err=True)
     sys.exit(code or (0 if words else 2))
 

@@ -2,8 +2,6 @@
 
 import multiprocessing
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -14,6 +12,7 @@ from typing import Any
 
 import torch
 
+from gated_attention.processes import follow_parent
 from gated_attention.study.arms import Arm, ArmObserver, Observer
 from gated_attention.study.record import Result
 from gated_attention.train.callbacks import Progress
@@ -161,16 +160,7 @@ def _enter(events: "SimpleQueue[Any]", num_threads: int) -> None:
     global _events  # noqa: PLW0603  # a pool's initialiser has no other place for what its tasks need
     _events = events
     torch.set_num_threads(num_threads)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the main process acts
-
-
-def _end_with_parent() -> None:
-    """End this process with the main one: the workers of a killed study must not continue without its lock."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+    follow_parent()  # the workers of a killed study must not continue without its lock
 
 
 def _run_watched(run: _Run, arm: Arm) -> Result:

@@ -1,5 +1,6 @@
 """Blocks hold every document once, whole and in one stream; held-out text stays out; the cache tells the truth."""
 
+import io
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
 from gated_attention.jobs.text import cut_passages, tokenise
-from gated_attention.train.text import data
+from gated_attention.train.text import data, pieces
 from gated_attention.train.text.data import Blocks, DataConfig, collate, load_data
 from gated_attention.train.text.tokenizer import END_OF_TEXT, load_tokenizer, vocabulary_size
 
@@ -191,18 +192,19 @@ def test_long_documents_are_read_in_pieces_with_no_token_lost(tmp_path, monkeypa
     documents = ["line\n" * 60 + str(i) for i in range(9)] + ["x" * 500, "short", "é" * 300]
     settings = config(write(tmp_path / "a.jsonl", documents), block_size=4)
     whole = load_data(settings, tmp_path / "whole")
-    monkeypatch.setattr(data, "_PIECE_CHARACTERS", 64)
-    monkeypatch.setattr(data, "_BATCH_CHARACTERS", 100)
-    pieces = load_data(settings, tmp_path / "pieces")
-    assert stream(pieces.train) == stream(whole.train)
-    assert stream(pieces.validation) == stream(whole.validation)
+    monkeypatch.setattr(pieces, "_PIECE_CHARACTERS", 64)
+    monkeypatch.setattr(pieces, "_BATCH_CHARACTERS", 100)
+    cut = load_data(settings, tmp_path / "pieces")
+    assert stream(cut.train) == stream(whole.train)
+    assert stream(cut.validation) == stream(whole.validation)
 
 
 def test_a_piece_ends_where_a_line_does():
-    text = data.Text(datasets.Dataset.from_dict({"text": ["one\ntwo\nthree", "x"]}), 14)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "_PIECE_CHARACTERS", 9)
-        assert list(data._pieces(text)) == [("one\ntwo\n", False), ("three", True), ("x", True)]
+        patch.setattr(pieces, "_PIECE_CHARACTERS", 9)
+        assert list(pieces.pieces(io.StringIO("one\ntwo\nthree"))) == [("one\ntwo\n", False), ("three", True)]
+        assert list(pieces.pieces(io.StringIO("x" * 18))) == [("x" * 9, False), ("x" * 9, True)]
+        assert list(pieces.pieces(io.StringIO(""))) == []
 
 
 def test_a_tokenizer_that_cuts_and_pads_does_neither_here(tmp_path, cache):
@@ -234,7 +236,7 @@ def test_a_tokenizer_without_a_rust_core_is_asked_for_the_same():
             assert (add_special_tokens, split_special_tokens, verbose) == (False, True, False)
             return list(text.encode())
 
-    assert data._encoder(Slow())(["ab", ""]) == [[97, 98], []]
+    assert pieces.encoder(Slow())(["ab", ""]) == [[97, 98], []]
 
 
 @pytest.mark.parametrize(("limit", "blocks"), [(1, 1), (16, 1), (47, 2), (48, 3), (10**9, None)])

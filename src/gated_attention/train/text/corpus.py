@@ -10,7 +10,8 @@ import urllib.error
 import urllib.request
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import pyarrow.parquet as pq  # type: ignore[import-untyped]
 from datasets import Dataset
 from huggingface_hub import constants as hub
 
+from gated_attention.shards import is_token_folder
 from gated_attention.train.quiet import quiet
 from gated_attention.train.text.files import KNOWN, files_below, open_text, text_format
 
@@ -31,6 +33,7 @@ _SKIPPED = {"__pycache__"}
 _STDLIB_SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3"}
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?::(?P<config>[^@]+))?(?:@(?P<split>.+))?")
 _HUB_TIMEOUT_S = 10
+_PARQUET_ROWS = 1_000  # held in memory at a time
 
 _FEATURES = datasets.Features({"text": datasets.Value("string"), "domain": datasets.Value("string")})
 _ROWS = 2  # version of what `_documents` yields: datasets caches its rows by the arguments, not by the code
@@ -50,6 +53,7 @@ def load_documents(source: str, text_field: str = "text", domain_field: str = "d
     Raises:
         ValueError: if the source cannot be found or read, has no such field, or holds no text.
     """
+    require_text(source)
     with quiet():
         if files := source_files(source):
             return _load_files(files, source, text_field, domain_field)
@@ -91,6 +95,23 @@ def passed_over(source: str) -> dict[str, int]:
         return {}
     others = (file for file in files_below(path, _SKIPPED) if not text_format(file))
     return dict(Counter(file.suffix.lower() or "without a suffix" for file in others).most_common())
+
+
+def say_passed_over(source: str, say: Callable[[str], None]) -> None:
+    """Say which files of a folder are skipped, if any are."""
+    if formats := passed_over(source):
+        listed = ", ".join(f"{count:,} {suffix}" for suffix, count in formats.items())
+        say(f"skipping files of other formats in {source}: {listed}")
+
+
+def require_text(source: str) -> None:
+    """Refuse a folder of token shards where text is read.
+
+    Raises:
+        ValueError: if it is one.
+    """
+    if is_token_folder(source):
+        raise ValueError(f"{source} holds token shards, and text is read here; give the text they were made of")
 
 
 def require_hub(name: str) -> None:
@@ -151,17 +172,36 @@ def _documents(
     # Size, time and version only serve the key that datasets derives from the arguments.
     is_empty = True
     for name, _, _ in files:
-        try:
-            for place, row in _rows(Path(name), text_field, domain_field):
-                if document := _document(row, place, text_field, domain_field):
-                    is_empty = False
-                    yield document
-        except _DAMAGE as error:
-            if source == STDLIB and isinstance(error, UnicodeDecodeError):
-                continue
-            raise ValueError(f"{name} cannot be read ({one_line(error)}); repair it or leave it out") from error
+        for document in read_file(Path(name), source, text_field, domain_field):
+            is_empty = False
+            yield document
     if is_empty:
         raise ValueError(f"{source} holds no text; give another source")
+
+
+def read_file(file: Path, source: str, text_field: str, domain_field: str = "domain") -> Iterator[dict[str, str]]:
+    """The documents of one file of a source that have text.
+
+    Raises:
+        ValueError: if the file cannot be read or has no such field.
+    """
+    with naming(file):
+        try:
+            for place, row in _rows(file, text_field, domain_field):
+                if document := _document(row, place, text_field, domain_field):
+                    yield document
+        except UnicodeDecodeError:
+            if source != STDLIB:
+                raise
+
+
+@contextmanager
+def naming(file: Path) -> Iterator[None]:
+    """Turn a fault of a file that is read in the block into a ValueError that names it."""
+    try:
+        yield
+    except _DAMAGE as error:
+        raise ValueError(f"{file} cannot be read ({one_line(error)}); repair it or leave it out") from error
 
 
 def _rows(file: Path, text_field: str, domain_field: str) -> Iterator[tuple[str, Any]]:
@@ -201,7 +241,8 @@ def _parquet_rows(file: Path, text_field: str, domain_field: str) -> Iterator[tu
     with pq.ParquetFile(file) as parquet:
         columns = parquet.schema_arrow.names
         _require_field(columns, str(file), text_field)
-        for batch in parquet.iter_batches(columns=[name for name in columns if name in (text_field, domain_field)]):
+        read = [name for name in columns if name in (text_field, domain_field)]
+        for batch in parquet.iter_batches(_PARQUET_ROWS, columns=read):
             for row in batch.to_pylist():
                 yield str(file), row
 
@@ -227,7 +268,12 @@ def _require_field(columns: list[str], place: str, text_field: str) -> None:
         raise ValueError(f"{place} has no field {text_field!r}; choose text_field from {', '.join(columns) or 'none'}")
 
 
-def _load_hub(source: str, text_field: str, domain_field: str) -> Dataset:
+def hub_documents(source: str, text_field: str) -> Dataset:
+    """A data set of the hub, downloaded if need be; its field `text_field` holds text, or nothing in some rows.
+
+    Raises:
+        ValueError: if it cannot be loaded or has no such field of text.
+    """
     match = _HUB_NAME.fullmatch(source)
     if not match or text_format(Path(source)):
         raise ValueError(f"no file or folder {source!r}; give a path that exists, a hub data set owner/name, or stdlib")
@@ -240,10 +286,15 @@ def _load_hub(source: str, text_field: str, domain_field: str) -> Dataset:
             "check the path, or the name as owner/name:config@split"
         ) from error
     _require_field(documents.column_names, source, text_field)
-    table = documents.with_format("arrow")[:]
+    kind = documents.features.arrow_schema.field(text_field).type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        raise ValueError(f"field {text_field!r} of {source} holds {kind}, not text; choose another text_field")
+    return documents
+
+
+def _load_hub(source: str, text_field: str, domain_field: str) -> Dataset:
+    table = hub_documents(source, text_field).with_format("arrow")[:]
     text = table[text_field]
-    if not (pa.types.is_string(text.type) or pa.types.is_large_string(text.type)):
-        raise ValueError(f"field {text_field!r} of {source} holds {text.type}, not text; choose another text_field")
     if domain_field in table.column_names and not pa.types.is_nested(table[domain_field].type):
         domain = pc.fill_null(table[domain_field].cast(pa.string()), "")
     else:

@@ -1,12 +1,13 @@
 """From text to fixed blocks of token ids: held-out split, packing, cache."""
 
 import hashlib
+import io
 import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import tokenizers
@@ -17,12 +18,12 @@ from gated_attention.files import new_folder, waiting_for, writing_to
 from gated_attention.ranges import require_choice, require_within
 from gated_attention.train.text.blocks import Blocks, Ids, Packing, collate, evenly_spaced
 from gated_attention.train.text.corpus import STDLIB, file_state, source_files
+from gated_attention.train.text.pieces import batches, encoder, pieces
 from gated_attention.train.text.split import Text, split_text
 from gated_attention.train.text.tokenizer import (
     check_tokenizer_name,
     load_tokenizer,
     open_with_bos,
-    text_core,
     tokenizer_files,
     vocabulary_size,
 )
@@ -30,8 +31,6 @@ from gated_attention.train.text.tokenizer import (
 __all__ = ["Blocks", "DataConfig", "PackedData", "collate", "load_data"]
 
 _FORMAT = 4  # of the cached files; increases when the same settings would be packed differently
-_BATCH_CHARACTERS = 2_000_000  # text per call of the tokenizer, which spreads it over all cores
-_PIECE_CHARACTERS = 1_000_000  # longer documents are tokenised in pieces, cut at line ends
 _READ_DOCUMENTS = 100  # read from the data set at a time
 _CURVE_TOKENS = 32_768  # held-out text scored for each point of a validation curve
 _ABOUT_NAME = "about.json"
@@ -201,46 +200,24 @@ def _tokenise(
     text: Text, tokenizer: PreTrainedTokenizerBase, dtype: np.dtype[np.generic], config: DataConfig
 ) -> Iterator[Ids]:
     """Token ids of the documents in batches, EOS after each document."""
-    encode = _encoder(tokenizer)
+    encode = encoder(tokenizer)
     end = [tokenizer.eos_token_id]
     if config.packing == "documents" and config.bos and tokenizer.bos_token_id != tokenizer.eos_token_id:
         end.append(tokenizer.bos_token_id)
-    for batch in _batches(_pieces(text)):
-        rows = encode([piece for piece, _ in batch])
+    for batch in batches(_pieces(text)):
+        rows = encode([piece.text for piece in batch])
         yield np.concatenate(
-            [np.array(row + (end if is_end else []), dtype) for row, (_, is_end) in zip(rows, batch, strict=True)]
+            [np.array(row + (end if piece.is_end else []), dtype) for row, piece in zip(rows, batch, strict=True)]
         )
 
 
-def _encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[str]], list[list[int]]]:
-    """Text to ids: nothing is added or cut, and a special token inside a document is only text."""
-    core = text_core(tokenizer)
-    if core is None:
-        return lambda texts: [
-            tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True, verbose=False) for text in texts
-        ]
-    return lambda texts: [row.ids for row in core.encode_batch_fast(texts, add_special_tokens=False)]
+class _Piece(NamedTuple):
+    text: str
+    is_end: bool
 
 
-def _pieces(text: Text) -> Iterator[tuple[str, bool]]:
+def _pieces(text: Text) -> Iterator[_Piece]:
     """Every document in pieces of bounded length, each with whether the document ends there."""
     for rows in text.documents.select_columns("text").iter(batch_size=_READ_DOCUMENTS):
         for document in rows["text"]:
-            at = 0
-            while len(document) - at > _PIECE_CHARACTERS:
-                cut = document.rfind("\n", at, at + _PIECE_CHARACTERS) + 1 or at + _PIECE_CHARACTERS
-                yield document[at:cut], False
-                at = cut
-            yield document[at:], True
-
-
-def _batches(pieces: Iterator[tuple[str, bool]]) -> Iterator[list[tuple[str, bool]]]:
-    batch, size = [], 0
-    for piece, is_end in pieces:
-        batch.append((piece, is_end))
-        size += len(piece)
-        if size >= _BATCH_CHARACTERS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+            yield from (_Piece(*piece) for piece in pieces(io.StringIO(document)))

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.compute as pc  # type: ignore[import-untyped]
 
-from gated_attention.train.text.corpus import load_documents, passed_over
+from gated_attention.train.text.corpus import load_documents, say_passed_over
 
 
 class Text(NamedTuple):
@@ -60,9 +60,7 @@ def _load(
 ) -> tuple[datasets.Dataset, pa.ChunkedArray, npt.NDArray[np.int64]]:
     """The documents of a source in their own order, their text as an Arrow column, and a shuffled order."""
     documents = load_documents(source, text_field)
-    if formats := passed_over(source):
-        listed = ", ".join(f"{count:,} {suffix}" for suffix, count in formats.items())
-        say(f"skipping files of other formats in {source}: {listed}")
+    say_passed_over(source, say)
     return documents, documents.data.column("text"), np.random.default_rng(seed).permutation(len(documents))
 
 

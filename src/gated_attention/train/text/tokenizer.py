@@ -1,5 +1,7 @@
 """Tokenizers: bytes, BPE trained on the corpus, or any that transformers can load."""
 
+import hashlib
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -94,6 +96,21 @@ def opens_with_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
 def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
     """One more than the largest id; `len` does not count gaps between ids."""
     return max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=0))
+
+
+def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A checksum, equal for tokenizers that make the same ids of every text and end it with the same EOS.
+
+    Which special tokens are put around a text does not count.
+    """
+    core = getattr(tokenizer, "backend_tokenizer", None)
+    if core is None:
+        encodes: Any = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
+    else:
+        whole = json.loads(core.to_str())
+        encodes = {key: whole[key] for key in ("added_tokens", "normalizer", "pre_tokenizer", "model")}
+    content = json.dumps([encodes, tokenizer.eos_token_id], sort_keys=True)
+    return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def check_tokenizer_name(name: str) -> None:
