@@ -32,14 +32,18 @@ def compare(
     seeds: Annotated[int, Option(help="Seeds per variant; a seed pairs data order and weights across variants.")] = 1,
     data: Annotated[
         str,
-        Option(help="Training text: a file, a folder, a hub name, or 'stdlib', the source of Python's own library."),
+        Option(
+            help="Training text: a file, a folder, a hub name, 'stdlib', the source of Python's own library, or token "
+            "shards of `tokenize`."
+        ),
     ] = "stdlib",
     validation: Annotated[str | None, Option(help="Held-out text; default: documents held out of --data.")] = None,
     text_field: TextField = "text",
     tokenizer: Annotated[
         str | None,
         Option(
-            help="'bytes', 'bpe-N' trained on --data, a folder, a run of `compare`, or a hub name; default by size."
+            help="'bytes', 'bpe-N' trained on --data, a folder, a run of `compare`, or a hub name; default by size, or "
+            "that of token shards."
         ),
     ] = None,
     context: Annotated[int | None, Option(help="Tokens per sequence; default by size.")] = None,

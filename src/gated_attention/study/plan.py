@@ -9,6 +9,7 @@ import torch
 
 from gated_attention.registry.choices import choose_variants
 from gated_attention.registry.settings import SETTINGS
+from gated_attention.shards import is_token_folder, open_shards
 from gated_attention.sizes import get_size
 from gated_attention.study.arms import StudyPlan
 from gated_attention.train.checkpoints import last_checkpoint
@@ -40,7 +41,8 @@ def make_plan(
         variants: Names; the default is `registry.choices.DEFAULT`.
         table: Trains all rows of that table of the paper instead. Rows that the size cannot have are left out, and the
             plan says why.
-        start, rope_theta: As `StudyPlan`; with a start, the default tokenizer is that of its first arm.
+        start, rope_theta: As `StudyPlan`; with a start, the default tokenizer is that of its first arm. Without one, it
+            is that of token shards, if text is given as such.
         point, keep_checkpoints: As `StudyPlan`.
         qk_norm: False takes the norm of queries and keys from every variant.
 
@@ -56,6 +58,10 @@ def make_plan(
     data_values = {"tokenizer": defaults.pop("tokenizer"), "max_validation_tokens": defaults.pop("validation_tokens")}
     if start is not None:
         data_values["tokenizer"] = str(last_checkpoint(start / chosen[0].name / "seed0") or start)
+    elif in_shards := [
+        source for source in map(_given(data).get, ("source", "validation")) if source and is_token_folder(source)
+    ]:
+        data_values["tokenizer"] = str(open_shards(in_shards[0]).tokenizer)
     data_config = DataConfig(**{"block_size": shape.context} | data_values | _given(data))
     precision = "bfloat16" if on_gpu else "float32"
     train_values = defaults | {"precision": precision, "compile": on_gpu} | _given(train)

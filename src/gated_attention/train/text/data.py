@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -12,14 +13,20 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 import tokenizers
 import transformers
+from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from gated_attention.files import new_folder, waiting_for, writing_to
 from gated_attention.ranges import require_choice, require_within
+from gated_attention.shards import is_token_folder, open_shards
+from gated_attention.shards.index import INDEX_NAME
+from gated_attention.shards.unfinished import TokenizeConfig
 from gated_attention.train.text.blocks import Blocks, Ids, Packing, collate, evenly_spaced
 from gated_attention.train.text.corpus import STDLIB, file_state, source_files
 from gated_attention.train.text.pieces import batches, encoder, pieces
 from gated_attention.train.text.split import Text, split_text
+from gated_attention.train.text.token_documents import TokenDocuments, all_documents, require_tokenizer
+from gated_attention.train.text.tokenize import tokenize
 from gated_attention.train.text.tokenizer import (
     check_tokenizer_name,
     load_tokenizer,
@@ -34,6 +41,7 @@ _FORMAT = 4  # of the cached files; increases when the same settings would be pa
 _READ_DOCUMENTS = 100  # read from the data set at a time
 _CURVE_TOKENS = 32_768  # held-out text scored for each point of a validation curve
 _ABOUT_NAME = "about.json"
+_TOKENS_NAME = "tokens"  # of text beside shards, while it is packed
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +49,8 @@ class DataConfig:
     """Which text a model reads, and how.
 
     Attributes:
-        source: As in `corpus.load_documents`.
-        validation: A source of held-out text; None holds out documents of `source`.
+        source: As in `corpus.load_documents`, or a folder of token shards.
+        validation: A source of held-out text, likewise; None holds out documents of `source`.
         held_out: Share of the text that is held out when `validation` is None; see `split.split_text`.
         tokenizer: As in `tokenizer.load_tokenizer`.
         block_size: Tokens per sequence.
@@ -124,7 +132,7 @@ def load_data(config: DataConfig, cache: Path, say: Callable[[str], None] = lamb
 
 def _key(config: DataConfig) -> str:
     sources = [config.source, *([config.validation] if config.validation is not None else [])]
-    paths = [path for source in sources for path in source_files(source)] + tokenizer_files(config.tokenizer)
+    paths = [path for source in sources for path in _files(source)] + tokenizer_files(config.tokenizer)
     parts = {
         "format": _FORMAT,
         "config": asdict(config),
@@ -135,23 +143,49 @@ def _key(config: DataConfig) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
 
 
+def _files(source: str) -> list[Path]:
+    if not is_token_folder(source):
+        return source_files(source)
+    shards = open_shards(source)
+    return [shards.folder / INDEX_NAME, *shards.paths]
+
+
 def _pack(config: DataConfig, folder: Path, say: Callable[[str], None]) -> None:
     say(f"reading {config.source}")
+    in_shards = [
+        open_shards(source) for source in (config.source, config.validation) if source and is_token_folder(source)
+    ]
+    for shards in in_shards:
+        require_tokenizer(shards, config.tokenizer)
+    name = str(in_shards[0].tokenizer) if in_shards else config.tokenizer
+
+    def read_tokens(source: str) -> TokenDocuments:
+        if is_token_folder(source):
+            shards = open_shards(source)
+            say(f"checking {len(shards.paths):,} shards of {source}")
+            shards.verify()
+        else:
+            say(f"tokenising {source}")
+            shards = tokenize(TokenizeConfig((source,), name, config.text_field), folder / _TOKENS_NAME, say=say)
+        return all_documents(shards)
+
     train, validation = split_text(
-        config.source, config.validation, config.held_out, config.text_field, config.seed, say
-    )
-    if config.tokenizer.startswith("bpe-"):
+        config.source, config.validation, config.held_out, config.text_field, config.seed, say,
+        read_tokens if in_shards else None,
+    )  # fmt: skip
+    if not in_shards and config.tokenizer.startswith("bpe-"):
         say(f"training {config.tokenizer}")
-    tokenizer = load_tokenizer(config.tokenizer, train.documents)
+    tokenizer = load_tokenizer(name, None if in_shards else train.documents)
     if config.bos:
         open_with_bos(tokenizer)
     tokenizer.save_pretrained(folder / "tokenizer")
     about: dict[str, int] = {}
-    for name, text, limit in (("validation", validation, config.max_validation_tokens), ("train", train, None)):
-        say(f"tokenising {text.num_bytes / 1e6:,.1f} MB for {name}")
+    for part, text, limit in (("validation", validation, config.max_validation_tokens), ("train", train, None)):
+        say(f"{'packing' if in_shards else 'tokenising'} {text.num_bytes / 1e6:,.1f} MB for {part}")
         max_blocks = None if limit is None else max(1, limit // config.block_size)
-        found = _write_blocks(folder / f"{name}.npy", text, tokenizer, config, max_blocks)
-        about |= {f"{name}_{key}": value for key, value in found.items()}
+        found = _write_blocks(folder / f"{part}.npy", text, tokenizer, config, max_blocks)
+        about |= {f"{part}_{key}": value for key, value in found.items()}
+    shutil.rmtree(folder / _TOKENS_NAME, ignore_errors=True)
     (folder / _ABOUT_NAME).write_text(json.dumps(about), encoding="utf-8")
 
 
@@ -200,11 +234,15 @@ def _tokenise(
     text: Text, tokenizer: PreTrainedTokenizerBase, dtype: np.dtype[np.generic], config: DataConfig
 ) -> Iterator[Ids]:
     """Token ids of the documents in batches, EOS after each document."""
-    encode = encoder(tokenizer)
-    end = [tokenizer.eos_token_id]
+    inserted = None
     if config.packing == "documents" and config.bos and tokenizer.bos_token_id != tokenizer.eos_token_id:
-        end.append(tokenizer.bos_token_id)
-    for batch in batches(_pieces(text)):
+        inserted = tokenizer.bos_token_id
+    if isinstance(text.documents, TokenDocuments):
+        yield from text.documents.batches(dtype, inserted)
+        return
+    encode = encoder(tokenizer)
+    end = [tokenizer.eos_token_id, *([] if inserted is None else [inserted])]
+    for batch in batches(_pieces(text.documents)):
         rows = encode([piece.text for piece in batch])
         yield np.concatenate(
             [np.array(row + (end if piece.is_end else []), dtype) for row, piece in zip(rows, batch, strict=True)]
@@ -216,8 +254,8 @@ class _Piece(NamedTuple):
     is_end: bool
 
 
-def _pieces(text: Text) -> Iterator[_Piece]:
+def _pieces(documents: Dataset) -> Iterator[_Piece]:
     """Every document in pieces of bounded length, each with whether the document ends there."""
-    for rows in text.documents.select_columns("text").iter(batch_size=_READ_DOCUMENTS):
+    for rows in documents.select_columns("text").iter(batch_size=_READ_DOCUMENTS):
         for document in rows["text"]:
             yield from (_Piece(*piece) for piece in pieces(io.StringIO(document)))
