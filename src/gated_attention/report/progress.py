@@ -4,7 +4,7 @@ from time import monotonic
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
 
 from gated_attention.shards import TokenShards
 
@@ -41,11 +41,13 @@ class ShardsDisplay(Bars):
 
     def __init__(self, console: Console | None = None) -> None:
         super().__init__(console or Console(), TextColumn("{task.fields[done]}"))
-        self._task = self.bars.add_task("tokenising", total=None, done="")
+        self._task: TaskID | None = None
         self._begin: tuple[float, int] | None = None
 
     def progress(self, documents: int, tokens: int) -> None:
         """Show the counts and the rate since the first call."""
+        if self._task is None:
+            self._task = self.bars.add_task("tokenising", total=None, done="")
         now = monotonic()
         since, before = self._begin = self._begin or (now, tokens)
         rate = f", {(tokens - before) / (now - since):,.0f} tokens/s" if tokens > before else ""

@@ -17,6 +17,17 @@ document, and for a tokenizer without padding `pad_token_id=eos_token_id`.
 """
 
 from gated_attention.shards.index import Shard, TokenIndex, TokenizerRecord
+from gated_attention.shards.mixture import Mixture, find_shards, mix
 from gated_attention.shards.read import TokenShards, is_token_folder, open_shards
 
-__all__ = ["Shard", "TokenIndex", "TokenShards", "TokenizerRecord", "is_token_folder", "open_shards"]
+__all__ = [
+    "Mixture",
+    "Shard",
+    "TokenIndex",
+    "TokenShards",
+    "TokenizerRecord",
+    "find_shards",
+    "is_token_folder",
+    "mix",
+    "open_shards",
+]

@@ -21,6 +21,8 @@ from gated_attention.shards.index import (
 )
 from gated_attention.typed import parse, read_bytes
 
+Ids = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
+
 
 @dataclass(frozen=True)
 class TokenShards:
@@ -45,7 +47,7 @@ class TokenShards:
         return array_type(self.index.dtype)
 
     @cached_property
-    def ids(self) -> list[npt.NDArray[np.uint16] | npt.NDArray[np.uint32]]:
+    def ids(self) -> list[Ids]:
         """The token ids of each shard, mapped from its file."""
         return [np.memmap(path, self.dtype, mode="r") for path in self.paths]
 

@@ -7,11 +7,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
-import numpy as np
-import numpy.typing as npt
-
 from gated_attention.files import replacing
 from gated_attention.shards.index import Shard, part_name, table_path
+from gated_attention.shards.read import Ids
 
 
 class ShardWriter:
@@ -34,7 +32,7 @@ class ShardWriter:
     ) -> None:
         self._stack.__exit__(kind, error, trace)
 
-    def add(self, ids: npt.NDArray[np.uint16] | npt.NDArray[np.uint32], num_bytes: int, *, is_end: bool) -> None:
+    def add(self, ids: Ids, num_bytes: int, *, is_end: bool) -> None:
         """Add ids of a document, or of a part of it; the last one carries its EOS."""
         content = ids.tobytes()
         self._file.write(content)

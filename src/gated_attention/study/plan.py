@@ -9,7 +9,7 @@ import torch
 
 from gated_attention.registry.choices import choose_variants
 from gated_attention.registry.settings import SETTINGS
-from gated_attention.shards import is_token_folder, open_shards
+from gated_attention.shards.mixture import find_shards
 from gated_attention.sizes import get_size
 from gated_attention.study.arms import StudyPlan
 from gated_attention.train.checkpoints import last_checkpoint
@@ -58,10 +58,8 @@ def make_plan(
     data_values = {"tokenizer": defaults.pop("tokenizer"), "max_validation_tokens": defaults.pop("validation_tokens")}
     if start is not None:
         data_values["tokenizer"] = str(last_checkpoint(start / chosen[0].name / "seed0") or start)
-    elif in_shards := [
-        source for source in map(_given(data).get, ("source", "validation")) if source and is_token_folder(source)
-    ]:
-        data_values["tokenizer"] = str(open_shards(in_shards[0]).tokenizer)
+    elif in_shards := [found for key in ("source", "validation") for found in find_shards(_given(data).get(key, ""))]:
+        data_values["tokenizer"] = str(in_shards[0][0].tokenizer)
     data_config = DataConfig(**{"block_size": shape.context} | data_values | _given(data))
     precision = "bfloat16" if on_gpu else "float32"
     train_values = defaults | {"precision": precision, "compile": on_gpu} | _given(train)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from gated_attention.shards import open_shards
+from gated_attention.shards import find_shards, open_shards
 from gated_attention.shards.unfinished import TokenizeConfig
 from gated_attention.study.plan import make_plan
 from gated_attention.train.text.data import DataConfig, load_data
@@ -91,6 +91,41 @@ def test_documents_of_a_block_restart_their_positions(place, tmp_path):
     opened = row["input_ids"] == packed.train.opener
     assert (row["position_ids"][opened] == 0).all()
     assert (row["position_ids"] == 0).sum() == opened.sum() + (not opened[0])
+
+
+def test_a_mixture_has_its_shares_of_the_tokens_in_both_parts(place, tmp_path):
+    other = write(tmp_path / "other.jsonl", [f"OTHER {i} " + "CAPITALS\n" * (i % 7) for i in range(400)])
+    tokenize(TokenizeConfig((other,)), tmp_path / "other")
+    ours, theirs = (open_shards(folder).index.tokens for folder in (place / "bytes", tmp_path / "other"))
+    for weights, share in (((1, 3), 0.75), ((3, 1), 0.25)):
+        source = f"{place}/bytes={weights[0]},{tmp_path}/other={weights[1]}"
+        packed = load_data(DataConfig(source=source, block_size=32, held_out=0.3), tmp_path / "cache")
+        assert load_data(DataConfig(source=source, block_size=32, held_out=0.3), tmp_path / "b").about == packed.about
+        total = min(ours / (1 - share), theirs / share)
+        assert packed.about["train_tokens"] + packed.about["validation_tokens"] == pytest.approx(total, rel=0.02)
+        for blocks in (packed.train, packed.validation):
+            texts_of = packed.tokenizer.decode(np.asarray(blocks.ids).ravel().tolist()).split("<|endoftext|>")
+            found = sum(len(text.encode()) + 1 for text in texts_of if text.startswith("OTHER"))
+            assert found / blocks.num_tokens == pytest.approx(share, abs=0.06)
+    weighed = find_shards(f"{place}/bytes=2,{tmp_path}/other=6")
+    assert [share for _, share in weighed] == [0.25, 0.75]
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("{0}/bytes=0.7,{0}/bpe-280=0.3", "have different tokenizers; write one again with --tokenizer"),
+        ("{0}/bytes=0.7,{0}/bytes-held", "has no weight "),
+        ("{0}/bytes=0.7,{0}/bytes-held=x", "has no weight 'x'"),
+        ("{0}/bytes=0.7,{0}/bytes-held=0", "it must be above 0"),
+        ("{0}/bytes=0.7,{0}/bytes=1", "is named twice"),
+        ("{0}/bytes=0.7,{0}/text.jsonl=1", "has no tokens.json"),
+    ],
+)
+def test_a_mixture_that_cannot_be_is_refused_in_a_line(place, tmp_path, source, reason):
+    with pytest.raises(ValueError, match=r"\S") as caught:
+        load_data(DataConfig(source=source.format(place)), tmp_path)
+    assert reason in str(caught.value)
 
 
 def refusal(place, source, cache, **settings):

@@ -18,14 +18,14 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from gated_attention.files import new_folder, waiting_for, writing_to
 from gated_attention.ranges import require_choice, require_within
-from gated_attention.shards import is_token_folder, open_shards
 from gated_attention.shards.index import INDEX_NAME
+from gated_attention.shards.mixture import find_shards
 from gated_attention.shards.unfinished import TokenizeConfig
 from gated_attention.train.text.blocks import Blocks, Ids, Packing, collate, evenly_spaced
 from gated_attention.train.text.corpus import STDLIB, file_state, source_files
 from gated_attention.train.text.pieces import batches, encoder, pieces
 from gated_attention.train.text.split import Text, split_text
-from gated_attention.train.text.token_documents import TokenDocuments, all_documents, require_tokenizer
+from gated_attention.train.text.token_documents import TokenDocuments, mixed_documents, require_tokenizer
 from gated_attention.train.text.tokenize import tokenize
 from gated_attention.train.text.tokenizer import (
     check_tokenizer_name,
@@ -49,7 +49,7 @@ class DataConfig:
     """Which text a model reads, and how.
 
     Attributes:
-        source: As in `corpus.load_documents`, or a folder of token shards.
+        source: As in `corpus.load_documents`, or token shards as in `mixture.find_shards`.
         validation: A source of held-out text, likewise; None holds out documents of `source`.
         held_out: Share of the text that is held out when `validation` is None; see `split.split_text`.
         tokenizer: As in `tokenizer.load_tokenizer`.
@@ -144,30 +144,29 @@ def _key(config: DataConfig) -> str:
 
 
 def _files(source: str) -> list[Path]:
-    if not is_token_folder(source):
-        return source_files(source)
-    shards = open_shards(source)
-    return [shards.folder / INDEX_NAME, *shards.paths]
+    if mixture := find_shards(source):
+        return [path for shards, _ in mixture for path in (shards.folder / INDEX_NAME, *shards.paths)]
+    return source_files(source)
 
 
 def _pack(config: DataConfig, folder: Path, say: Callable[[str], None]) -> None:
     say(f"reading {config.source}")
-    in_shards = [
-        open_shards(source) for source in (config.source, config.validation) if source and is_token_folder(source)
-    ]
+    named = [source for source in (config.source, config.validation) if source is not None]
+    in_shards = [shards for source in named for shards, _ in find_shards(source)]
     for shards in in_shards:
         require_tokenizer(shards, config.tokenizer)
     name = str(in_shards[0].tokenizer) if in_shards else config.tokenizer
 
     def read_tokens(source: str) -> TokenDocuments:
-        if is_token_folder(source):
-            shards = open_shards(source)
-            say(f"checking {len(shards.paths):,} shards of {source}")
+        mixture = find_shards(source)
+        for shards, _ in mixture:
+            say(f"checking {shards.folder}")
             shards.verify()
-        else:
+        if not mixture:
             say(f"tokenising {source}")
-            shards = tokenize(TokenizeConfig((source,), name, config.text_field), folder / _TOKENS_NAME, say=say)
-        return all_documents(shards)
+            made = tokenize(TokenizeConfig((source,), name, config.text_field), folder / _TOKENS_NAME, say=say)
+            mixture = [(made, 1.0)]
+        return mixed_documents(mixture, config.seed)
 
     train, validation = split_text(
         config.source, config.validation, config.held_out, config.text_field, config.seed, say,

@@ -15,14 +15,12 @@ import numpy.typing as npt
 
 from gated_attention.processes import follow_parent
 from gated_attention.shards.index import ArrayType
+from gated_attention.shards.read import Ids
 from gated_attention.train.text.pieces import Encode, batches, encoder
 from gated_attention.train.text.stream import Piece
 from gated_attention.train.text.tokenizer import load_tokenizer
 
 _WAITING = 3  # batches per process that are encoded or wait for it; bounds the memory
-
-
-Ids = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 
 
 class _Encoded(NamedTuple):

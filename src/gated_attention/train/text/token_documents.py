@@ -3,13 +3,15 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from hashlib import blake2b
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa  # type: ignore[import-untyped]
 
 from gated_attention.shards import TokenShards
-from gated_attention.train.text.blocks import Ids
+from gated_attention.shards.mixture import Mixture
+from gated_attention.shards.read import Ids
 from gated_attention.train.text.tokenizer import fingerprint, load_tokenizer
 
 _GATHERED = 1_000  # documents that are put together at a time
@@ -20,10 +22,11 @@ class TokenDocuments:
     """Some documents of token shards.
 
     Attributes:
+        ids: The token ids of every shard.
         table: The shard of each document, its first id, one past its EOS, and bytes of its text, (documents, 4).
     """
 
-    shards: TokenShards
+    ids: list[Ids]
     table: npt.NDArray[np.int64]
 
     def __len__(self) -> int:
@@ -40,29 +43,44 @@ class TokenDocuments:
 
     def keys(self) -> pa.ChunkedArray:
         """A digest of the ids of each document."""
-        found = self.shards.ids
-        digests = [blake2b(found[at][start:end].tobytes(), digest_size=16).digest() for at, start, end, _ in self.table]
+        digests = [
+            blake2b(self.ids[at][start:end].tobytes(), digest_size=16).digest() for at, start, end, _ in self.table
+        ]
         return pa.chunked_array([pa.array(digests, pa.binary(16))])
 
-    def batches(self, dtype: np.dtype[np.generic], inserted: int | None) -> Iterator[Ids]:
+    def batches(self, dtype: np.dtype[np.generic], inserted: int | None) -> Iterator[npt.NDArray[Any]]:
         """The ids of all documents, EOS after each, and after that `inserted` if it is not None."""
-        found = self.shards.ids
         end_of = [] if inserted is None else [np.array([inserted], dtype)]
         for first in range(0, len(self), _GATHERED):
             rows = self.table[first : first + _GATHERED]
             yield np.concatenate(
-                [part for at, start, end, _ in rows for part in (found[at][start:end], *end_of)]
+                [part for at, start, end, _ in rows for part in (self.ids[at][start:end], *end_of)]
             ).astype(dtype, copy=False)
 
 
-def all_documents(shards: TokenShards) -> TokenDocuments:
-    """Every document, in order.
+def mixed_documents(mixture: Mixture, seed: int) -> TokenDocuments:
+    """The documents of token shards in order; of several folders as many as their shares of the tokens allow.
+
+    The folder that is scarce for its share is read whole. Of each other, documents are drawn until it has its share.
 
     Raises:
         ValueError: if a table cannot be read.
     """
-    tables = [np.insert(shards.table(number), 0, number, axis=1) for number in range(len(shards.paths))]
-    return TokenDocuments(shards, np.concatenate(tables))
+    tables, ids = [], list[Ids]()
+    for shards, _ in mixture:
+        found = [np.insert(shards.table(at), 0, len(ids) + at, axis=1) for at in range(len(shards.paths))]
+        tables.append(np.concatenate(found))
+        ids += shards.ids
+    most = min(shards.index.tokens / share for shards, share in mixture)
+    drawn = [_draw(table, share * most, seed) for table, (_, share) in zip(tables, mixture, strict=True)]
+    return TokenDocuments(ids, np.concatenate(drawn))
+
+
+def _draw(table: npt.NDArray[np.int64], num_tokens: float, seed: int) -> npt.NDArray[np.int64]:
+    """Documents that reach so many tokens, in their order."""
+    order = np.random.default_rng(seed).permutation(len(table))
+    so_far = np.cumsum((table[:, 2] - table[:, 1])[order])
+    return table[np.sort(order[: np.searchsorted(so_far, num_tokens * (1 - 1e-12)) + 1])]
 
 
 def require_tokenizer(shards: TokenShards, name: str) -> None:
