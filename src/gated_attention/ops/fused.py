@@ -49,14 +49,14 @@ _TRITON = _triton_version()  # once, because torch.compile traces the choice of 
 
 
 @functools.cache
-def _kernels(module: str) -> Any:
+def load_kernels(module: str) -> Any:
     """A module of kernels, imported where it is needed: most of them import Triton."""
     return import_module(f"gated_attention.ops.{module}")
 
 
 def _backward_of(backend: str, q: Tensor, k: Tensor) -> str:
     """The module of the backward pass."""
-    if backend == "hopper" and not _kernels("hopper.backward_launch").is_faster(q, k):
+    if backend == "hopper" and not load_kernels("hopper.backward_launch").is_faster(q, k):
         return "lse_shift"
     return _BACKWARD[backend]
 
@@ -71,7 +71,7 @@ def fused_attention(
     first_keys: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Gated output and log-sum-exp, see `Forward`; the log-sum-exp has no gradient."""
-    forward: Forward = _kernels(_FORWARD[backend]).attention_forward
+    forward: Forward = load_kernels(_FORWARD[backend]).attention_forward
     with torch.cuda.device_of(q):  # type: ignore[no-untyped-call]  # Triton launches on the current device
         return forward(q, k, v, gate_logits, causal, scale, *_if_given(first_keys))
 
@@ -84,7 +84,7 @@ def _backward_op(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, gate_logits: Tensor, out: Tensor, lse: Tensor,
     causal: bool, scale: float, backend: str, first_keys: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    backward: Backward = _kernels(_backward_of(backend, q, k)).attention_backward
+    backward: Backward = load_kernels(_backward_of(backend, q, k)).attention_backward
     with torch.cuda.device_of(q):  # type: ignore[no-untyped-call]
         return backward(grad, q, k, v, gate_logits, out, lse, causal, scale, *_if_given(first_keys))
 
@@ -120,7 +120,7 @@ def _traced_hopper_backward(
     causal: bool, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Plain PyTorch but for the kernel, so that a compiler fuses what surrounds the kernel with its neighbours."""
-    padded_length = _kernels("hopper.backward_launch").padded_length(q)
+    padded_length = load_kernels("hopper.backward_launch").padded_length(q)
     scaled, stats, ds = lse_shift.prepare_kernels(grad, out, gate_logits, lse, padded_length)
     total, dk, dv = _hopper_kernel_op(scaled, q, k, v, stats, causal, scale)
     return (total * scale).to(q.dtype), dk, dv, ds
@@ -132,7 +132,7 @@ def _hopper_kernel_op(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, stats: Tensor, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     with torch.cuda.device_of(q):  # type: ignore[no-untyped-call]
-        grads: tuple[Tensor, Tensor, Tensor] = _kernels("hopper.backward_launch").run_kernel(
+        grads: tuple[Tensor, Tensor, Tensor] = load_kernels("hopper.backward_launch").run_kernel(
             grad, q, k, v, stats, causal, scale
         )
     return grads
@@ -195,20 +195,32 @@ def why_not(
         if choose_backend(q, k, k) == "sdpa":
             return None
         return f"PyTorch has no fused kernel for {q.dtype}, head_dim {head_dim} on device {q.device.type!r}"
+    if backend == "triton":
+        return why_not_triton(q)
     capability = torch.cuda.get_device_capability(q.device) if q.device.type == "cuda" else (0, 0)
-    if backend == "triton" and capability < (8, 0):
-        return f"it needs an NVIDIA GPU of compute capability 8.0 or newer, not device {str(q.device)!r}"
-    if backend == "hopper" and capability != (9, 0):
+    if capability != (9, 0):
         return f"it needs a GPU of compute capability 9.0 (H100, H200), not device {str(q.device)!r}"
-    if backend == "hopper" and head_dim == 256 and gate_logits.shape[-1] > 1 and not causal:
+    if head_dim == 256 and gate_logits.shape[-1] > 1 and not causal:
         return "with head_dim 256 and a gate per channel it must be causal"
+    if _TRITON is not None and not _TRITON.startswith(_GLUON):
+        return f"its kernels have run with Triton {', '.join(v + 'x' for v in _GLUON)}, not with {_TRITON}"
+    return _why_not_kernels(q, _HEAD_DIMS["hopper"])
+
+
+def why_not_triton(q: Tensor) -> str | None:
+    """Why kernels in portable Triton cannot run on these queries; None if they can."""
+    capability = torch.cuda.get_device_capability(q.device) if q.device.type == "cuda" else (0, 0)
+    if capability < (8, 0):
+        return f"it needs an NVIDIA GPU of compute capability 8.0 or newer, not device {str(q.device)!r}"
+    return _why_not_kernels(q, _HEAD_DIMS["triton"])
+
+
+def _why_not_kernels(q: Tensor, head_dims: tuple[int, ...]) -> str | None:
     if _TRITON is None:
         return "Triton is not installed"
-    if backend == "hopper" and not _TRITON.startswith(_GLUON):
-        return f"its kernels have run with Triton {', '.join(v + 'x' for v in _GLUON)}, not with {_TRITON}"
     if q.dtype not in HALF:
         return f"it takes float16 and bfloat16, not {q.dtype}"
-    if head_dim not in _HEAD_DIMS[backend]:
-        *dims, last = _HEAD_DIMS[backend]
-        return f"it takes head_dim {', '.join(map(str, dims))} and {last}, not {head_dim}"
+    if q.shape[-1] not in head_dims:
+        *dims, last = head_dims
+        return f"it takes head_dim {', '.join(map(str, dims))} and {last}, not {q.shape[-1]}"
     return None

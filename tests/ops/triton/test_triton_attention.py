@@ -7,20 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from ptxas_log import listening, spilled
 
 pytest.importorskip("triton")
 
-import triton
-from triton.backends.compiler import GPUTarget
+from absent import SHARED_MEMORY, assert_fast
 
 from gated_attention import ops
 from gated_attention.ops.triton import backward as triton_backward
 from gated_attention.ops.triton import forward as triton_forward
 from gated_attention.ops.triton.tiles import LARGE, SMALL, SMALL_WITH_FIRST_KEYS, heads
 
-SPILLED = 0 if triton.__version__.startswith(("3.6.", "3.7.")) else 600  # bytes of stores and loads in the code
-SHARED_MEMORY = {80: 99 * 1024, 90: 227 * 1024}  # what 8.6 and 8.9 have of it is less than what 8.0 has
 CUTS = {(80, False): SMALL, (80, True): SMALL_WITH_FIRST_KEYS, (90, False): LARGE, (90, True): LARGE}
 CASES = [(c, d, causal, False) for c in SHARED_MEMORY for d in (64, 128, 256) for causal in (True, False)]
 CASES += [(c, d, True, True) for c in SHARED_MEMORY for d in (16, 32, 64, 128, 256)]
@@ -32,42 +28,6 @@ def test_kernels_compute_the_definition():
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-
-
-class Absent:
-    """A GPU that kernels are compiled for and never run on."""
-
-    def __init__(self, capability):
-        self.capability = capability
-
-    def get_current_target(self):
-        return GPUTarget("cuda", self.capability, 32)
-
-    def get_current_device(self):
-        return self.capability
-
-    def get_current_stream(self, device):
-        return 0
-
-
-@pytest.fixture
-def assemble(monkeypatch):
-    """What ptxas says of a kernel, and how much shared memory it takes."""
-
-    def assemble(capability, kernel, *arguments, **options):
-        monkeypatch.setattr(triton.runtime.driver, "_active", Absent(capability))
-        with listening() as said:
-            compiled = kernel.warmup(*arguments, grid=(1,), **options)
-        return said.getvalue(), compiled.metadata.shared
-
-    return assemble
-
-
-def assert_fast(capability, said, shared):
-    """A spill, or products in series, halves the speed and shows nowhere else."""
-    assert sum(spilled(said)) <= SPILLED, said
-    assert "serializ" not in said
-    assert shared <= SHARED_MEMORY[capability]
 
 
 @pytest.mark.parametrize(

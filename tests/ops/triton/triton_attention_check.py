@@ -8,7 +8,7 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-from triton.runtime import interpreter
+from interpreted import first_keys_of, surrounded
 
 from gated_attention import ops
 from gated_attention.ops import reference
@@ -33,29 +33,10 @@ class Case(NamedTuple):
     first_keys: str = ""
 
 
-def _patch_tensor(tensor, scope, patch=interpreter._patch_lang_tensor):
-    """Bounds of loops are arrays of one number, which NumPy 2.4 no longer takes for a number."""
-    patch(tensor, scope)
-    scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
-
-
-def _call(self, *args, **kwargs):
-    """Triton's language is patched once a module, not at every call of a function, which takes most of the time."""
-    if id(self.fn.__globals__) not in patched:
-        patched.add(id(self.fn.__globals__))
-        interpreter._patch_lang(self.fn)
-    return self.rewrite()(*args, **kwargs)
-
-
-patched = set()
-interpreter._patch_lang_tensor = _patch_tensor
-interpreter.InterpretedFunction.__call__ = _call
-
 # Tiles of queries longer than those of keys, and the other way round.
 TALL = Cut(Blocks(32, 16, 4, 1), Blocks(32, 16, 4, 1), Blocks(64, 16, 4, 1))
 WIDE = Cut(Blocks(16, 32, 4, 1), Blocks(16, 64, 4, 1), Blocks(16, 32, 4, 1))
 FAR = [(1.0, -20.0), (0.0, -60.0), (0.0, float("-inf")), (1.0, 20.0), (0.0, 60.0), (20.0, 0.0)]
-NAN = float("nan")
 
 
 def cases():
@@ -101,31 +82,6 @@ def gradients(attend, gate, tensors, weight):
     return [gated.detach(), lse.detach(), *torch.autograd.grad(gated, leaves, weight.to(gated.dtype))]
 
 
-def first_keys_of(case):
-    """First keys, (B, T), of a kind."""
-    generator = torch.Generator().manual_seed(7)
-    own = torch.arange(case.s - case.t, case.s).expand(case.batch, -1)
-    if case.first_keys == "documents":
-        opens = torch.rand(case.batch, case.s, generator=generator) < 0.06
-        starts = torch.where(opens, torch.arange(case.s), 0).cummax(1).values[:, case.s - case.t :]
-        return ops.find_first_keys(own - starts, case.s)
-    if case.first_keys == "window":
-        return ops.find_first_keys(own, case.s, window=13)
-    if case.first_keys == "padding":
-        positions = torch.arange(case.t) - torch.tensor([[21], [0]])
-        return ops.find_first_keys(positions.clamp_min(1))
-    if case.first_keys == "any order":
-        return (torch.rand(case.batch, case.t, generator=generator) * (own + 1)).int()
-    return None
-
-
-def surrounded(x):
-    """The same values in memory whose rest is NaN."""
-    wide = torch.full((*x.shape[:2], x.shape[2] + 3, x.shape[3] + 2), NAN, dtype=x.dtype)
-    wide[:, :, 1:-2, 1:-1] = x
-    return wide[:, :, 1:-2, 1:-1]
-
-
 def check(cut, case, dtype):
     for module in (triton_forward, triton_backward):
         module.choose_cut = lambda *_: cut
@@ -134,7 +90,7 @@ def check(cut, case, dtype):
     shapes = [(h, t, d), (k, s, d), (k, s, d), (t, h, d if case.channels else 1), (h, t, d)]
     q, key, v, logits, grad = (torch.randn(case.batch, *shape, generator=generator) for shape in shapes)
     q, key, v, logits, grad = (x.to(dtype) for x in (q, key, v, logits * case.spread + case.shift, grad))
-    first = first_keys_of(case)
+    first = first_keys_of(case.first_keys, case.batch, t, s)
     mask = None if first is None else torch.arange(s)[None, None, None] >= first[:, None, :, None]
     options = {"causal": case.causal, "scale": case.scale, "mask": mask}
     wide = [x.double() for x in (q, key, v, logits)]

@@ -74,7 +74,7 @@ def keys_kernel(
 
 
 @triton.jit
-def _meet_keys(
+def meet_keys(
     dq, q, do, lse, delta, own, first_keys, k_head, v_head, first, last, S, qk_scale,
     BN: tl.constexpr, CAUSAL: tl.constexpr, FIRST_KEYS: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
@@ -110,21 +110,22 @@ def queries_kernel(
     k_head, v_head = head_of(k, b, h // group), head_of(v, b, h // group)
     dq_tile = tl.zeros((BM, D), tl.float32)
     qk_scale = scale * LOG2E
+    own_first = first + (S - T)
     own = queries + (S - T)  # the key of each query, if causal
     first_keys = first_keys_ptr
     if FIRST_KEYS:
         first_keys = first_keys_of(first_keys_ptr, b, T, S)
-    begin, clear, whole, end = split_keys(own, first + (S - T), first_keys, S, BM, BN, CAUSAL, FIRST_KEYS)
-    dq_tile = _meet_keys(
+    begin, clear, whole, end = split_keys(own, own_first, own_first + BM, first_keys, S, BN, CAUSAL, FIRST_KEYS)
+    dq_tile = meet_keys(
         dq_tile, q_tile, do_tile, lse, delta, own, first_keys, k_head, v_head, whole, end, S, qk_scale,
         BN, CAUSAL, FIRST_KEYS, True,
     )  # fmt: skip
-    dq_tile = _meet_keys(
+    dq_tile = meet_keys(
         dq_tile, q_tile, do_tile, lse, delta, own, first_keys, k_head, v_head, clear, whole, S, qk_scale,
         BN, CAUSAL, FIRST_KEYS, False,
     )  # fmt: skip
     if FIRST_KEYS:
-        dq_tile = _meet_keys(
+        dq_tile = meet_keys(
             dq_tile, q_tile, do_tile, lse, delta, own, first_keys, k_head, v_head, begin, clear, S, qk_scale,
             BN, CAUSAL, True, True,
         )  # fmt: skip
@@ -143,7 +144,7 @@ def attention_backward(
     T_padded = triton.cdiv(T, tile) * tile
     do, (lse2, delta), grad_logits = prepare(grad, out, gate_logits, lse, T_padded)
     inputs = (heads(q), heads(k), heads(v), heads(do), lse2, delta, first_keys)
-    last_queries = None if first_keys is None else _last_queries(first_keys, S)
+    last_queries = None if first_keys is None else find_last_queries(first_keys, S)
     sizes = (T, T_padded, S, H, H // K, scale)
     options = {"D": D, "CAUSAL": causal, "FIRST_KEYS": first_keys is not None}
     dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
@@ -156,7 +157,7 @@ def attention_backward(
     return dq, dk, dv, grad_logits
 
 
-def _last_queries(first_keys: Tensor, S: int) -> Tensor:
+def find_last_queries(first_keys: Tensor, S: int) -> Tensor:
     """The number of queries that end with the last one to see a key, (B, S), for first keys in any order."""
     lowest_from = first_keys.flip(1).cummin(1).values.flip(1)
     keys = torch.arange(S, dtype=first_keys.dtype, device=first_keys.device).expand(first_keys.shape[0], -1)

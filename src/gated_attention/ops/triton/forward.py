@@ -28,7 +28,7 @@ _LN2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
-def _attend(
+def attend(
     acc, m, l, q, own, first_keys, k_head, v_head, first, last, S, qk_scale,
     BN: tl.constexpr, CAUSAL: tl.constexpr, FIRST_KEYS: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
@@ -72,19 +72,20 @@ def forward_kernel(
     l = tl.zeros((BM,), tl.float32)
     m = tl.full((BM,), float("-inf"), tl.float32)  # until its first tile, in which every query sees a key
     qk_scale = scale * LOG2E
+    own_first = first + (S - T)
     own = queries + (S - T)  # the key of each query, if causal
     first_keys = first_keys_ptr
     if FIRST_KEYS:
         first_keys = first_keys_of(first_keys_ptr, b, T, S)
-    begin, clear, whole, end = split_keys(own, first + (S - T), first_keys, S, BM, BN, CAUSAL, FIRST_KEYS)
-    acc, m, l = _attend(
+    begin, clear, whole, end = split_keys(own, own_first, own_first + BM, first_keys, S, BN, CAUSAL, FIRST_KEYS)
+    acc, m, l = attend(
         acc, m, l, q_tile, own, first_keys, k_head, v_head, whole, end, S, qk_scale, BN, CAUSAL, FIRST_KEYS, True
     )
-    acc, m, l = _attend(
+    acc, m, l = attend(
         acc, m, l, q_tile, own, first_keys, k_head, v_head, clear, whole, S, qk_scale, BN, CAUSAL, FIRST_KEYS, False
     )
     if FIRST_KEYS:
-        acc, m, l = _attend(
+        acc, m, l = attend(
             acc, m, l, q_tile, own, first_keys, k_head, v_head, begin, clear, S, qk_scale, BN, CAUSAL, True, True
         )
 

@@ -68,15 +68,34 @@ SMALL = {
     128: Cut(Blocks(128, 32, 8, 3), Blocks(64, 64, 8, 2), Blocks(64, 64, 8, 2)),
     256: Cut(Blocks(64, 32, 8, 2), Blocks(32, 32, 8, 2), Blocks(64, 32, 8, 1)),
 }
-# First keys take registers: with the tiles above, these kernels would spill.
+# First keys take registers, and so do gathered rows: with the tiles above, these kernels would spill.
 SMALL_WITH_FIRST_KEYS = SMALL | {64: Cut(Blocks(128, 32, 4, 3), Blocks(32, 128, 8, 3), Blocks(64, 32, 4, 2))}
+GATHERED_SMALL = SMALL_WITH_FIRST_KEYS | {
+    128: SMALL[128]._replace(forward=Blocks(64, 32, 8, 3)),
+    256: SMALL[256]._replace(forward=Blocks(32, 32, 8, 2)),
+}
+GATHERED_LARGE_WITH_FIRST_KEYS = LARGE | {
+    64: LARGE[64]._replace(forward=Blocks(128, 64, 8, 3)),
+    128: LARGE[128]._replace(queries=Blocks(128, 32, 8, 3)),
+    256: LARGE[256]._replace(forward=Blocks(64, 32, 8, 2), queries=Blocks(64, 32, 8, 2)),
+}
 
 
 def choose_cut(device: torch.device, head_dim: int, first_keys: bool) -> Cut:
     """The largest tiles for which the device has enough shared memory and registers."""
-    memory = torch.cuda.get_device_properties(device).shared_memory_per_block_optin  # type: ignore[attr-defined]
     small = SMALL_WITH_FIRST_KEYS if first_keys else SMALL
-    return (LARGE if memory >= LARGE_MEMORY else small)[head_dim]
+    return (LARGE if _has_large_memory(device) else small)[head_dim]
+
+
+def choose_gathered_cut(device: torch.device, head_dim: int, first_keys: bool) -> Cut:
+    """As `choose_cut`, for kernels that gather rows."""
+    large = GATHERED_LARGE_WITH_FIRST_KEYS if first_keys else LARGE
+    return (large if _has_large_memory(device) else GATHERED_SMALL)[head_dim]
+
+
+def _has_large_memory(device: torch.device) -> bool:
+    memory: int = torch.cuda.get_device_properties(device).shared_memory_per_block_optin  # type: ignore[attr-defined]
+    return memory >= LARGE_MEMORY
 
 
 def heads(x: Tensor) -> Heads:
@@ -136,20 +155,18 @@ def sees(own, keys, first_keys, S, CAUSAL: tl.constexpr, FIRST_KEYS: tl.constexp
 
 
 @triton.jit
-def split_keys(
-    own, first, first_keys, S, BM: tl.constexpr, BN: tl.constexpr, CAUSAL: tl.constexpr, FIRST_KEYS: tl.constexpr
-):
+def split_keys(own, first, last, first_keys, S, BN: tl.constexpr, CAUSAL: tl.constexpr, FIRST_KEYS: tl.constexpr):
     """Where the keys begin that a tile of queries sees, where they need no mask, need one again, and end.
 
     Kernels take the last part first, in a loop that is never empty. After a loop that may be empty, sums have two
     origins, and on Hopper ptxas would serialise the products (its advisory C7515).
 
     Args:
-        own, first: The queries, and the first of them, by the index of their own key if causal.
+        own, first, last: The queries, the first of them and the last plus one, by the index of their own key if causal.
     """
     whole, end = (S - 1) // BN * BN, S
     if CAUSAL:
-        whole, end = first // BN * BN, tl.minimum(first + BM, S)
+        whole, end = first // BN * BN, tl.minimum(last, S)
     tl.assume(whole < end)
     begin, clear = 0, 0
     if FIRST_KEYS:

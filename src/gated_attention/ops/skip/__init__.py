@@ -1,0 +1,1 @@
+"""Gated attention that leaves out what closed gates multiply by zero. See docs/skipping.md."""

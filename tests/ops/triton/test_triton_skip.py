@@ -1,0 +1,78 @@
+"""The portable kernels that skip closed gates: what they compute, in the interpreter, and how they compile."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from absent import SHARED_MEMORY, assert_fast
+
+from gated_attention.ops.triton import skip_backward, skip_forward, skip_rows
+from gated_attention.ops.triton.tiles import GATHERED_LARGE_WITH_FIRST_KEYS, GATHERED_SMALL, LARGE, heads
+
+CUTS = {
+    (80, False): GATHERED_SMALL,
+    (80, True): GATHERED_SMALL,
+    (90, False): LARGE,
+    (90, True): GATHERED_LARGE_WITH_FIRST_KEYS,
+}
+KINDS = [(True, False), (True, True), (False, False)]  # causal, first keys
+CASES = [(c, d, 4, *kind) for c in SHARED_MEMORY for d in (16, 32, 64, 128, 256) for kind in KINDS]
+CASES += [(c, d, group, True, False) for c in SHARED_MEMORY for d in (64, 128) for group in (1, 3, 8)]
+FIRST = (90, 128, 4, True, False)
+
+
+def run_check(*words):
+    script = Path(__file__).with_name("triton_skip_check.py")
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run(
+        [sys.executable, str(script), *words], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_kernels_compute_the_definition():
+    run_check()
+
+
+@pytest.mark.trust
+def test_kernels_compute_the_definition_in_300_random_cases():
+    run_check("300")
+
+
+@pytest.mark.parametrize(
+    ("capability", "head_dim", "group", "causal", "first_keys"),
+    [pytest.param(*case, marks=[] if case == FIRST else pytest.mark.trust) for case in CASES],
+)
+def test_nothing_spills_and_everything_fits(capability, head_dim, group, causal, first_keys, assemble):
+    cut = CUTS[capability, first_keys][head_dim]
+    x, logits = (heads(torch.empty(1, 2 * group, 64, channels, dtype=torch.bfloat16)) for channels in (head_dim, 1))
+    rows, codes = torch.empty(1, 2, 64 * group), torch.empty(1, 2, 64 * group, dtype=torch.int32)
+    first = torch.empty(1, 64, dtype=torch.int32) if first_keys else None
+    options = {"G": group, "D": head_dim}
+    sizes, masks = (64, 64, 2, 2, 0.1), {"CAUSAL": causal, "FIRST_KEYS": first_keys}
+    for kernel, arguments, blocks in (
+        (skip_forward.forward_kernel, (x, x, x, logits, first, x, rows, codes, codes), cut.forward),
+        (skip_backward.keys_kernel, (x, x, x, x, rows, rows, first, codes, codes, first, x, x), cut.keys),
+        (skip_backward.queries_kernel, (x, x, x, x, rows, rows, first, codes, codes, x), cut.queries),
+    ):
+        hard = {"HARD": causal} if blocks is cut.forward else {}
+        compiled = assemble(capability, kernel, *arguments, *sizes, **options, **masks, **hard, **blocks.options())
+        assert_fast(capability, *compiled)
+
+
+@pytest.mark.parametrize("capability", SHARED_MEMORY)
+def test_what_comes_before_the_kernels_neither_spills(capability, assemble):
+    x, one = (heads(torch.empty(1, 8, 64, channels, dtype=torch.bfloat16)) for channels in (128, 1))
+    rows, codes = torch.empty(1, 2, 256), torch.empty(1, 2, 256, dtype=torch.int32)
+    prepare = (x, x, one, codes, codes, rows, one, 64, 2)
+    compiled = assemble(capability, skip_backward.prepare_kernel, *prepare, HARD=True, ROWS=16, G=4, D=128)
+    assert_fast(capability, *compiled)
+    logits = torch.empty(1, 64, 8, dtype=torch.bfloat16)
+    listing = (logits, *logits.stride(), codes, codes, 64, 2, -3.0)
+    assert_fast(capability, *assemble(capability, skip_rows.list_kernel, *listing, G=4, CHUNK=skip_rows._CHUNK))
