@@ -291,8 +291,21 @@ class BlockSpec:
 
         It multiplies the output of attention (G1) by a sigmoid, in float32, of logits computed from the hidden state.
         """
+        return self._plain_gate("sigmoid")
+
+    @property
+    def skippable_gate(self) -> GateSpec | None:
+        """The gate whose closed rows `ops.gated_attention` can leave out, with backend `skip`; None if there is none.
+
+        As `fused_gate`, but one hard sigmoid per head.
+        """
+        gate = self._plain_gate("hard_sigmoid")
+        return gate if gate is not None and gate.granularity == "headwise" else None
+
+    def _plain_gate(self, activation: Activation) -> GateSpec | None:
         for gate in self.gates if self.sdpa_transform is None else ():
-            if gate == GateSpec(granularity=gate.granularity, input_dim=gate.input_dim, bias=gate.bias, init=gate.init):
+            free = {name: getattr(gate, name) for name in ("granularity", "input_dim", "bias", "init")}
+            if gate == GateSpec(activation=activation, **free):
                 return gate
         return None
 

@@ -10,6 +10,7 @@ from gated_attention import (
     GatedQwen3MoeForCausalLM,
     GateSpec,
 )
+from gated_attention.ops.skip import eager
 
 IDS = torch.randint(0, 50, (2, 17), generator=torch.Generator().manual_seed(0))
 
@@ -111,3 +112,71 @@ def test_what_it_cannot_do_is_an_error():
     silu.set_attn_implementation("gated_attention")
     with pytest.raises(ValueError, match=r"G1 sdpa elementwise silu.*use 'sdpa'"):
         silu(IDS)
+
+
+HARD = GateSpec(granularity="headwise", activation="hard_sigmoid", bias=-1.0, input_dim=12)
+
+
+@pytest.mark.parametrize("kind", [model_of, moe_of])
+def test_skipping_closed_gates_changes_nothing(kind):
+    model = kind(HARD)
+    with torch.no_grad():
+        for gate in (m for m in model.modules() if hasattr(m, "gate_spec")):
+            gate.weight.mul_(100)
+    positions = torch.cat((torch.arange(9), torch.arange(8))).expand(2, -1)
+    found = []
+    for implementation in ("sdpa", "gated_attention_skip"):
+        model.set_attn_implementation(implementation)
+        model.zero_grad()
+        out = model(IDS, labels=IDS)
+        out.loss.backward()
+        tokens = model.generate(IDS, max_new_tokens=4, do_sample=False)
+        packed = model(IDS, position_ids=positions, use_cache=False).logits
+        found.append((out.logits, packed, *(p.grad for p in model.parameters()), tokens))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_it_does_skip(monkeypatch):
+    model, shares = model_of(HARD), []
+    run = eager.attention_forward
+    monkeypatch.setattr(
+        eager,
+        "attention_forward",
+        lambda q, k, v, s, rows, *rest: (
+            shares.append(rows.before[..., -1].sum() / rows.order.numel()) or run(q, k, v, s, rows, *rest)
+        ),
+    )
+    with torch.no_grad():
+        for gate in (m for m in model.modules() if hasattr(m, "gate_spec")):
+            gate.weight.mul_(100)
+    model.set_attn_implementation("gated_attention_skip")
+    model(IDS)
+    assert len(shares) == 2
+    assert all(0.1 < share < 0.9 for share in shares)
+
+
+@pytest.mark.usefixtures("without_shape_checks")
+def test_skipping_compiles_whole():
+    model = model_of(HARD)
+    model.set_attn_implementation("gated_attention_skip")
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(IDS, use_cache=False).logits, model(IDS).logits)
+
+
+def test_what_cannot_skip_is_an_error():
+    for gates in (GateSpec(), GateSpec(activation="hard_sigmoid"), GateSpec(granularity="headwise")):
+        model = model_of(gates)
+        model.set_attn_implementation("gated_attention_skip")
+        with pytest.raises(ValueError, match=r"skips closed gates, one hard_sigmoid per head.*use 'sdpa'"):
+            model(IDS)
+    model = model_of(HARD)
+    model.set_attn_implementation("gated_attention_skip")
+    padding = torch.ones(2, 17).long()
+    padding[0, :3] = 0
+    with pytest.raises(ValueError, match=r"takes no mask, as of padding, a window or a static cache; use 'sdpa'"):
+        model(IDS, attention_mask=padding)
+    ungated = model_of(GateSpec("value", "headwise"))
+    expected = ungated(IDS).logits
+    ungated.set_attn_implementation("gated_attention_skip")
+    torch.testing.assert_close(ungated(IDS).logits, expected)

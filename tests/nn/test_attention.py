@@ -120,6 +120,20 @@ def test_the_backend_does_not_change_the_result(backend):
     torch.testing.assert_close(block(x), expected)
 
 
+def test_closed_gates_are_skipped():
+    block = GatedAttention(C, H, K, D, gates=GateSpec(granularity="headwise", activation="hard_sigmoid", bias=-3.0))
+    x = torch.randn(B, T, C)
+    expected, gradients = block(x), []
+    for backend in ("auto", "skip"):
+        block.backend = backend
+        block.zero_grad()
+        block(x).square().sum().backward()
+        gradients.append([parameter.grad.clone() for parameter in block.parameters()])
+    torch.testing.assert_close(block(x), expected)
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 def qwen3(theta=10_000.0, **changes):
     widths = {"hidden_size": C, "num_attention_heads": H, "num_key_value_heads": K, "head_dim": D}
     rope = {"rope_type": "default", "rope_theta": theta}
@@ -204,6 +218,12 @@ def test_the_block_compiles_whole(compile_whole):
         ((64, 8), {"gates": GateSpec(input_dim=65)}, "input_dim 65 exceeds hidden_size 64"),
         ((64, 8), {"gates": GateSpec("key", "headwise")}, "divided out by the QK-norm"),
         ((64, 8), {"gates": "headwise"}, "'headwise' is not a gate"),
+        ((64, 8), {"gates": GateSpec(), "backend": "skip"}, "'skip' is for one hard_sigmoid per head on the output of"),
+        (
+            (64, 8),
+            {"gates": GateSpec("sdpa", "headwise", activation="hard_sigmoid"), "backend": "shifted"},
+            "a plain sig",
+        ),
         ((64, 8), {"backend": "flash"}, "unknown attention backend 'flash'; choose from auto, eager, sdpa, flex"),
     ],
 )

@@ -9,7 +9,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.qwen3.modeling_qwen3 import apply_rotary_pos_emb, eager_attention_forward
 
 from gated_attention.models.configuration_gated_qwen3 import GatedConfigMixin
-from gated_attention.models.implementations import FUSED_ATTENTION, lse_attention
+from gated_attention.models.implementations import OWN_ATTENTION, SKIP_ATTENTION, lse_attention
 from gated_attention.models.parent import take_cache, update_cache
 from gated_attention.nn import GatedBlock
 from gated_attention.nn.gate import initialise_gate
@@ -54,7 +54,7 @@ class GatedSelfAttentionMixin(GatedBlock):
         if (cache := take_cache(kwargs, cache)) is not None:
             k, v = update_cache(cache, k, v, self.layer_idx, kwargs)
         implementation = self.config._attn_implementation
-        if only_causal and self.sliding_window is None and implementation in (FUSED_ATTENTION, "sdpa"):
+        if only_causal and self.sliding_window is None and implementation in (*OWN_ATTENTION, "sdpa"):
             attention_mask = None
         elif implementation == "eager" and attention_mask is not None and attention_mask.dtype == torch.bool:
             attention_mask = torch.zeros_like(attention_mask, dtype=q.dtype).masked_fill(
@@ -86,14 +86,17 @@ class GatedSelfAttentionMixin(GatedBlock):
 
     def _fused_gate(self, implementation: str) -> GateSpec | None:
         """The gate that the attention implementation applies itself; transformers' own apply none."""
-        if implementation != FUSED_ATTENTION or not any(spec.site == "sdpa" for spec in self.gates):
+        if implementation not in OWN_ATTENTION or not any(spec.site == "sdpa" for spec in self.gates):
             return None
-        if self.fused_gate is None:
+        skips = implementation == SKIP_ATTENTION
+        gate = self.skippable_gate if skips else self.fused_gate
+        if gate is None:
+            does = "skips closed gates, one hard_sigmoid per head" if skips else "computes a plain sigmoid gate"
             raise ValueError(
-                f"attention implementation {FUSED_ATTENTION!r} computes a plain sigmoid gate with the attention; "
+                f"attention implementation {implementation!r} {does} with the attention; "
                 f"this block has {self.config.block.describe()}: use 'sdpa'"
             )
-        return self.fused_gate
+        return gate
 
 
 def initial_std(config: Any) -> float:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gated_attention.models.configuration_gated_qwen3 import GatedConfigMixin
-from gated_attention.models.implementations import FUSED_ATTENTION
+from gated_attention.models.implementations import OWN_ATTENTION
 from gated_attention.models.parent import CACHE_NAME
 from gated_attention.ops import find_first_keys
 
@@ -24,7 +24,7 @@ _LEAVE_THE_MASK = {
     "return_dict",
     "use_cache",
 }
-_MASKED = ("eager", "sdpa", "flex_attention", FUSED_ATTENTION)
+_MASKED = ("eager", "sdpa", "flex_attention", *OWN_ATTENTION)
 """Attention implementations that learn of packed documents from the mask alone."""
 
 
@@ -94,7 +94,7 @@ def forward_of(parent: type) -> Callable[..., Any]:
             )
         if getattr(self.config, "is_causal", True) and given.keys() <= _LEAVE_THE_MASK:
             given["only_causal"] = True
-        elif packed and implementation == FUSED_ATTENTION:
+        elif packed and implementation in OWN_ATTENTION:
             given |= {"only_causal": True, "first_keys": find_first_keys(given["position_ids"])}
         return decode(self, **given)
 

@@ -21,6 +21,11 @@ from gated_attention.ops.first_keys import to_mask
 FUSED_ATTENTION = "gated_attention"
 """The name under which transformers knows `ops.gated_attention`: `model.set_attn_implementation("gated_attention")`."""
 
+SKIP_ATTENTION = "gated_attention_skip"
+"""The name of its backend `skip`, which computes nothing where a hard sigmoid per head is closed."""
+
+OWN_ATTENTION = (FUSED_ATTENTION, SKIP_ATTENTION)
+
 LseAttention = Callable[..., tuple[Tensor, Tensor | None, Tensor]]
 """Attention as transformers calls it: the output, (B, T, H, D), the weights or None, and the log-sum-exp, (B, H, T)."""
 
@@ -51,16 +56,25 @@ def _fused_attention(
     dropout: float = 0.0,
     gate_logits: Tensor | None = None,
     first_keys: Tensor | None = None,
+    *,
+    skip: bool = False,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """Attention as transformers calls it, gated where logits are given."""
-    name = f"attention implementation {FUSED_ATTENTION!r}"
+    name = f"attention implementation {SKIP_ATTENTION if skip else FUSED_ATTENTION!r}"
     if dropout:
         raise ValueError(f"{name} has no dropout, {dropout} was asked for; use 0.0")
     mask = _mask_of(key, attention_mask, name)
     key, value, causal = _visible(name, module, query, key, value, mask, **options)
     if gate_logits is None and isinstance(module, GatedView):
-        gate_logits = module.take_gate_logits()
+        gate_logits = module.take_gate_logits(SKIP_ATTENTION if skip else None)
+    if gate_logits is not None and skip:
+        if mask is not None:
+            raise ValueError(f"{name} takes no mask, as of padding, a window or a static cache; use 'sdpa'")
+        return ops.gated_attention(
+            query, key, value, gate_logits, causal=causal, scale=scaling, first_keys=first_keys,
+            activation="hard_sigmoid", backend="skip",
+        ), None  # fmt: skip
     if gate_logits is None:
         if first_keys is not None and mask is None:
             mask = to_mask(first_keys, key.shape[2])
@@ -72,7 +86,9 @@ def _fused_attention(
 
 
 AttentionInterface.register(FUSED_ATTENTION, _fused_attention)
-AttentionMaskInterface.register(FUSED_ATTENTION, sdpa_mask)
+AttentionInterface.register(SKIP_ATTENTION, partial(_fused_attention, skip=True))
+for _name in OWN_ATTENTION:
+    AttentionMaskInterface.register(_name, sdpa_mask)
 
 
 def _attend_with_lse(

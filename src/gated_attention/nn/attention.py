@@ -10,6 +10,7 @@ from gated_attention import ops
 from gated_attention.nn.block import GatedBlock, HeadNorm
 from gated_attention.ops.attention import AttentionBackend, check_backend
 from gated_attention.ops.gated_attention import GatedBackend
+from gated_attention.ops.skip.rows import GateActivation
 from gated_attention.spec import AttentionGeometry, BlockSpec, Gates, SdpaTransform, SwitchSpec, as_gates, check_qk_norm
 
 
@@ -29,7 +30,8 @@ class GatedAttention(GatedBlock):
         qk_norm: Whether queries and keys pass an RMS norm over each head before RoPE.
         bias: Whether the q, k, v and o projections have biases.
         backend: Attention backend, see `gated_attention.ops.attention`; with a plain sigmoid gate on the
-            output of attention also one of `gated_attention.ops.gated_attention`, which compute both in one kernel.
+            output of attention also one of `gated_attention.ops.gated_attention`, which compute both in one kernel;
+            with one hard sigmoid per head there also its `skip`, which computes nothing where a gate is closed.
 
     Raises:
         ValueError: if the widths, the gates or the backend do not fit together.
@@ -61,9 +63,10 @@ class GatedAttention(GatedBlock):
         block = BlockSpec(gates, switch, sdpa_transform)
         if backend not in get_args(GatedBackend):
             check_backend(cast(AttentionBackend, backend))
-        elif backend != "auto" and block.fused_gate is None:
+        elif backend != "auto" and (block.skippable_gate if backend == "skip" else block.fused_gate) is None:
+            kind = "one hard_sigmoid per head" if backend == "skip" else "a plain sigmoid gate"
             raise ValueError(
-                f"backend {backend!r} is for a plain sigmoid gate on the output of attention; this block has "
+                f"backend {backend!r} is for {kind} on the output of attention; this block has "
                 f"{block.describe()}: use 'auto', 'eager', 'sdpa' or 'flex'"
             )
         self.head_dim, self.causal, self.rope_theta, self.backend = geometry.head_dim, causal, rope_theta, backend
@@ -85,11 +88,14 @@ class GatedAttention(GatedBlock):
         if self.rope_theta is not None:
             q, k = apply_rope(q, self.rope_theta), apply_rope(k, self.rope_theta)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, T, D)
-        if self.fused_gate is not None and self.backend in get_args(GatedBackend):
+        gate = self.skippable_gate if self.backend == "skip" else self.fused_gate
+        if gate is not None and self.backend in get_args(GatedBackend):
             if logits is None:
-                logits = self.gate_logits(self.fused_gate, x)  # (B, T, H, D or 1)
-            backend = cast(GatedBackend, self.backend)
-            y = ops.gated_attention(q, k, v, logits, causal=self.causal, mask=mask, backend=backend)  # G1
+                logits = self.gate_logits(gate, x)  # (B, T, H, D or 1)
+            y = ops.gated_attention(  # G1
+                q, k, v, logits, causal=self.causal, mask=mask, activation=cast(GateActivation, gate.activation),
+                backend=cast(GatedBackend, self.backend),
+            )  # fmt: skip
         else:
             plain = cast(AttentionBackend, self.backend)
             y, lse = ops.attention(q, k, v, causal=self.causal, mask=mask, backend=plain)

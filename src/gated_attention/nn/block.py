@@ -70,6 +70,7 @@ class GatedBlock(GateOwner):
     switch: SwitchSpec | None
     sdpa_transform: SdpaTransform | None
     fused_gate: GateSpec | None
+    skippable_gate: GateSpec | None
     head_dim: int
     q_proj: nn.Module
     k_proj: nn.Module
@@ -87,7 +88,8 @@ class GatedBlock(GateOwner):
             eps: For the RMS norm of heads.
         """
         self.gates, self.switch, self.sdpa_transform = block.gates, block.switch, block.sdpa_transform
-        self.fused_gate, self.gate_head_dim = block.fused_gate, geometry.head_dim
+        self.fused_gate, self.skippable_gate = block.fused_gate, block.skippable_gate
+        self.gate_head_dim = geometry.head_dim
         for spec in self.gates:
             self.add_module(GATE_MODULES[spec.site], gate_projection(spec, geometry))
         if block.switch is not None:

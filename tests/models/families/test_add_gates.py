@@ -185,7 +185,7 @@ def test_every_implementation_gates(implementation):
 def test_the_fused_implementation_takes_the_gate_that_it_can_and_leaves_others(monkeypatch):
     taken = []
     take = GatedView.take_gate_logits
-    monkeypatch.setattr(GatedView, "take_gate_logits", lambda view: taken.append(logits := take(view)) or logits)
+    monkeypatch.setattr(GatedView, "take_gate_logits", lambda *x: taken.append(logits := take(*x)) or logits)
     for spec, fuses in ((HEADWISE, True), (GateSpec(activation="silu", combine="add"), False)):
         model = add_gates(make_model("llama"), spec)
         expected = output("llama", model)
@@ -193,6 +193,18 @@ def test_the_fused_implementation_takes_the_gate_that_it_can_and_leaves_others(m
         taken.clear()
         torch.testing.assert_close(output("llama", model), expected, rtol=1e-5, atol=1e-6)
         assert [logits is not None for logits in taken] == [fuses] * 2
+
+
+def test_closed_gates_are_skipped_or_the_block_is_refused():
+    hard = GateSpec(granularity="headwise", activation="hard_sigmoid", bias=-1.0)
+    model = add_gates(make_model("llama"), hard)
+    expected = output("llama", model)
+    model.set_attn_implementation("gated_attention_skip")
+    torch.testing.assert_close(output("llama", model), expected, rtol=1e-5, atol=1e-6)
+    model = add_gates(make_model("llama"), HEADWISE)
+    model.set_attn_implementation("gated_attention_skip")
+    with pytest.raises(ValueError, match=r"'gated_attention_skip' skips closed gates.* has G1 sdpa headwise"):
+        output("llama", model)
 
 
 def test_layers_and_kinds_of_attention_are_chosen():

@@ -63,15 +63,33 @@ class GatedView:
             return partial(getattr(type(module), name), self)
         return value
 
+    @property
+    def is_flat(self) -> bool:
+        """Whether tokens of all sequences lie in one row, as of packed images."""
+        return self.gate_input.ndim == 2
+
     def gate_heads(self, y: Tensor) -> Tensor:
         """The output of attention, (B, T, H D), gated unless the attention function has done so."""
         return y if self.heads_are_gated else self.gated_module.gated_at("sdpa", y, self.gate_input)
 
-    def take_gate_logits(self) -> Tensor | None:
-        """For an attention function that applies the gate itself: logits, (B, T, H, D or 1), if it can, else None."""
+    def take_gate_logits(self, skipped_by: str | None = None) -> Tensor | None:
+        """For an attention function that applies the gate itself: logits, (B, T, H, D or 1), if it can, else None.
+
+        Args:
+            skipped_by: The attention implementation, if it skips closed gates.
+
+        Raises:
+            ValueError: if it skips, and the gate is not one that it can skip.
+        """
         module = self.gated_module
-        spec = BlockSpec(gates=module.gates).fused_gate
-        if spec is None or self.gate_input.ndim == 2:
+        block = BlockSpec(gates=module.gates)
+        spec = block.skippable_gate if skipped_by else block.fused_gate
+        if skipped_by and any(gate.site == "sdpa" for gate in module.gates) and (spec is None or self.is_flat):
+            raise ValueError(
+                f"attention implementation {skipped_by!r} skips closed gates, one hard_sigmoid per head, in batches of "
+                f"sequences; this block has {block.describe()}: use 'sdpa'"
+            )
+        if spec is None or self.is_flat:
             return None
         self.heads_are_gated = True
         return gate_logits(module.get_submodule(GATE_MODULES["sdpa"]), spec, self.gate_input, module.gate_head_dim)
