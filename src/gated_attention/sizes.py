@@ -13,12 +13,13 @@ _PLAIN = BlockSpec()
 
 @dataclass(frozen=True, slots=True)
 class ModelSize:
-    """A Qwen3-shaped decoder, dense or mixture-of-experts.
+    """A decoder, dense or mixture-of-experts; Qwen3-shaped unless an architecture has fitted it to itself.
 
     Attributes:
         intermediate_size: Width of the FFN, or of each expert.
         num_experts: Experts per layer, of which each token uses `num_experts_per_tok`; 0 is a dense model.
         ffn_multiple: Narrowed FFN widths are rounded to this multiple.
+        ffn_matrices: Matrices of the FFN: 3 with a gate of its own, 2 without.
         context: Tokens per training sequence.
         cites: Where the shape is published; empty for our own small sizes.
     """
@@ -37,6 +38,7 @@ class ModelSize:
     tie_word_embeddings: bool = True
     rope_theta: float = 10_000.0
     ffn_multiple: int = 128
+    ffn_matrices: int = 3
     cites: str = ""
 
     @property
@@ -96,7 +98,10 @@ class ParameterAccount:
 
 
 def count_parameters(size: ModelSize, block: BlockSpec = _PLAIN) -> ParameterAccount:
-    """The parameters of a model of this size with this block in every layer."""
+    """The parameters of a Qwen3 of this size with this block in every layer.
+
+    Of another architecture's size it leaves out biases and learned positions; `models.build` counts any model.
+    """
     geometry, layers, hidden = size.geometry, size.num_hidden_layers, size.hidden_size
     heads_width = (2 * size.num_attention_heads + 2 * size.num_key_value_heads) * size.head_dim
     switch = 0 if block.switch is None else block.switch.num_parameters(geometry)
@@ -105,7 +110,7 @@ def count_parameters(size: ModelSize, block: BlockSpec = _PLAIN) -> ParameterAcc
         embeddings=size.vocab_size * hidden * (1 if size.tie_word_embeddings else 2),
         attention=layers * (hidden * heads_width + switch),
         gates=layers * sum(gate.num_parameters(geometry) for gate in block.gates),
-        ffn=layers * (3 * hidden * ffn_width + router),
+        ffn=layers * (size.ffn_matrices * hidden * ffn_width + router),
         norms=layers * (2 * hidden + 2 * size.head_dim + block.num_norm_parameters(geometry)) + hidden,
     )
 
@@ -120,7 +125,7 @@ def match_parameters(size: ModelSize, block: BlockSpec) -> ModelSize:
         ValueError: if the block costs more than the whole FFN.
     """
     cost = block.num_parameters(size.geometry)
-    width = size.intermediate_size - cost / (3 * size.hidden_size * max(size.num_experts, 1))
+    width = size.intermediate_size - cost / (size.ffn_matrices * size.hidden_size * max(size.num_experts, 1))
     rounded = round(width / size.ffn_multiple) * size.ffn_multiple
     if rounded < 1:
         raise ValueError(

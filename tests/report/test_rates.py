@@ -81,7 +81,7 @@ def test_the_page_says_what_the_rule_says(study):
     assert again == {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     lines = (folder / "table.csv").read_text().splitlines()
     assert len(lines) == 25
-    assert lines[0].startswith("variant,size,data,tokenizer,context,bos,packing,steps,batch_size")
+    assert lines[0].startswith("variant,architecture,size,data,tokenizer,context,bos,packing,steps,batch_size")
 
 
 def test_a_claim_that_fails_is_said_as_plainly(tmp_path):

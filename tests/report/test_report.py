@@ -128,7 +128,7 @@ def test_figures_on_the_page_take_its_ink(page, demo):
 
 
 def test_it_says_what_was_compared_and_what_came_out(text):
-    assert "Three variants of one decoder (919k parameters, 3 layers of width 128" in text
+    assert "Three variants of one Qwen3 decoder (919k parameters, 3 layers of width 128" in text
     assert "3 seeds each, 100 steps of 2,048 tokens, 205k tokens per run, on CPU, 2 threads in float32" in text
     assert "**`sdpa-elementwise`** is **better** than `baseline`: loss lower by 0.0990 ± 0.0006" in text
     assert "**`sdpa-headwise`** is **within noise** of `baseline`" in text

@@ -9,6 +9,7 @@ from typer import Argument, Option, Typer, echo
 from gated_attention.cli.models import Device, TextField
 from gated_attention.files import cache_folder, claimed
 from gated_attention.ranges import require_folder_name
+from gated_attention.registry.architectures import ARCHITECTURES, OWN
 from gated_attention.registry.choices import DEFAULT, choose_variants, split_names
 from gated_attention.sizes import SIZES, get_size
 
@@ -27,6 +28,9 @@ def compare(
     table: Annotated[
         int | None, Option(help="Train all rows of this table of the paper instead: 1, 2, 3, 4 or 6.")
     ] = None,
+    architecture: Annotated[
+        str, Option(help=f"One of {', '.join(ARCHITECTURES)}; all but {OWN} carry gates and nothing else.")
+    ] = OWN,
     size: Annotated[str, Option(help=f"One of {', '.join(SIZES)}.")] = "tiny",
     steps: Annotated[int | None, Option(help="Optimizer steps; default by size.")] = None,
     seeds: Annotated[int, Option(help="Seeds per variant; a seed pairs data order and weights across variants.")] = 1,
@@ -75,7 +79,7 @@ def compare(
     time; CUDA_VISIBLE_DEVICES=0,1 uses two of them.
     """
     chosen_variants = None if variants is None else split_names(variants, "variant")
-    choose_variants(chosen_variants, table, get_size(size))  # refuses what is wrong before PyTorch loads
+    choose_variants(chosen_variants, table, get_size(size), architecture)  # refuses what is wrong before PyTorch loads
     if name is not None:
         require_folder_name("study name", name)
 
@@ -88,7 +92,7 @@ def compare(
     chosen = pick_device(device)
     plan = make_plan(
         name=name, variants=chosen_variants, table=table, size=size, seeds=seeds, output=output, device=chosen,
-        tensorboard=tensorboard, start=start, rope_theta=rope_theta,
+        tensorboard=tensorboard, start=start, rope_theta=rope_theta, architecture=architecture,
         data={
             "source": data, "validation": validation, "text_field": text_field, "tokenizer": tokenizer,
             "block_size": context, "bos": bos, "packing": packing,

@@ -1,14 +1,20 @@
-"""Models from a configuration and a seed, with weights that pair across variants."""
+"""Models from a configuration and a seed, with weights that pair across variants, and their parameters counted."""
 
+from collections import Counter
+from typing import Any
 from zlib import crc32
 
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from gated_attention.models.configuration_gated_qwen3 import GatedQwen3Config, GatedQwen3MoeConfig
+from gated_attention.models.families.layouts import calls_interface
+from gated_attention.nn.block import GatedBlock
+from gated_attention.nn.gate import GATE_MODULES
+from gated_attention.sizes import ParameterAccount
 
 
-def build_model(config: GatedQwen3Config | GatedQwen3MoeConfig, seed: int) -> PreTrainedModel:
+def build_model(config: Any, seed: int) -> PreTrainedModel:
     """A fresh model whose weights depend on the seed and on their own names only.
 
     Two variants built with one seed therefore start from the same weights wherever names and shapes
@@ -28,3 +34,31 @@ def build_model(config: GatedQwen3Config | GatedQwen3MoeConfig, seed: int) -> Pr
             if embedding.padding_idx is not None:
                 embedding.weight[embedding.padding_idx].zero_()
     return model
+
+
+def count_of(config: Any) -> ParameterAccount:
+    """The parameters of the language model of a configuration, which is built without memory for its weights."""
+    with torch.device("meta"):
+        return parameter_account(AutoModelForCausalLM.from_config(config))
+
+
+def parameter_account(model: PreTrainedModel) -> ParameterAccount:
+    """Every parameter once: whatever lies neither in gates, norms, embeddings and head nor in attention is FFN."""
+    counts: Counter[str] = Counter()
+    seen: set[int] = set()
+    head, attention = model.get_output_embeddings(), list[str]()
+    for path, module in model.named_modules():
+        if isinstance(module, GatedBlock) or calls_interface(type(module)):  # type: ignore[arg-type]
+            attention.append(f"{path}.")
+        parts = {
+            "gates": not set(path.split(".")).isdisjoint(GATE_MODULES.values()),
+            "norms": "Norm" in type(module).__name__,
+            "embeddings": isinstance(module, nn.Embedding) or module is head,
+            "attention": f"{path}.".startswith(tuple(attention)),
+            "ffn": True,
+        }
+        part = next(name for name, holds in parts.items() if holds)
+        for parameter in module.parameters(recurse=False):
+            counts[part] += parameter.numel() * (id(parameter) not in seen)
+            seen.add(id(parameter))
+    return ParameterAccount(**{name: counts[name] for name in ("embeddings", "attention", "gates", "ffn", "norms")})

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Sequence
 
 from gated_attention.ranges import require_choice, require_once
+from gated_attention.registry.architectures import OWN, get_architecture
 from gated_attention.registry.variants import BASELINE, Variant, get_variant, variants_of
 from gated_attention.sizes import ModelSize
 
@@ -36,27 +37,36 @@ def split_names(text: str, what: str, choices: Collection[str] | None = None) ->
 
 
 def choose_variants(
-    names: Sequence[str] | None, table: int | None, size: ModelSize
+    names: Sequence[str] | None, table: int | None, size: ModelSize, architecture: str = OWN
 ) -> tuple[tuple[Variant, ...], tuple[str, ...]]:
     """The variants to train, and why rows of a table are left out.
 
     Args:
         names: None is `DEFAULT`, or with a table its rows.
+        size: As the registry has it, not yet fitted to the architecture.
 
     Raises:
-        ValueError: if names and a table are both given, one is unknown, or the size cannot have a named variant.
+        ValueError: if names and a table are both given, one is unknown, or the size or the architecture cannot have a
+            named variant.
     """
+    family = get_architecture(architecture)
+    size = family.fit(size)
+
+    def check(variant: Variant) -> None:
+        family.check(variant)
+        variant.resize(size)
+
     if table is None:
         chosen = [get_variant(name) for name in (DEFAULT if names is None else names)]
         for variant in chosen:
-            variant.resize(size)
+            check(variant)
         return tuple(chosen), ()
     if names is not None:
         raise ValueError(f"table {table} and variants {', '.join(names)} were both asked for; choose one of them")
     chosen, left_out = [], []
     for variant in variants_of(table):
         try:
-            variant.resize(size)
+            check(variant)
         except ValueError as error:
             left_out.append(str(error))
         else:

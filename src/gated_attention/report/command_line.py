@@ -8,6 +8,7 @@ from typing import Any
 
 from gated_attention.jobs.analyze import AnalysisPlan
 from gated_attention.jobs.evaluation_plan import EvaluationPlan
+from gated_attention.registry.architectures import OWN
 from gated_attention.registry.settings import SETTINGS
 from gated_attention.study.comparison import Comparison
 from gated_attention.study.record import Result
@@ -54,6 +55,7 @@ def compare_command(results: Sequence[Result], comparison: Comparison) -> str:
         "name": run.study,
         "variants": ",".join(row.variant for row in comparison.rows),
         "seeds": max(len(row.seeds) for row in comparison.rows),
+        "architecture": None if (family := run.config.get("architecture", OWN)) == OWN else family,
         "size": run.config.get("size", {}).get("name"),
         **{key: run.config.get(part, {}).get(key) for part, keys in _COMPARE.items() for key in keys},
     }

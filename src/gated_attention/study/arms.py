@@ -4,13 +4,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedConfig
 
-from gated_attention.models import GatedQwen3Config, GatedQwen3MoeConfig
-from gated_attention.models.configuration_gated_qwen3 import make_config
+from gated_attention.models.families.architectures import architecture_config
 from gated_attention.ranges import require_folder_name, require_once, require_within
+from gated_attention.registry.architectures import Architecture
 from gated_attention.registry.variants import Variant
-from gated_attention.sizes import ModelSize, count_parameters
+from gated_attention.sizes import ModelSize, ParameterAccount
 from gated_attention.study.record import CONFIG_NAME, RESULT_NAME, SCHEMA, UNSAID, Result, read_config, read_result
 from gated_attention.train.callbacks import Progress
 from gated_attention.train.checkpoints import last_checkpoint
@@ -25,6 +25,7 @@ class StudyPlan:
     """What a study trains; its records go to `<output>/runs/<name>/<variant>/seed<k>/`.
 
     Attributes:
+        size: As the architecture fits it.
         table: Table of the paper whose rows the variants are; None if they were named.
         left_out: One sentence for each row of that table that is not among the variants, saying why.
         start: A study's folder, `runs/<name>`; weights are loaded from its arms of the same variant and seed.
@@ -34,6 +35,7 @@ class StudyPlan:
     """
 
     name: str
+    architecture: Architecture
     variants: tuple[Variant, ...]
     size: ModelSize
     seeds: int
@@ -115,30 +117,29 @@ class Arm:
             raise ValueError(f"{folder} has no checkpoint to start from; give --from a study that trained this arm")
         return checkpoint
 
-    def model_config(self, data: PackedData) -> GatedQwen3Config | GatedQwen3MoeConfig:
+    def model_config(self, data: PackedData) -> PreTrainedConfig:
         """The model's configuration, with the vocabulary of the tokenizer."""
         theta = self.plan.rope_theta
-        if theta is None and self.start is not None:
+        if theta is None and self.start is not None and self.plan.architecture.rope_fraction is not None:
             theta = AutoConfig.from_pretrained(self.start).rope_parameters["rope_theta"]
-        changed = {} if theta is None else {"rope_parameters": {"rope_type": "default", "rope_theta": theta}}
-        return make_config(
+        return architecture_config(
+            self.plan.architecture,
             self.size,
             self.variant.block,
+            rope_theta=theta,
             vocab_size=vocabulary_size(data.tokenizer),
             max_position_embeddings=self.plan.data.block_size,
             bos_token_id=data.tokenizer.bos_token_id,
             eos_token_id=data.tokenizer.eos_token_id,
-            **changed,
         )
 
-    def resolve(self, vocab_size: int | None = None) -> dict[str, Any]:
+    def resolve(self, parameters: ParameterAccount | None = None) -> dict[str, Any]:
         """All that determines this arm's numbers and is known before the data is read, as `config.json` stores it.
 
         Args:
-            vocab_size: Of the tokenizer, for the parameter count; None is the size's own.
+            parameters: Of the model, once it is built.
         """
         variant, block, penalty = self.variant, self.variant.block, self.variant.gate_penalty
-        counted = self.size if vocab_size is None else replace(self.size, vocab_size=vocab_size)
         training = asdict(self.training)
         del training["auxiliary"]["gate_penalty"]  # it belongs to the variant
         if not self.size.num_experts:
@@ -150,9 +151,10 @@ class Arm:
                 "cites": list(variant.cites),
                 **({"gate_penalty": asdict(penalty)} if penalty else {}),
             },
+            "architecture": self.plan.architecture.name,
             "size": asdict(self.size),
             "block": {**asdict(block), "gates": [gate.to_dict() for gate in block.gates]},
-            "parameters": count_parameters(counted, block).to_dict(),
+            **({"parameters": parameters.to_dict()} if parameters else {}),
             "data": asdict(self.plan.data),
             "train": training,
             "start": str(self.start) if self.start else None,
@@ -168,7 +170,6 @@ class Arm:
             ValueError: if the folder holds an arm of other settings or of another schema.
         """
         wanted = self.resolve()["config"]
-        del wanted["parameters"]  # they follow from the other settings and the tokenizer
         result_path, config_path = self.folder / RESULT_NAME, self.folder / CONFIG_NAME
         result = read_result(result_path) if result_path.exists() else None
         if result is None and not config_path.exists():

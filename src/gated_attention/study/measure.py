@@ -58,7 +58,7 @@ def measure_arm(
 def _gate_measures(model: PreTrainedModel, inspection: Inspection) -> dict[str, Measure]:
     """Gate scores averaged over sites, per layer and over layers; only a hard sigmoid has scores of exactly 0."""
     sites = list(inspection.gates)
-    hard_sites = [gate.site for gate in model.config.gates if gate.activation == "hard_sigmoid"]
+    hard_sites = [gate.site for gate in getattr(model.config, "gates", ()) if gate.activation == "hard_sigmoid"]
     measures = {}
     for name, of_gate, averaged in (
         ("gate_score_mean", "gate_mean", sites),

@@ -4,14 +4,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
 import gated_attention.models  # noqa: F401  registers the gated models
 from gated_attention.analysis.definitions import MEASURES
 from gated_attention.files import write_text
+from gated_attention.models.build import count_of
 from gated_attention.models.configuration_gated_qwen3 import GatedConfigMixin
-from gated_attention.models.saved.card import CARD_NAME, Table, model_card
+from gated_attention.models.convert.any_family import describe_place
+from gated_attention.models.families.add_gates import plain_class
+from gated_attention.models.families.configuration import GatesConfigMixin
+from gated_attention.models.saved.card import CARD_NAME, Table, family_card, model_card
 from gated_attention.study.record import Result, read_result
 
 _TITLES = {
@@ -37,7 +40,7 @@ def write_model_card(
     """Write the card of a saved model; it replaces an existing one.
 
     Args:
-        folder: A saved gated model.
+        folder: A saved gated model, or with a result any model that an arm trained.
         name: The name that the card's code loads; None is the folder's own name.
         result: The result of the arm that trained it, or the path of its `result.json`.
         analysis: An `analysis.json` of `gated-attention analyze` that covers the folder.
@@ -47,23 +50,24 @@ def write_model_card(
         ValueError: if the folder holds no gated model, or a record is of another one.
     """
     folder = Path(folder)
-    config = _read_config(folder)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+    config = _read_config(folder, needs_gates=result is None)
+    account = count_of(config)
     tables = []
     if result is not None:
         tables += arm_tables(result if isinstance(result, Result) else read_result(Path(result)))
     if analysis is not None:
         tables.append(_analysis_table(Path(analysis), folder))
-    card = model_card(
-        config,
-        name or folder.resolve().name,
-        sum(parameter.numel() for parameter in model.parameters()),
-        base_model=base_model,
-        license=license,
-        carries_code=bool(getattr(config, "auto_map", None)),
-        tables=tables,
-    )
+    name = name or folder.resolve().name
+    if isinstance(config, GatedConfigMixin):
+        card = model_card(
+            config, name, account.total, base_model=base_model, license=license,
+            carries_code=bool(getattr(config, "auto_map", None)), tables=tables,
+        )  # fmt: skip
+    else:
+        kind, place = plain_class(config).__name__, describe_place(config) if hasattr(config, "gates") else ""
+        card = family_card(
+            kind, config, name, place, account.total, account.gates, base_model, license, "text-generation", tables
+        )
     write_text(folder / CARD_NAME, card)
     return folder / CARD_NAME
 
@@ -119,11 +123,11 @@ def _analysis_table(path: Path, folder: Path) -> Table:
     return Table("Inside", words, rows)
 
 
-def _read_config(folder: Path) -> GatedConfigMixin:
+def _read_config(folder: Path, *, needs_gates: bool) -> Any:
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder} holds no model that can be read; give the folder of a saved model") from error
-    if not isinstance(config, GatedConfigMixin):
+    if needs_gates and not isinstance(config, GatedConfigMixin | GatesConfigMixin):
         raise ValueError(f"{folder} holds a {config.model_type} model; cards are for gated models")
     return config

@@ -7,12 +7,15 @@ from typing import Any
 
 import torch
 
+from gated_attention.registry.architectures import OWN, Architecture, get_architecture
 from gated_attention.registry.choices import choose_variants
 from gated_attention.registry.settings import SETTINGS
 from gated_attention.shards.mixture import find_shards
 from gated_attention.sizes import get_size
 from gated_attention.study.arms import StudyPlan
+from gated_attention.study.record import CONFIG_NAME, read_config
 from gated_attention.train.checkpoints import last_checkpoint
+from gated_attention.train.text.blocks import Packing
 from gated_attention.train.text.data import DataConfig
 from gated_attention.train.trainer import TrainConfig
 
@@ -29,6 +32,7 @@ def make_plan(
     tensorboard: bool = False,
     start: Path | None = None,
     rope_theta: float | None = None,
+    architecture: str = OWN,
     point: str = "",
     keep_checkpoints: bool = True,
     qk_norm: bool = True,
@@ -43,37 +47,61 @@ def make_plan(
             plan says why.
         start, rope_theta: As `StudyPlan`; with a start, the default tokenizer is that of its first arm. Without one, it
             is that of token shards, if text is given as such.
+        architecture: Name of an architecture of the registry.
         point, keep_checkpoints: As `StudyPlan`.
         qk_norm: False takes the norm of queries and keys from every variant.
 
     Raises:
-        ValueError: if the start has no such arm, variants and a table are both given, or a variant, a size or a
-            setting is unknown or out of range.
+        ValueError: if the start has no such arm, variants and a table are both given, a variant, a size or a setting is
+            unknown or out of range, or the architecture cannot have one of them.
     """
     shape, defaults = get_size(size), asdict(SETTINGS[size])
     on_gpu = device.type == "cuda"
-    chosen, left_out = choose_variants(variants, table, shape)
+    chosen, left_out = choose_variants(variants, table, shape, architecture)
+    family = get_architecture(architecture)
     if not qk_norm:
         chosen = tuple(replace(variant, block=replace(variant.block, qk_norm=False)) for variant in chosen)
     data_values = {"tokenizer": defaults.pop("tokenizer"), "max_validation_tokens": defaults.pop("validation_tokens")}
     if start is not None:
+        _check_start(start / chosen[0].name / "seed0", family)
         data_values["tokenizer"] = str(last_checkpoint(start / chosen[0].name / "seed0") or start)
     elif in_shards := [found for key in ("source", "validation") for found in find_shards(_given(data).get(key, ""))]:
         data_values["tokenizer"] = str(in_shards[0][0].tokenizer)
     data_config = DataConfig(**{"block_size": shape.context} | data_values | _given(data))
+    _check_settings(family, qk_norm=qk_norm, rope_theta=rope_theta, packing=data_config.packing)
     precision = "bfloat16" if on_gpu else "float32"
     train_values = defaults | {"precision": precision, "compile": on_gpu} | _given(train)
     # About 50 points on the loss curve and ten on the validation curve; a resumed run repeats at most a tenth.
     tenth, fiftieth = (max(1, train_values["steps"] // parts) for parts in (10, 50))
     every = {"log_every": fiftieth, "evaluate_every": tenth, "checkpoint_every": tenth}
-    default_name = f"compare-{size}" if table is None else f"table-{table}-{size}"
+    words = [*([] if family.is_own else [architecture]), size]
+    default_name = "-".join(["compare", *words] if table is None else [f"table-{table}", *words])
     if start is not None:
         default_name = f"{start.resolve().name}-{data_config.block_size}"
     return StudyPlan(
-        name=name or default_name, variants=chosen, table=table, left_out=left_out, size=shape,
-        seeds=seeds, data=data_config, train=TrainConfig(**{**every, **train_values}), output=output,
-        tensorboard=tensorboard, start=start, rope_theta=rope_theta, point=point, keep_checkpoints=keep_checkpoints,
+        name=name or default_name, architecture=family, variants=chosen, table=table, left_out=left_out,
+        size=family.fit(shape), seeds=seeds, data=data_config, train=TrainConfig(**{**every, **train_values}),
+        output=output, tensorboard=tensorboard, start=start, rope_theta=rope_theta, point=point,
+        keep_checkpoints=keep_checkpoints,
     )  # fmt: skip
+
+
+def _check_settings(family: Architecture, *, qk_norm: bool, rope_theta: float | None, packing: Packing) -> None:
+    """Refuse settings that an architecture does not have."""
+    if not qk_norm and not family.is_own:
+        raise ValueError(f"qk_norm = false is of architecture {OWN!r}; {family.name!r} has the norms of its family")
+    if rope_theta is not None and family.rope_fraction is None:
+        raise ValueError(f"rope_theta is {rope_theta:g}; architecture {family.name!r} has no rotation with one base")
+    if packing == "documents" and not family.packs_documents:
+        raise ValueError(f"architecture {family.name!r} cannot keep packed documents apart; use packing 'stream'")
+
+
+def _check_start(arm: Path, family: Architecture) -> None:
+    """Refuse a study of another architecture; one that left no settings is refused where its weights are read."""
+    path = arm / CONFIG_NAME
+    found = read_config(path).get("architecture", OWN) if path.exists() else family.name
+    if found != family.name:
+        raise ValueError(f"{arm} is of architecture {found!r}, not {family.name!r}; use --architecture {found}")
 
 
 def _given(values: Mapping[str, Any] | None) -> dict[str, Any]:

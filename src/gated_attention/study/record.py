@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import ConfigDict, Field, TypeAdapter, with_config
 
 from gated_attention.files import replacing, write_text
+from gated_attention.registry.architectures import OWN
 from gated_attention.study.record_types import Stored, find_fault
 from gated_attention.typed import one_line, parse, read_bytes
 
@@ -24,7 +25,7 @@ METRICS_NAME = "metrics.jsonl"
 CONFIG_NAME = "config.json"
 FAILURE_NAME = "failure.json"
 
-UNSAID = {"qk_norm": True, "optimizer": "adamw", "residual": "float32"}
+UNSAID = {"qk_norm": True, "optimizer": "adamw", "residual": "float32", "architecture": OWN, "ffn_matrices": 3}
 """What records from before a setting existed were run with. Not `packing`: records without it are of a version that
 held out other text and decayed other weights, so that no study goes on with them."""
 

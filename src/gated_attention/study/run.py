@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from gated_attention.device import device_name
 from gated_attention.files import claimed, remove_parts
 from gated_attention.models import GatedQwen3MoeConfig
-from gated_attention.models.build import build_model
+from gated_attention.models.build import build_model, parameter_account
 from gated_attention.study.arms import Arm, ArmObserver, Observer, StudyPlan
 from gated_attention.study.measure import measure_arm
 from gated_attention.study.model_card import write_model_card
@@ -110,14 +110,13 @@ def run_arm(arm: Arm, data: PackedData, device: torch.device, observer: ArmObser
     observer.start(arm)
     arm.folder.mkdir(parents=True, exist_ok=True)
     (arm.folder / FAILURE_NAME).unlink(missing_ok=True)
-    model_config = arm.model_config(data)
-    resolved = arm.resolve(model_config.vocab_size)
-    write_json(arm.folder / CONFIG_NAME, resolved)
     torch.compiler.reset()  # each arm compiles its own model; without this, arms share one recompilation limit
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-    model = build_model(model_config, arm.seed)
+    model = build_model(arm.model_config(data), arm.seed)
+    resolved = arm.resolve(parameter_account(model))
+    write_json(arm.folder / CONFIG_NAME, resolved)
     if arm.start:
         _load_start(model, arm.start)
     if settings.residual == "bfloat16":

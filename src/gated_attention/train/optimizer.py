@@ -5,11 +5,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
+from gated_attention.models.families.layers import decoder_layers, named_child
 from gated_attention.train.parameters import parameter_groups
 
 if TYPE_CHECKING:
     from gated_attention.train.trainer import TrainConfig
+
+_LAST_NORMS = ("norm", "final_layer_norm")
 
 Optimizer = Literal["adamw", "muon"]
 
@@ -17,7 +21,7 @@ Optimizer = Literal["adamw", "muon"]
 def make_optimizer(
     model: Any, config: "TrainConfig", adamw: Callable[..., torch.optim.Optimizer], options: Mapping[str, Any]
 ) -> torch.optim.Optimizer:
-    """AdamW over `parameter_groups`; with `muon`, Muon on the decayed matrices but the embedding and the head.
+    """AdamW over `parameter_groups`; with `muon`, Muon on the decayed matrices but embeddings and the head.
 
     Muon's updates are scaled to the size of AdamW's (arXiv 2502.16982), so that both share a learning rate and a weight
     decay.
@@ -30,7 +34,8 @@ def make_optimizer(
         return adamw(groups, **options)
     if stacked := next((name for name, weight in model.named_parameters() if weight.ndim > 2), None):
         raise ValueError(f"Muon takes matrices, and {stacked} is a stack of them; choose optimizer 'adamw'")
-    ends = {id(end.weight) for end in (model.get_input_embeddings(), model.get_output_embeddings())}
+    tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    ends = {id(end.weight) for end in (*tables, model.get_output_embeddings())}
     matrices, rest = [], []
     for group in groups:
         is_decayed = not group["name"].endswith("not decayed")
@@ -65,7 +70,7 @@ class Together(torch.optim.Optimizer):
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
 
-def round_residual(model: nn.Module, dtype: torch.dtype) -> None:
+def round_residual(model: PreTrainedModel, dtype: torch.dtype) -> None:
     """Round the residual stream to `dtype` before every layer and the last norm, in every later forward pass.
 
     The rotation of positions keeps its dtype, and weights keep theirs.
@@ -74,6 +79,7 @@ def round_residual(model: nn.Module, dtype: torch.dtype) -> None:
     def rounded(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         return arguments[0].to(dtype), *arguments[1:]
 
-    decoder: Any = model.get_submodule("model")
-    for module in (*decoder.layers, decoder.norm):
+    decoder: Any = model.get_decoder()
+    norm = named_child(decoder, _LAST_NORMS)
+    for module in (*decoder_layers(model), *([] if norm is None else [norm])):
         module.register_forward_pre_hook(rounded)

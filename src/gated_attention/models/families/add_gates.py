@@ -6,12 +6,12 @@ from functools import cache
 from typing import Any, TypeVar, cast, get_args
 
 from torch import nn
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING
 
 from gated_attention.models.attention import GateInitialisationMixin, initial_std
-from gated_attention.models.families.configuration import PREFIX, as_layers, gated_config
+from gated_attention.models.families.configuration import PREFIX, GatesConfigMixin, as_layers, gated_config
 from gated_attention.models.families.layouts import AttentionKind, find_attention
 from gated_attention.models.families.projections import GatedProjectionsMixin, attach, detach
 from gated_attention.ranges import require_choice
@@ -125,6 +125,12 @@ def register(base: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
     if base in TOKENIZER_MAPPING:
         TOKENIZER_MAPPING.register(config, TOKENIZER_MAPPING[base], exist_ok=True)
     return config
+
+
+def plain_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    """The class of causal language models of a family, without gates, of a configuration with gates or without."""
+    base = type(config).__bases__[1] if isinstance(config, GatesConfigMixin) else type(config)
+    return cast(type[PreTrainedModel], AutoModelForCausalLM._model_mapping[base])
 
 
 def _attach(model: PreTrainedModel, config: Any) -> None:

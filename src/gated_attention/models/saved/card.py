@@ -97,12 +97,13 @@ def family_card(
     base_model: str | None = None,
     license: str | None = None,
     pipeline_tag: str | None = None,
+    tables: Iterable[Table] = (),
 ) -> str:
-    """A card in Markdown of a model of any family that was given gates: which, where, at what cost, how to load it.
+    """A card in Markdown of a model of any family, with gates or without: which, where, at what cost, how to load it.
 
     Args:
         kind: The name of the model's class without gates.
-        config: The model's, with `gates`.
+        config: The model's, with `gates` if it has some.
         name: As of `model_card`.
         place: The attention that has the gates, in words.
         num_parameters: Of the whole model.
@@ -110,7 +111,9 @@ def family_card(
         base_model: As of `model_card`, as is `license`.
         license: As the hub writes it.
         pipeline_tag: The hub's word for the model's task.
+        tables: As of `model_card`.
     """
+    gates = getattr(config, "gates", ())
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag=pipeline_tag,
@@ -118,24 +121,33 @@ def family_card(
         license=license,
         tags=[*TAGS, config.model_type],
     )
+    added = {"Added by the gates": f"{num_added:,} ({num_added / num_parameters:.2%})"}
     rows = {
-        **{f"Gate at {gate.site} ({gate.label})": gate.describe() for gate in config.gates},
-        "Where": place,
+        **{f"Gate at {gate.site} ({gate.label})": gate.describe() for gate in gates},
+        **({"Where": place} if gates else {"Gate": "none"}),
         "Parameters": f"{num_parameters:,}",
-        "Added by the gates": f"{num_added:,} ({num_added / num_parameters:.2%})",
+        **(added if gates else {}),
         **({"Base model": base_model} if base_model else {}),
     }
     return "\n".join(
         [
             f"---\n{data.to_yaml()}\n---\n\n# {name.rsplit('/', maxsplit=1)[-1]}\n",
-            f"transformers' `{kind}` with gates in its attention.\n",
-            _section(Table("Model", "", rows)),
-            f"## Loading\n\n```python\nfrom gated_attention import gated\nfrom transformers import {kind}\n\n"
-            f'model = gated({kind}).from_pretrained("{name}")\n```\n\n'
-            "After `import gated_attention.models`, the Auto classes load it too. Without that package, transformers "
-            f"refuses its type, `{config.model_type}`, rather than load it without gates.\n",
+            f"transformers' `{kind}` with{'' if gates else 'out'} gates in its attention.\n",
+            *map(_section, [Table("Model", "", rows), *tables]),
+            _family_loading(kind, config.model_type, name)
+            if gates
+            else f"## Loading\n\n{loading(name, is_stock=True)}",
             f"## Citation\n\n{_CITATION}",
         ]
+    )
+
+
+def _family_loading(kind: str, model_type: str, name: str) -> str:
+    return (
+        f"## Loading\n\n```python\nfrom gated_attention import gated\nfrom transformers import {kind}\n\n"
+        f'model = gated({kind}).from_pretrained("{name}")\n```\n\n'
+        "After `import gated_attention.models`, the Auto classes load it too. Without that package, transformers "
+        f"refuses its type, `{model_type}`, rather than load it without gates.\n"
     )
 
 
@@ -147,7 +159,7 @@ def measured_sections(card: str) -> str:
     return "".join(kept).rstrip("\n") + "\n" if kept else ""
 
 
-def loading(name: str, *, carries_code: bool, is_stock: bool = False) -> str:
+def loading(name: str, *, carries_code: bool = False, is_stock: bool = False) -> str:
     """How a reader loads the model: with this package, with the code that the model carries, or with neither."""
     register = "" if carries_code or is_stock else _REGISTER
     trust = ", trust_remote_code=True" if carries_code else ""

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
+from gated_attention.registry.architectures import ARCHITECTURES, OWN, Architecture
 from gated_attention.report.blocks import Block, Heading, Paragraph
 from gated_attention.report.command_line import source_name
 from gated_attention.report.study.sections import MANY, scale_text
@@ -34,8 +35,10 @@ def setup(results: Sequence[Result], comparison: Comparison) -> Iterator[Block]:
     """What was trained, on what, for how long and where."""
     config, rows = results[0].config, comparison.rows
     number = _WORDS[len(rows)] if len(rows) < len(_WORDS) else str(len(rows))
-    text = f"{number.capitalize()} variant{'s' * (len(rows) > 1)} of one decoder"
-    if shape := ", ".join(_shape(rows[0], config.get("model", {}))):
+    architecture = ARCHITECTURES.get(config.get("architecture", OWN))
+    title = architecture.title if architecture else config["architecture"]
+    text = f"{number.capitalize()} variant{'s' * (len(rows) > 1)} of one {title} decoder"
+    if shape := ", ".join([*_shape(rows[0], config.get("model", {})), *_windows(architecture)]):
         text += f" ({shape})"
     text += f", {_origin(config)}{_data(config.get('data', {}))}: {_length(results)}, on {_place(results)}."
     if comparison.reference:
@@ -54,6 +57,11 @@ def _shape(row: VariantRow, model: Mapping[str, Any]) -> Iterator[str]:
         yield f"{experts} experts, {model['num_experts_per_tok']} per token"
     if {"num_attention_heads", "num_key_value_heads"} <= model.keys():
         yield f"{model['num_attention_heads']} query and {model['num_key_value_heads']} key/value heads"
+
+
+def _windows(architecture: Architecture | None) -> Iterator[str]:
+    if architecture and architecture.windows:
+        yield architecture.windows.describe()
 
 
 def _origin(config: Mapping[str, Any]) -> str:

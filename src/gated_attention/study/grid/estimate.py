@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 
 from gated_attention.device import device_name
+from gated_attention.models.build import count_of
+from gated_attention.models.families.architectures import architecture_config
 from gated_attention.sizes import ModelSize, count_parameters
 from gated_attention.study.arms import StudyPlan
 from gated_attention.study.record import Result
@@ -54,7 +56,7 @@ def expect(plan: StudyPlan, device: torch.device, speed: float) -> Expected:
     arm_s = plan.train.steps * max(step_s, _STEP_S * (device.type == "cuda")) + _AROUND_S[device.type]
     num_arms = len(plan.variants) * plan.seeds
     first = plan.variants[0]
-    parameters = count_parameters(first.resize(size), first.block).total
+    parameters = count_of(architecture_config(plan.architecture, first.resize(size), first.block)).total
     return Expected(plan.point, num_arms, plan.train.steps, per_step, parameters, num_arms * arm_s / 60)
 
 

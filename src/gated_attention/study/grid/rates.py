@@ -8,6 +8,7 @@ from pathlib import PurePath
 from statistics import fmean
 from typing import Any
 
+from gated_attention.registry.architectures import OWN
 from gated_attention.study.comparison import LOSS, variant_order
 from gated_attention.study.record import UNSAID, Result
 from gated_attention.study.statistics import PairedDifference, paired_difference
@@ -173,7 +174,11 @@ def point_of(result: Result) -> dict[str, Any]:
         for part, keys in _READ.items()
         for key, name in keys.items()
     }
-    return {**found, RATE: config.get("study_learning_rate", config.get("train", {}).get(RATE))}
+    return {
+        "architecture": config.get("architecture", OWN),
+        **found,
+        RATE: config.get("study_learning_rate", config.get("train", {}).get(RATE)),
+    }
 
 
 def value_text(value: Any) -> str:

@@ -12,6 +12,7 @@ import torch
 from pydantic import TypeAdapter, with_config
 
 from gated_attention.ranges import require_folder_name, require_once, require_within
+from gated_attention.registry.architectures import OWN
 from gated_attention.registry.choices import DEFAULT, choose_variants
 from gated_attention.sizes import get_size
 from gated_attention.study.arms import Arm, StudyPlan
@@ -47,6 +48,7 @@ class Settings:
     name: str
     variants: tuple[str, ...] = DEFAULT
     seeds: int = 1
+    architecture: str = OWN
     size: str = "tiny"
     data: str = "stdlib"
     validation: str | None = None
@@ -77,7 +79,7 @@ class Settings:
         """The plan of this point."""
         return make_plan(
             name=self.name, variants=self.variants, size=self.size, seeds=self.seeds, output=output, device=device,
-            point=point, keep_checkpoints=self.keep_checkpoints, qk_norm=self.qk_norm,
+            architecture=self.architecture, point=point, keep_checkpoints=self.keep_checkpoints, qk_norm=self.qk_norm,
             data={**_take(self, _DATA), "source": self.data, "block_size": self.context}, train=_take(self, _TRAIN),
         )  # fmt: skip
 
@@ -144,7 +146,7 @@ def read_study(path: Path) -> StudyFile:
             raise ValueError(f"{path} has two points {name!r}; name each value once")
         points[name] = parse(_SETTINGS, json.dumps(point, default=str), path, _CURE)
         require_within("arms_per_device", points[name].arms_per_device, least=1, most=100)
-        choose_variants(points[name].variants, None, get_size(points[name].size))
+        choose_variants(points[name].variants, None, get_size(points[name].size), points[name].architecture)
         require_folder_name("study name", points[name].name)
     study = StudyFile(values, points)
     require_within("arms", len(points) * len(study.settings.variants) * study.settings.seeds, most=MAX_ARMS)
