@@ -189,6 +189,20 @@ def retrieval_data() -> Iterator[list[str]]:
     yield from ([path, "--tokenizer", "bytes"] for path in ("{dir}", "{file}/x", "/proc/nope", "{nowhere}/x/y.jsonl"))
 
 
-COMMANDS = (compare, report, variants, analyze, demo, evaluate, convert, retrieval_data)
+def tokenize() -> Iterator[list[str]]:
+    """Arguments of `tokenize`."""
+    yield from ([], ["{good.jsonl}"], ["{good.jsonl}", "{nowhere}.txt", "{out}"])
+    yield from ([f"{{{name}}}", "{out}"] for name in BROKEN_DATA if name != "tiny")
+    yield from (["{good.jsonl}", f"{{{name}}}", "{out}"] for name in ("broken.jsonl", "broken.parquet", "bytes.txt"))
+    for option, values in {
+        "--tokenizer": ("", "{nowhere}", "{empty}", "bpe-0", "bpe-9999"), "--text-field": ("", "nope"),
+        "--shard-tokens": (*WHOLE, "0"), "--processes": (*WHOLE, "0"),
+    }.items():  # fmt: skip
+        yield from (["{good.jsonl}", "{out}", option, value] for value in values)
+    yield from (["{good.jsonl}", place] for place in ("{file}", "{file}/x", "{study}", "/proc/nope", "a\0b"))
+    yield from (["{corpus}", "{corpus}/x"], ["{corpus}", "{corpus}"])
+
+
+COMMANDS = (compare, report, variants, analyze, demo, evaluate, convert, retrieval_data, tokenize)
 
 CASES = [[command.__name__.replace("_", "-"), *words] for command in COMMANDS for words in command()]

@@ -1,4 +1,4 @@
-"""Kills itself at one event after the other while it tokenises; `test_tokenize.py` runs it: SOURCE FOLDER.
+"""Kills itself at one event after the other while it tokenises; `test_tokenize.py` runs it: SOURCE FOLDER STRIDE.
 
 An event is a rename, just before and just after it, or a piece of text that reaches a shard.
 """
@@ -58,7 +58,7 @@ if __name__ == "__main__":
     while not run(root / f"killed{at}", at):
         assert run(root / f"killed{at}")
         assert content(root / f"killed{at}") == whole, at
-        deaths, at = deaths + 1, at + 9
+        deaths, at = deaths + 1, at + int(sys.argv[3])
     draw, rounds = Random(0), 0
     while not run(root / "again", draw.randrange(12, 40)):
         rounds += 1

@@ -1,6 +1,7 @@
 """Sources into a folder of token shards, taken up again where it stopped."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -70,12 +71,13 @@ def tokenize(
     for source in sources:
         require_outside(folder, source)
     with claimed(folder, "folder"), writing_to(folder, "free space or choose another folder"):
+        remove_parts(folder)
         if (folder / INDEX_NAME).exists():
             finished = open_shards(folder)
             require_same(folder, config_of(finished.index), config)
+            (folder / UNFINISHED_NAME).unlink(missing_ok=True)
             say(f"{folder} is finished already")
             return finished
-        remove_parts(folder)
         wanted = Unfinished(config, tuple(tuple(map(file_state, source.files)) for source in sources))
         state = find_state(folder, wanted)
         for source in sources:
@@ -94,9 +96,15 @@ def tokenize(
             config.tokenizer, fingerprint(tokenizer), vocabulary_size(tokenizer), tokenizer.eos_token_id,
             tokenizer.bos_token_id, tokenizer.pad_token_id,
         )  # fmt: skip
-        for later in _write_shards(folder, state, sources, record, processes, progress):
-            state = later
-            state.write(folder)
+        try:
+            for later in _write_shards(folder, state, sources, record, processes, progress):
+                state = later
+                state.write(folder)
+        except ValueError:
+            if not state.shards:  # nothing to go on with
+                (folder / UNFINISHED_NAME).unlink()
+                shutil.rmtree(home)
+            raise
         index = TokenIndex(
             FORMAT, record, token_type(record.vocab_size), config.sources, config.text_field, config.shard_tokens,
             documents=sum(shard.documents for shard in state.shards),
