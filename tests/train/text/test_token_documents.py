@@ -137,7 +137,10 @@ def refusal(place, source, cache, **settings):
 
 def test_another_tokenizer_than_that_of_the_shards_is_refused(place, tmp_path):
     message = refusal(place, "bpe-280", tmp_path)
-    assert "holds tokens of the tokenizer 'bpe-280', not of 'bytes'; leave out --tokenizer" in message
+    assert (
+        f"holds tokens of the tokenizer 'bpe-280', not of 'bytes'; choose {place}/bpe-280/tokenizer, or write"
+        in message
+    )
     assert "not of 'bpe-300'" in refusal(place, "bpe-280", tmp_path, tokenizer="bpe-300")
     both = {"tokenizer": "bpe-280", "validation": str(place / "bytes-held")}
     assert "bytes-held holds tokens" in refusal(place, "bpe-280", tmp_path, **both)

@@ -92,6 +92,6 @@ def require_tokenizer(shards: TokenShards, name: str) -> None:
     own = shards.index.tokenizer
     if name in (own.name, str(shards.tokenizer)):
         return
-    cure = f"leave out --tokenizer, or choose {shards.tokenizer}"
+    cure = f"choose {shards.tokenizer}, or write the shards again with --tokenizer {name}"
     if name.startswith("bpe-") or fingerprint(load_tokenizer(name)) != own.sha256:
         raise ValueError(f"{shards.folder} holds tokens of the tokenizer {own.name!r}, not of {name!r}; {cure}")
