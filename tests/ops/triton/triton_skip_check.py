@@ -39,6 +39,8 @@ class Case(NamedTuple):
 
 TALL = Cut(Blocks(32, 16, 4, 1), Blocks(32, 16, 4, 1), Blocks(64, 16, 4, 1))
 WIDE = Cut(Blocks(16, 32, 4, 1), Blocks(16, 64, 4, 1), Blocks(16, 32, 4, 1))
+NARROW = Cut(*[Blocks(16, 16, 4, 1)] * 3)
+RANDOM = len(sys.argv) > 1
 SHARES = (0.0, 0.01, 0.25, 0.5, 0.9, 1.0)
 
 
@@ -50,7 +52,7 @@ def cases():
     for case in (
         Case(1, 1),
         Case(1, 70, 4, causal=False),
-        Case(40, 83, 1, 2, batch=2),
+        Case(40, 83, 1, 2),
         Case(40, 83, causal=False),
         Case(40, 40, kv_heads=2, pattern="a group"),
         Case(63, 63, 4, pattern="first and last"),
@@ -62,10 +64,10 @@ def cases():
         Case(33, 50, batch=2, first_keys="documents"),
         Case(77, 77, 4, share=0.25, first_keys="documents"),
         Case(63, 63, 2, 2, first_keys="window"),
-        Case(50, 50, batch=2, first_keys="padding"),
         Case(63, 63, share=0.3, first_keys="any order"),
     ):
         yield next(cuts), case
+    yield NARROW, Case(40, 40, 7, share=1.0, first_keys="window")  # the last queries of a window fill no tile
     for head_dim, cut in ((64, LARGE[64]), (128, GATHERED_SMALL[128])):
         yield cut, Case(150, 150, 1, head_dim=head_dim, scale=head_dim**-0.5)
 
@@ -157,9 +159,9 @@ def check(cut, case, dtype):
         assert ours.isfinite().all(), (name, case)
         error, allowed = ((x.double() - true).abs().max().item() for x in (ours, theirs))
         # Rows of one key have no gradient of queries and keys: plain PyTorch gives 0, a rounded output over g does not.
-        # Of few keys it is small, too.
+        # Of few keys, or of weights that are nearly one key's, it is small: some random cases are such in float16.
         eps = torch.finfo(dtype).eps
-        rounding = 8 * eps if true.abs().max() < 1e-9 else eps if t < 16 else 1e-5
+        rounding = 8 * eps if true.abs().max() < 1e-9 else eps if t < 16 or RANDOM else 1e-5
         allowed = 2 * allowed + rounding * max(true.abs().max(), exact[3].abs().max()).item() + smallest
         assert error <= allowed, f"{name}: off by {error:.1e}, allowed {allowed:.1e}, {case}, {cut}"
 
@@ -177,7 +179,7 @@ def fill(make):
 skip_rows._CHUNK = 64  # so that there are several
 for module in (skip_forward, skip_backward, skip_rows):
     module.torch = type("torch", (), {**vars(torch), "empty": fill(torch.empty), "empty_like": fill(torch.empty_like)})
-chosen = list(cases() if len(sys.argv) == 1 else random_cases(int(sys.argv[1])))
+chosen = list(random_cases(int(sys.argv[1])) if RANDOM else cases())
 for name, step in (("float32", 1), ("float16", 3)):  # bfloat16 is computed wrongly by the interpreter
     for cut, case in chosen[::step]:
         check(cut, case, getattr(torch, name))

@@ -52,8 +52,7 @@ def prepare_kernel(
     g, slope = gate_and_slope(tl.load(starts_of(gate_logits, b, h, t), is_open, 0.0).to(tl.float32), HARD)
     row_delta = tl.sum(grad * gated, 1) / g
     tl.store(delta + row + places, row_delta, is_open)
-    ds = tl.where(is_open, row_delta * slope, 0.0)
-    tl.store(starts_of(grad_logits, b, h, t), ds.to(grad_logits.ptr.dtype.element_ty), places < T * G)
+    tl.store(starts_of(grad_logits, b, h, t), (row_delta * slope).to(grad_logits.ptr.dtype.element_ty), places < T * G)
 
 
 @triton.jit(do_not_specialize=["T", "S", "K", "num_heads"])
