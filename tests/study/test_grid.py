@@ -62,6 +62,14 @@ def study(tmp_path):
     return read_study(tmp_path / "study.toml")
 
 
+def test_a_study_without_text_leaves_nothing(study, tmp_path):
+    (tmp_path / "text.txt").unlink()
+    with pytest.raises(ValueError, match="no file or folder"):
+        run_grid(study, tmp_path, CPU, tmp_path / "cache", Watcher())
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["study.toml"]
+    assert not (tmp_path / "runs").exists()
+
+
 def losses(results):
     found = {run.config["train"]["learning_rate"]: run.measures["val_loss_nats"].value for run in results}
     return repr(found)  # NaN equals no NaN

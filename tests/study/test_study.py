@@ -165,6 +165,23 @@ def test_other_settings_do_not_mix_with_what_is_there(plan, tmp_path):
     assert watcher.started == []
 
 
+def test_arms_of_one_study_read_one_text(plan, corpus, tmp_path):
+    run(plan(variants=["baseline"]), tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        run(plan(), tmp_path, Watcher(("sdpa-headwise", 0, 5)))
+    for path in corpus.iterdir():  # written again as they were
+        path.write_text(path.read_text())
+    path = corpus / "3.txt"
+    text = path.read_text()
+    path.write_text(text.replace("word3", "word4", 1))  # as long as before
+    for variants in (["baseline", "sdpa-elementwise"], ["sdpa-headwise"]):
+        with pytest.raises(ValueError, match=r"seed0 was trained on other text than .*corpus holds now; bring that back"):
+            run(plan(variants=variants), tmp_path)
+    assert not (tmp_path / "out" / "runs" / "compare-tiny" / "sdpa-elementwise").exists()
+    path.write_text(text)
+    assert len(run(plan(), tmp_path)) == 2
+
+
 def test_unfinished_arm_of_other_settings_is_refused(plan, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(plan(), tmp_path, Watcher(stop_at=("baseline", 0, 3)))

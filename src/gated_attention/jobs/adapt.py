@@ -30,7 +30,7 @@ from gated_attention.models.families.add_gates import add_gates
 from gated_attention.train.adapt import adapt_model
 from gated_attention.train.callbacks import MetricsCallback, Progress
 from gated_attention.train.quiet import quiet
-from gated_attention.train.text.data import PackedData, collate, load_data
+from gated_attention.train.text.data import PackedData, collate, different_text, load_data
 from gated_attention.train.trainer import check_batch, training_precision
 from gated_attention.typed import first_difference
 from gated_attention.versions import git_commit, library_versions
@@ -97,6 +97,12 @@ def _prepare(plan: AdaptPlan, device: torch.device, cache: Path, observer: Obser
             f"{config.model_type} caps its attention scores, which this penalty cannot read; use --sink-weight 0"
         )
     data = load_data(plan.data, cache, observer.say)
+    found = read_settings(plan.records) or {}
+    if different_text(found.get("text", {}), data.about):
+        raise ValueError(
+            f"{plan.output} was made from other text than {plan.data.source} holds now; bring that back, or choose "
+            "another --output"
+        )
     check_batch(data.train, plan.train)
     longest = plan.data.block_size * LONG
     if positions is not None and not getattr(config, "rope_parameters", None):
@@ -106,7 +112,7 @@ def _prepare(plan: AdaptPlan, device: torch.device, cache: Path, observer: Obser
         window=plan.window or max(1, plan.data.block_size // 4),
     )  # fmt: skip
     check_tokenizer(model, int(max(part.ids.max() for part in (data.train, data.validation))), checkpoint.name)
-    write_settings(plan.records, plan.settings())
+    write_settings(plan.records, {**plan.settings(), "text": data.about})
     return _Run(plan, device, observer, checkpoint, data, text, positions)
 
 

@@ -14,7 +14,7 @@ from gated_attention.sizes import ModelSize, ParameterAccount
 from gated_attention.study.record import CONFIG_NAME, RESULT_NAME, SCHEMA, UNSAID, Result, read_config, read_result
 from gated_attention.train.callbacks import Progress
 from gated_attention.train.checkpoints import last_checkpoint
-from gated_attention.train.text.data import DataConfig, PackedData
+from gated_attention.train.text.data import DataConfig, PackedData, different_text
 from gated_attention.train.text.tokenizer import vocabulary_size
 from gated_attention.train.trainer import TrainConfig
 from gated_attention.typed import first_difference
@@ -178,6 +178,26 @@ class Arm:
         if difference := first_difference(found, wanted, UNSAID):
             raise ValueError(f"{self.folder} was run with {difference}; choose another name or --output")
         return result
+
+
+    def check_text(self, data: PackedData) -> None:
+        """Refuse text other than what the arm was trained on, if it is finished or has a checkpoint.
+
+        Raises:
+            ValueError: if the files have changed since.
+        """
+        result_path, config_path = self.folder / RESULT_NAME, self.folder / CONFIG_NAME
+        if result_path.exists():
+            found = read_result(result_path).config
+        elif config_path.exists() and last_checkpoint(self.folder) is not None:
+            found = read_config(config_path)
+        else:
+            return
+        if different_text(found.get("text", {}), data.about):
+            raise ValueError(
+                f"{self.folder} was trained on other text than {self.plan.data.source} holds now; bring that back, "
+                "or choose another name or --output"
+            )
 
 
 class ArmObserver(Protocol):

@@ -1,6 +1,6 @@
 """Runs a study: trains, measures and records each arm that is not finished yet."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from gated_attention.study.workers import OnError, raise_error, run_side_by_side
 from gated_attention.train.callbacks import MetricsCallback, tensorboard_callback
 from gated_attention.train.checkpoints import keep_newest, last_checkpoint
 from gated_attention.train.optimizer import round_residual
-from gated_attention.train.text.data import PackedData, collate, load_data
+from gated_attention.train.text.data import DataConfig, PackedData, collate, load_data
 from gated_attention.train.trainer import check_batch, load_weights, train, training_precision
 from gated_attention.versions import git_commit, library_versions
 
@@ -63,10 +63,12 @@ def run_arms(
     observer: Observer,
     side_by_side: int = 1,
     on_error: OnError = raise_error,
+    begin: Callable[[], object] = lambda: None,
 ) -> list[Result]:
     """`run_study` for arms of any plans, in their order, within folders that the caller has claimed.
 
     Args:
+        begin: Called before anything is written, when all is checked.
         on_error: Called with an arm and what ended it; if it returns, the others go on, and this one has no result.
     """
     results = {arm.key: result for arm in arms if (result := arm.finished())}
@@ -74,16 +76,29 @@ def run_arms(
         if arm.key in results:
             observer.finish(arm, results[arm.key], kept=True)
     if missing := [arm for arm in arms if arm.key not in results]:
-        results |= _run_missing(missing, device, cache, observer, min(side_by_side, len(missing)), on_error)
+        configs = dict.fromkeys(arm.plan.data for arm in missing)
+        texts = {config: load_data(config, cache, observer.say) for config in configs}
+        for arm in arms:  # those that are finished as well, which the others pair with
+            if arm.plan.data in texts:
+                arm.check_text(texts[arm.plan.data])
+        for arm in missing:
+            check_batch(texts[arm.plan.data].train, arm.plan.train)
+    begin()
+    if missing:
+        num_workers = min(side_by_side, len(missing))
+        results |= _run_missing(missing, texts, device, cache, observer, num_workers, on_error)
     return [results[arm.key] for arm in arms if arm.key in results]
 
 
 def _run_missing(
-    arms: Sequence[Arm], device: torch.device, cache: Path, observer: Observer, num_workers: int, on_error: OnError
+    arms: Sequence[Arm],
+    texts: Mapping[DataConfig, PackedData],
+    device: torch.device,
+    cache: Path,
+    observer: Observer,
+    num_workers: int,
+    on_error: OnError,
 ) -> dict[tuple[str, str, int], Result]:
-    texts = {config: load_data(config, cache, observer.say) for config in dict.fromkeys(arm.plan.data for arm in arms)}
-    for arm in arms:
-        check_batch(texts[arm.plan.data].train, arm.plan.train)
     on_gpus = device.type == "cuda"
     if num_workers > 1 or (on_gpus and on_error is not raise_error):  # a GPU's error can end all that a process can do
         run_packed = partial(run_packed_arm, device=device, cache=cache)
@@ -116,7 +131,8 @@ def run_arm(arm: Arm, data: PackedData, device: torch.device, observer: ArmObser
         torch.cuda.reset_peak_memory_stats(device)
     model = build_model(arm.model_config(data), arm.seed)
     resolved = arm.resolve(parameter_account(model))
-    write_json(arm.folder / CONFIG_NAME, resolved)
+    text = {**data.about, "curve_tokens": data.validation_sample.num_tokens}
+    write_json(arm.folder / CONFIG_NAME, {**resolved, "config": {**resolved["config"], "text": text}})
     if arm.start:
         _load_start(model, arm.start)
     if settings.residual == "bfloat16":
@@ -140,7 +156,7 @@ def run_arm(arm: Arm, data: PackedData, device: torch.device, observer: ArmObser
         config={
             **resolved["config"],
             "model": _model_record(model),
-            "text": {**data.about, "curve_tokens": data.validation_sample.num_tokens},
+            "text": text,
             "study_learning_rate": plan.train.learning_rate,  # the variant may train with a multiple of it
         },
         measures=measures,

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Protocol
 
@@ -48,7 +49,7 @@ def run_grid(
 ) -> tuple[list[Result], list[Failure]]:
     """The results of all arms, and those that failed; run again, it keeps the former and tries the latter again.
 
-    The resolved file is written beside the records first.
+    The resolved file is written beside the records before the first arm starts.
 
     Raises:
         ValueError: as `run_study`; what an arm alone gets wrong ends only that arm.
@@ -68,9 +69,9 @@ def run_grid(
         arms = arms_in_order(plans)
         for arm in arms:
             arm.finished()  # refuses other settings before anything is written
-        write_text(folder / STUDY_NAME, study.resolved(plans))
         side_by_side = count_like(device) * study.settings.arms_per_device
-        return run_arms(arms, device, cache, observer, side_by_side, note), failures
+        begin = partial(write_text, folder / STUDY_NAME, study.resolved(plans))
+        return run_arms(arms, device, cache, observer, side_by_side, note, begin), failures
 
 
 def reason_of(error: Exception) -> str:

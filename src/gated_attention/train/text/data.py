@@ -5,7 +5,7 @@ import io
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -37,7 +37,7 @@ from gated_attention.train.text.tokenizer import (
 
 __all__ = ["Blocks", "DataConfig", "PackedData", "collate", "load_data"]
 
-_FORMAT = 4  # of the cached files; increases when the same settings would be packed differently
+_FORMAT = 5  # of the cached files; increases when the same settings would be packed differently
 _READ_DOCUMENTS = 100  # read from the data set at a time
 _CURVE_TOKENS = 32_768  # held-out text scored for each point of a validation curve
 _ABOUT_NAME = "about.json"
@@ -85,7 +85,7 @@ class PackedData:
     """A corpus ready for training.
 
     Attributes:
-        about: Documents and tokens of each part, and how many of them are kept.
+        about: Documents and tokens of each part, how many of them are kept, and a digest of all kept ids.
     """
 
     train: Blocks
@@ -185,7 +185,22 @@ def _pack(config: DataConfig, folder: Path, say: Callable[[str], None]) -> None:
         found = _write_blocks(folder / f"{part}.npy", text, tokenizer, config, max_blocks)
         about |= {f"{part}_{key}": value for key, value in found.items()}
     shutil.rmtree(folder / _TOKENS_NAME, ignore_errors=True)
+    about["digest"] = _digest(folder / f"{part}.npy" for part in ("validation", "train"))
     (folder / _ABOUT_NAME).write_text(json.dumps(about), encoding="utf-8")
+
+
+def _digest(paths: Iterable[Path]) -> int:
+    """48 bits of the SHA-256 of files: a whole number, since records hold such about their text."""
+    whole = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            whole.update(hashlib.file_digest(file, "sha256").digest())
+    return int.from_bytes(whole.digest()[:6])
+
+
+def different_text(found: Mapping[str, int], about: Mapping[str, int]) -> bool:
+    """Whether records tell of other text than `PackedData.about`; what an earlier version did not record is ignored."""
+    return any(found[key] != value for key, value in about.items() if key in found)
 
 
 def _write_blocks(
