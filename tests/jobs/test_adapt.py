@@ -13,7 +13,7 @@ import torch
 import transformers as tf
 from test_sink_losses import SLIDING, WIDTHS
 
-import gated_attention.models  # noqa: F401  registers the gated models
+from gated_attention import GatedQwen3Config, GatedQwen3ForCausalLM
 from gated_attention.cli import main
 from gated_attention.train.text.tokenizer import load_tokenizer
 
@@ -34,6 +34,12 @@ def place(tmp_path_factory):
     for name, model in {
         "gemma": tf.Gemma3ForCausalLM(tf.Gemma3TextConfig(**shape | SLIDING)),
         "llama": tf.LlamaForCausalLM(tf.LlamaConfig(**shape)),
+        "gpt2": tf.GPT2LMHeadModel(
+            tf.GPT2Config(vocab_size=257, n_embd=32, n_layer=2, n_head=4, n_positions=16, eos_token_id=256)
+        ),
+        "bert": tf.BertLMHeadModel(tf.BertConfig(**shape, is_decoder=False)),
+        "sinks": tf.GptOssForCausalLM(tf.GptOssConfig(**shape | {"num_local_experts": 4, "head_dim": 8})),
+        "qwen3": GatedQwen3ForCausalLM(GatedQwen3Config(**shape | {"head_dim": 8})),
     }.items():
         model.save_pretrained(root / name)
         tokenizer.save_pretrained(root / name)
@@ -175,6 +181,8 @@ def test_other_settings_need_another_folder(adapted, place, capsys):
         (["--window", "40"], "window is 40"),
         (["--gate-steps", "6"], "gate_steps is 6"),
         (["--layers", "7"], "no attention in layer 7"),
+        (["--layers", "0-99999999999"], "--layers is 99999999999; it must be below 10,000"),
+        (["--gate-learning-rate", "1e9"], "gate_learning_rate is 1000000000.0"),
         (["--batch-size", "100000"], "exceeds the training text"),
         (["--data", "nowhere"], "nowhere"),
         (["--learning-rate", "0"], "learning_rate is 0.0"),
@@ -187,6 +195,44 @@ def test_bad_input_is_one_line(place, tmp_path, capsys, options, message):
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("gpt2", "no attention dropout, 0.1 was asked for; use --sink-weight 0"),  # the context is 16, its positions
+        ("bert", "is not causal: it reads later tokens; give a decoder"),
+        ("sinks", "first-token attention does not know s_aux"),
+    ],
+)
+def test_a_model_that_cannot_be_trained_is_refused_before_it_is_measured(place, tmp_path, capsys, model, message):
+    command = words(place, tmp_path / "out", model=model)
+    place_of_context = command.index("--context")
+    error = run(capsys, *command[:place_of_context], *command[place_of_context + 2 :], code=2)
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_text_that_changed_since_is_refused(adapted, place, capsys):
+    path = place / "text" / "3.txt"
+    text = path.read_text()
+    path.write_text(text.replace("119", "911"))
+    error = run(capsys, *words(place, adapted, "--window", "8", "--seeds", "2"), code=2)
+    path.write_text(text)
+    assert "was made from other text than" in error
+
+
+def test_a_model_of_compare_without_gates_gets_its_own(place, tmp_path, capsys):
+    options = ("--arms", "gated", "--variant", "sdpa-headwise")
+    run(capsys, *words(place, tmp_path / "out", *options, model="qwen3"))
+    model = tf.AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model")
+    assert type(model) is GatedQwen3ForCausalLM
+    assert [gate.scale for gate in model.config.gates] == [2.0]
+    assert all(layer.self_attn.g_proj.weight.any() for layer in model.model.layers)
+    assert "leave out --layers" in run(
+        capsys, *words(place, tmp_path / "other", *options, "--layers", "0", model="qwen3"), code=2
+    )
 
 
 def test_a_model_with_gates_is_refused(adapted, place, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -13,13 +14,22 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     BertConfig,
     BertForMaskedLM,
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTextModel,
     PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForMaskedLM,
     ViTConfig,
     ViTForImageClassification,
+    ViTMAEConfig,
+    ViTMAEModel,
     WhisperConfig,
     WhisperForConditionalGeneration,
 )
 
+from gated_attention.analysis import TextBatch, inspect_model
 from gated_attention.cli import main
 from gated_attention.jobs.analyze import AnalysisPlan, analyze
 from gated_attention.jobs.images import image_batches, load_images
@@ -112,6 +122,78 @@ def test_images_are_resized_and_normalised_as_the_folder_says(vit, images, tmp_p
     [batch] = image_batches(stored[:1], vision, vit, num_images=1, batch_size=4)
     exact = np.array(Image.open(stored[0])).transpose(2, 0, 1) / 255
     np.testing.assert_allclose(batch.inputs["pixel_values"][0], exact, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "mean", "std"),
+    [({"do_normalize": False, "image_mean": [9.0] * 3}, 0, 1), ({"image_std": [0.25] * 3}, 0.5, 0.25), ({}, 0.5, 0.5)],
+)
+def test_a_model_of_the_hub_is_normalised_as_its_files_say(vit, images, tmp_path, monkeypatch, settings, mean, std):
+    (tmp_path / "kept.json").write_text(json.dumps(settings))
+    monkeypatch.setattr(
+        "gated_attention.jobs.images.cached_file",
+        lambda source, name, **_: {"owner/vit": tmp_path / "kept.json"}[source],
+    )
+    vision = ViTForImageClassification(ViTConfig(**SMALL, image_size=10, patch_size=2))
+    stored = load_images(images)[:1]
+    [batch] = image_batches(stored, vision, "owner/vit", num_images=1, batch_size=1)
+    exact = (np.array(Image.open(stored[0])).transpose(2, 0, 1) / 255 - mean) / std
+    np.testing.assert_allclose(batch.inputs["pixel_values"][0], exact, atol=1e-5)
+
+
+def test_deep_and_turned_images_keep_their_light_and_their_top(vit, tmp_path):
+    grey = np.arange(100, dtype=np.uint16).reshape(10, 10) * 600
+    Image.fromarray(grey).save(tmp_path / "a.png")
+    turned = Image.fromarray((grey // 257).astype(np.uint8))
+    exif = turned.getexif()
+    exif[0x0112] = 3  # upside down
+    turned.rotate(180).save(tmp_path / "b.png", exif=exif)
+    vision = ViTForImageClassification(ViTConfig(**SMALL, image_size=10, patch_size=2))
+    [batch] = image_batches([tmp_path / "a.png", tmp_path / "b.png"], vision, vit, num_images=2, batch_size=2)
+    for found in batch.inputs["pixel_values"]:
+        np.testing.assert_allclose(found[0] * 0.5 + 0.5, grey / 65535, atol=1 / 255)
+
+
+def test_settings_of_text_and_of_other_models_are_refused_for_images(vit, images, tmp_path):
+    for options in ({"context": 9}, {"tokenizer": "bytes"}):
+        with pytest.raises(ValueError, match="reads images; leave out --context and --tokenizer"):
+            list(analyze(AnalysisPlan((vit,), images, **options), CPU))
+    with pytest.raises(ValueError, match="no next-token loss"):
+        list(analyze(AnalysisPlan((vit,), str(tmp_path / "none"), ablate=2), CPU))  # before anything is read
+    (tmp_path / "vit" / "preprocessor_config.json").write_text('{"image_mean": [0.5], "image_std": [0.5]}')
+    with pytest.raises(ValueError, match="do not fit 3 channels"):
+        list(analyze(AnalysisPlan((vit,), images), CPU))
+    ViTMAEModel(ViTMAEConfig(**SMALL, image_size=8, patch_size=2)).save_pretrained(tmp_path / "mae")
+    with pytest.raises(ValueError, match="a random part of the patches; set mask_ratio to 0"):
+        list(analyze(AnalysisPlan((str(tmp_path / "mae"),), images), CPU))
+    parts = {"text_config": SMALL, "vision_config": {**SMALL, "image_size": 8, "patch_size": 2}}
+    CLIPModel(CLIPConfig(**parts)).save_pretrained(tmp_path / "clip")
+    with pytest.raises(ValueError, match="has several encoders"):
+        list(analyze(AnalysisPlan((str(tmp_path / "clip"),), images), CPU))
+
+
+def test_roberta_has_fewer_positions_than_its_table_has_rows(bert, tmp_path):
+    config = RobertaConfig(**SMALL, vocab_size=16, max_position_embeddings=20, pad_token_id=0)
+    RobertaForMaskedLM(config).save_pretrained(tmp_path / "roberta")
+    for path in (tmp_path / "bert").glob("tokenizer*"):
+        (tmp_path / "roberta" / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "a.txt").write_text("a b c d e f g h " * 50)
+    plan = AnalysisPlan((str(tmp_path / "roberta"),), str(tmp_path / "more"), num_tokens=64)
+    [found] = analyze(plan, CPU)
+    assert found.inspection.length == 19
+    with pytest.raises(ValueError, match="context 20 exceeds the 19 positions"):
+        list(analyze(replace(plan, context=20), CPU))
+    with pytest.raises(ValueError, match="no room between special tokens"):
+        list(analyze(replace(plan, context=2), CPU))
+
+
+def test_clip_reads_text_from_left_to_right():
+    config = CLIPTextConfig(**SMALL, vocab_size=20, max_position_embeddings=16, eos_token_id=19)
+    ids = torch.randint(0, 19, (3, 12))
+    found = inspect_model(CLIPTextModel(config), [TextBatch(ids, None, ("cls", *["content"] * 10, "sep"))])
+    assert not found.looks_ahead
+    np.testing.assert_allclose(found.measures["f_attn_uniform"], np.mean([1 / n for n in range(2, 13)]), rtol=1e-6)
 
 
 def test_what_is_no_image_is_refused(vit, bert, tmp_path):

@@ -175,7 +175,9 @@ def test_arms_of_one_study_read_one_text(plan, corpus, tmp_path):
     text = path.read_text()
     path.write_text(text.replace("word3", "word4", 1))  # as long as before
     for variants in (["baseline", "sdpa-elementwise"], ["sdpa-headwise"]):
-        with pytest.raises(ValueError, match=r"seed0 was trained on other text than .*corpus holds now; bring that back"):
+        with pytest.raises(
+            ValueError, match=r"seed0 was trained on other text than .*corpus holds now; bring that back"
+        ):
             run(plan(variants=variants), tmp_path)
     assert not (tmp_path / "out" / "runs" / "compare-tiny" / "sdpa-elementwise").exists()
     path.write_text(text)

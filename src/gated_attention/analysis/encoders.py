@@ -17,14 +17,25 @@ CONTENT = {"input_ids": "token", "pixel_values": "patch", "input_features": "fra
 
 
 def encoder_of(model: PreTrainedModel) -> PreTrainedModel | None:
-    """The part of a model that looks both ways: the whole model, or its encoder; None for a causal model."""
+    """The part of a model that looks both ways: the whole model, or its encoder; None for a causal model.
+
+    Raises:
+        ValueError: if it has several.
+    """
     if model.config.is_encoder_decoder:
         return cast(PreTrainedModel, model.get_encoder())
     base: PreTrainedModel = model.base_model
     if not CONTENT.keys() & signature(base.forward).parameters.keys():  # DINOv3's reads embeddings
         base = model
     attention = [module for module in base.modules() if calls_interface(type(module))]  # type: ignore[arg-type]
-    return base if attention and all(getattr(module, "is_causal", True) is False for module in attention) else None
+    if not attention or any(getattr(module, "is_causal", True) for module in attention):
+        return None
+    if len(parts := getattr(base.config, "sub_configs", {})) > 1:
+        raise ValueError(
+            f"{type(model).__name__} has several encoders ({', '.join(parts)}); give one of them, e.g. its "
+            "vision_model, as a model of its own"
+        )
+    return base
 
 
 def encoder_layers(encoder: PreTrainedModel) -> list[tuple[nn.Module, Attention]]:
@@ -51,6 +62,10 @@ def image_positions(model: PreTrainedModel, pixels: Tensor, length: int) -> tupl
     """
     columns, rows = patch_grid(model, pixels)
     registers = int(getattr(model.config, "num_register_tokens", 0))
+    if getattr(model.config, "mask_ratio", 0):
+        raise ValueError(
+            f"{type(model).__name__} reads a random part of the patches; set mask_ratio to 0 in its configuration"
+        )
     special = length - rows * columns
     if special < registers:  # the model pools patches
         special, registers = 0, 0

@@ -155,7 +155,7 @@ class _Recorder(Watcher):
         encoder = encoder_of(model)
         self.reader = model.base_model if encoder is None else encoder
         self.options: dict[str, Any] = {"use_cache": False} if encoder is None else {}
-        self.looks_ahead = encoder is not None
+        self.looks_ahead = False
         self.content = "token"
         self.positions: tuple[PositionKind, ...] = ()
         self.length = 0
@@ -248,6 +248,7 @@ class _Recorder(Watcher):
     def attention(self, call: AttentionCall) -> None:
         layer = call.layer
         self._check_length(call.length)
+        self.looks_ahead = not call.causal  # CLIP's text model is an encoder that does not
         self.rows.add(layer, measures.attention_rows(call)._asdict())
         if self.level == "full":
             self.rows.add(layer, measures.whole_attention(call)._asdict())

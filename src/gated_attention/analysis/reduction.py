@@ -212,7 +212,7 @@ def _sink_kinds(share: np.ndarray, value: np.ndarray, rank: np.ndarray) -> dict[
 def _by_kind(found: Mapping[str, np.ndarray], positions: Sequence[PositionKind]) -> dict[str, np.ndarray]:
     """Attention to all positions of a kind, and to the strongest of them; nothing where all are of one kind."""
     sums, measured, kinds = found["sums"], dict[str, np.ndarray](), sorted(set(positions))
-    if len(kinds) == 1:
+    if len(kinds) == 1 or sums.shape[-1] < len(positions):  # of causal attention, only the first keys are known
         return measured
     received = sums / np.maximum(found["seen_by"][:, None], 1)
     for kind in kinds:

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -25,11 +26,21 @@ from gated_attention.jobs.adapt_record import (
     write_record,
     write_settings,
 )
-from gated_attention.jobs.named_model import Checkpoint, check_tokenizer, find_checkpoint, load_checkpoint
+from gated_attention.jobs.named_model import (
+    Checkpoint,
+    check_tokenizer,
+    find_checkpoint,
+    load_checkpoint,
+    num_positions,
+    require_causal,
+)
+from gated_attention.models.configuration_gated_qwen3 import GatedConfigMixin
 from gated_attention.models.families.add_gates import add_gates
 from gated_attention.train.adapt import adapt_model
 from gated_attention.train.callbacks import MetricsCallback, Progress
+from gated_attention.train.parameters import gate_names
 from gated_attention.train.quiet import quiet
+from gated_attention.train.sink_losses import SinkLosses
 from gated_attention.train.text.data import PackedData, collate, different_text, load_data
 from gated_attention.train.trainer import check_batch, training_precision
 from gated_attention.typed import first_difference
@@ -85,17 +96,14 @@ def _prepare(plan: AdaptPlan, device: torch.device, cache: Path, observer: Obser
     config = model.config
     if getattr(config, "quantization_config", None) is not None:
         raise ValueError(f"{checkpoint.name} has quantised weights, which cannot be trained; give the model as it was")
-    positions = getattr(config, "max_position_embeddings", None)
+    require_causal(model, checkpoint.name)
+    positions = num_positions(model)
     if positions is not None and plan.data.block_size > positions:
         raise ValueError(
             f"context {plan.data.block_size} exceeds the {positions} positions of {checkpoint.name}; "
             "use at most that as --context"
         )
-    add_gates(model, plan.gates, plan.layers)
-    if plan.train.sink_weight and getattr(config, "attn_logit_softcapping", None):
-        raise ValueError(
-            f"{config.model_type} caps its attention scores, which this penalty cannot read; use --sink-weight 0"
-        )
+    _try_penalties(_gated(model, plan), plan)
     data = load_data(plan.data, cache, observer.say)
     found = read_settings(plan.records) or {}
     if different_text(found.get("text", {}), data.about):
@@ -116,6 +124,37 @@ def _prepare(plan: AdaptPlan, device: torch.device, cache: Path, observer: Obser
     return _Run(plan, device, observer, checkpoint, data, text, positions)
 
 
+def _gated(model: PreTrainedModel, plan: AdaptPlan) -> PreTrainedModel:
+    """The model with the gates of a plan; a model of this package's own is made again with them."""
+    if not isinstance(model.config, GatedConfigMixin):
+        return add_gates(model, plan.gates, plan.layers)
+    if model.config.gates:
+        raise ValueError(f"{plan.model} has gates already; give the model without them")
+    if plan.layers is not None:
+        raise ValueError(
+            f"{plan.model} is a {model.config.model_type}, which has its gates in all layers; leave out --layers"
+        )
+    config = copy(model.config)
+    config.gates = plan.gates
+    twin = type(model)(config).to(model.dtype)
+    missing = twin.load_state_dict(model.state_dict(), strict=False).missing_keys
+    assert set(missing) == set(gate_names(twin))
+    return twin.eval()
+
+
+def _try_penalties(model: PreTrainedModel, plan: AdaptPlan) -> None:
+    """Refuse a model whose penalties cannot be computed, before anything is trained."""
+    config = plan.training("penalties")
+    losses = SinkLosses(model.train(), config)
+    try:
+        with torch.no_grad(), losses.gather():
+            model(input_ids=torch.zeros(1, 8, dtype=torch.long), use_cache=False)
+    except ValueError as error:
+        raise ValueError(f"{str(error).partition(';')[0]}; use --sink-weight 0") from error
+    finally:
+        losses.remove()
+
+
 @dataclass(frozen=True)
 class _Run:
     plan: AdaptPlan
@@ -132,7 +171,7 @@ class _Run:
         model = self._load()
         plain = model.num_parameters()
         if arm == "gated":
-            add_gates(model, plan.gates, plan.layers)
+            model = _gated(model, plan)
         num_tokens, added = 0, model.num_parameters() - plain
         folder = plan.output / "checkpoints" / f"{arm}-seed{seed}"
         if arm != ORIGINAL:

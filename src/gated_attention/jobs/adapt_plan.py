@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedConfig
 
-from gated_attention.jobs.named_model import find_checkpoint
+from gated_attention.jobs.named_model import find_checkpoint, read_config
 from gated_attention.ranges import require_choice, require_once, require_within
 from gated_attention.registry.choices import ARMS
 from gated_attention.registry.variants import gates_of
@@ -137,8 +136,9 @@ def make_adapt_plan(
     tokenizer = given_data.setdefault("tokenizer", checkpoint.path)
     if "bos" not in given_data:
         given_data["bos"] = opens_with_bos(load_tokenizer(tokenizer))
-    positions = PreTrainedConfig.get_config_dict(checkpoint.path)[0].get("max_position_embeddings")
+    positions = getattr(read_config(checkpoint), "max_position_embeddings", None)
     given_data = {"block_size": min(DEFAULT_CONTEXT, positions or DEFAULT_CONTEXT), **given_data}
+    require_within("gate_learning_rate", gate_learning_rate, least=0, most=1000)
     rate = given.setdefault("learning_rate", LEARNING_RATES.get(given.get("trained", "whole"), 5e-5))
     factor = (GATE_LEARNING_RATE if gate_learning_rate is None else gate_learning_rate) / rate if rate else 1.0
     steps = given.get("steps", 1)

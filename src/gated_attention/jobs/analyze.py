@@ -16,7 +16,7 @@ from gated_attention.analysis.encoders import encoder_of, patch_grid
 from gated_attention.analysis.families import find_attention
 from gated_attention.analysis.inspect import Level
 from gated_attention.device import device_name
-from gated_attention.jobs.images import image_batches, load_images
+from gated_attention.jobs.images import image_batches, image_size, load_images
 from gated_attention.jobs.named_model import (
     Checkpoint,
     check_tokenizer,
@@ -24,6 +24,7 @@ from gated_attention.jobs.named_model import (
     find_tokenizer,
     load_any,
     name_dtype,
+    num_positions,
 )
 from gated_attention.jobs.text import cut_passages
 from gated_attention.ranges import require_choice, require_once, require_within
@@ -139,6 +140,8 @@ def analyze(
         find_attention(model)  # refuses an unknown architecture before its text is cut
         tokenizer: PreTrainedTokenizerBase | None = None
         batches: Batches
+        if plan.ablate and encoder_of(model) is not None:
+            raise ValueError(f"{checkpoint.name} has no next-token loss; --ablate measures causal language models")
         if model.main_input_name == "pixel_values":
             batches = _images(plan, model, checkpoint, device, images())
         elif model.main_input_name == "input_ids":
@@ -152,23 +155,14 @@ def analyze(
         inspection = inspect_model(model, track(label, batches), level=plan.level)
         if plan.ablate:
             say(f"ablating heads of {checkpoint.name}")
-            inspection = replace(inspection, measures=inspection.measures | _ablation(plan, model, batches, checkpoint))
+            inspection = replace(inspection, measures=inspection.measures | _ablation(plan, model, batches))
         yield _described(checkpoint, label, model, tokenizer, inspection)
         del model
 
 
-def _ablation(
-    plan: AnalysisPlan, model: PreTrainedModel, batches: Batches, checkpoint: Checkpoint
-) -> dict[str, np.ndarray]:
+def _ablation(plan: AnalysisPlan, model: PreTrainedModel, batches: Batches) -> dict[str, np.ndarray]:
     """The rise of the loss on the last passages, with means from the others."""
-    if encoder_of(model) is not None:
-        raise ValueError(f"{checkpoint.name} has no next-token loss; --ablate measures causal language models")
     passages = torch.cat([batch.ids for batch in batches if isinstance(batch, TextBatch)])
-    if len(passages) <= plan.ablate:
-        raise ValueError(
-            f"--ablate {plan.ablate} takes the means from other passages, and there are {len(passages)} in all; "
-            "use more --tokens"
-        )
     size = max(len(next(iter(batch.inputs.values()))) for batch in batches)
     held_out, measured = passages[: -plan.ablate], passages[-plan.ablate :]
     others = [TextBatch(part) for part in torch.split(held_out, size)]
@@ -193,14 +187,20 @@ def _passages(
         wrapped=encoder_of(model) is not None,
     )
     check_tokenizer(model, max(int(batch.ids.max()) for batch in batches), checkpoint.name)
+    if plan.ablate and (number := sum(len(batch.ids) for batch in batches)) <= plan.ablate:
+        raise ValueError(
+            f"--ablate {plan.ablate} takes the means from other passages, and there are {number} in all; "
+            "use more --tokens"
+        )
     return batches
 
 
 def _images(
     plan: AnalysisPlan, model: PreTrainedModel, checkpoint: Checkpoint, device: torch.device, images: list[Any]
 ) -> list[InputBatch]:
-    config = model.config
-    height, width = (config.image_size,) * 2 if isinstance(config.image_size, int) else config.image_size
+    if plan.context is not None or plan.tokenizer is not None:
+        raise ValueError(f"{checkpoint.name} reads images; leave out --context and --tokenizer, which are of text")
+    height, width = image_size(model)
     columns, rows = patch_grid(model, torch.empty(1, 1, height, width))
     length = columns * rows
     return image_batches(
@@ -225,7 +225,7 @@ def unique_labels(checkpoints: Sequence[Checkpoint]) -> list[str]:
 
 
 def _length(plan: AnalysisPlan, model: PreTrainedModel, name: str) -> int:
-    positions = getattr(model.config, "max_position_embeddings", None)
+    positions = num_positions(model)
     if plan.context is None:
         return min(DEFAULT_CONTEXT, positions or DEFAULT_CONTEXT)
     if positions is not None and plan.context > positions:

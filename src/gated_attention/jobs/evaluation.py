@@ -25,10 +25,16 @@ from gated_attention.evaluate.retrieval import RetrievalScore, score_samples
 from gated_attention.evaluate.rope import Rope, overridden, override_parameters
 from gated_attention.jobs.analyze import BATCH_TOKENS, Say
 from gated_attention.jobs.evaluation_plan import EvaluationPlan
-from gated_attention.jobs.named_model import check_tokenizer, find_checkpoint, load_checkpoint, name_dtype
+from gated_attention.jobs.named_model import (
+    check_tokenizer,
+    find_checkpoint,
+    load_checkpoint,
+    name_dtype,
+    num_positions,
+    require_causal,
+)
 from gated_attention.jobs.retrieval_data import all_samples
 from gated_attention.jobs.text import cut_passages, encoder, read_domains, tokenise
-from gated_attention.nn.eval_mode import evaluating
 from gated_attention.train.text.corpus import load_documents
 
 DEFAULT_CONTEXT = 4096
@@ -100,7 +106,7 @@ def evaluate(
             raise ValueError(f"no document of {plan.source} has a field {plan.domain_field!r}; give another --field")
     say(f"loading {checkpoint.name}")
     model, tokenizer = load_checkpoint(checkpoint, device, plan.tokenizer)
-    _require_causal(model, checkpoint.name)
+    require_causal(model, checkpoint.name)
     run = _Run(plan, model, tokenizer, documents, BATCH_TOKENS[device.type])
     run.check(checkpoint.name)
     of_rope: list[str] = [task for task in ("perplexity", "length", "retrieval") if task in plan.tasks]
@@ -127,16 +133,6 @@ def evaluate(
     return found
 
 
-def _require_causal(model: PreTrainedModel, name: str) -> None:
-    """Refuse a model whose logits depend on later tokens, such as an encoder."""
-    with evaluating(model) as device:
-        ids = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 4]], device=device)
-        logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
-    noise = 64 * torch.finfo(logits.dtype).eps * logits.float().abs().max()
-    if (logits[0] - logits[1]).float().abs().max() > noise:
-        raise ValueError(f"{name} ({model.config.model_type}) is not causal: it reads later tokens; give a decoder")
-
-
 _Measure = Callable[[RopeEvaluation, RopeEvaluation | None], RopeEvaluation]
 """Adds a task's results under the rotary embedding in place; the second argument is plain RoPE's, None for itself."""
 
@@ -153,8 +149,7 @@ class _Run:
 
     @cached_property
     def positions(self) -> int | None:
-        found = getattr(self.model.config, "max_position_embeddings", None)
-        return int(found) if found else None
+        return num_positions(self.model)
 
     @cached_property
     def context(self) -> int:

@@ -1,25 +1,33 @@
 """Images as vision models read them: from files, a folder or Parquet, resized and normalised as the model's own do."""
 
 import io
-import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 import torch
 from jaxtyping import Float
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
+from pydantic import TypeAdapter
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.utils import cached_file
 
 from gated_attention.analysis import InputBatch
+from gated_attention.typed import open_dict, parse, read_bytes
 
 FORMATS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 
 _Stored = Path | bytes
 _PREPROCESSOR = "preprocessor_config.json"
+_CURE = "mend or remove it"
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+_SETTINGS = TypeAdapter(
+    open_dict("Preprocessor", do_normalize=bool | None, image_mean=list[float] | None, image_std=list[float] | None)
+)
 
 
 def load_images(source: str, field: str = "image") -> list[_Stored]:
@@ -57,32 +65,68 @@ def _rows(file: Path, field: str) -> Iterator[bytes]:
     return (row["bytes"] if isinstance(row, dict) else row for row in table.column(field).to_pylist())
 
 
+def image_size(model: PreTrainedModel) -> tuple[int, int]:
+    """Height and width of the images that a model reads.
+
+    Raises:
+        ValueError: if it reads images of no fixed size.
+    """
+    size = getattr(model.config, "image_size", None)
+    if size is None or not hasattr(model.config, "patch_size"):
+        raise ValueError(f"{type(model).__name__} reads no patches of images of one size, as ViT does")
+    height, width = (size, size) if isinstance(size, int) else size
+    return int(height), int(width)
+
+
 def image_batches(
-    images: Sequence[_Stored], model: PreTrainedModel, folder: str, *, num_images: int, batch_size: int
+    images: Sequence[_Stored], model: PreTrainedModel, source: str, *, num_images: int, batch_size: int
 ) -> list[InputBatch]:
     """A random choice of the images, the same for every model, resized to what the model reads.
 
     They are normalised by the mean and the deviation in the `preprocessor_config.json` beside the model, otherwise to
     -1 to 1.
+
+    Args:
+        source: The model's folder or hub name.
+
+    Raises:
+        ValueError: if an image or that file cannot be read, or the model reads other images than grey or colour.
     """
-    config = model.config
-    size = config.image_size
-    height, width = (size, size) if isinstance(size, int) else size
-    path = Path(folder) / _PREPROCESSOR
-    content = json.loads(path.read_text()) if path.exists() else {}
-    mean, std = (torch.tensor(content.get(name, [0.5] * config.num_channels)) for name in ("image_mean", "image_std"))
+    height, width = image_size(model)
+    channels = model.config.num_channels
+    if channels not in _MODES:
+        raise ValueError(f"{type(model).__name__} reads images of {channels} channels; analyze reads 1, 3 or 4")
+    mean, std = (torch.tensor(values)[:, None, None] for values in _normalisation(source, channels))
     order = np.random.default_rng(0).permutation(len(images))[:num_images].tolist()
-    mode = {1: "L", 3: "RGB", 4: "RGBA"}[config.num_channels]
-    pixels = torch.stack([_pixels(images[index], width, height, mode) for index in order])
-    pixels = (pixels - mean[:, None, None]) / std[:, None, None]
-    return [InputBatch({"pixel_values": part}) for part in torch.split(pixels, batch_size)]
+    pixels = torch.stack([_pixels(images[index], width, height, _MODES[channels]) for index in order])
+    return [InputBatch({"pixel_values": part}) for part in torch.split((pixels - mean) / std, batch_size)]
+
+
+def _normalisation(source: str, channels: int) -> tuple[list[float], list[float]]:
+    """Mean and deviation by channel."""
+    path = cached_file(
+        source,
+        _PREPROCESSOR,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    found: dict[str, Any] = {} if path is None else parse(_SETTINGS, read_bytes(Path(path), _CURE), path, _CURE)
+    if not found.get("do_normalize", True):
+        return [0.0] * channels, [1.0] * channels
+    mean, std = (found.get(name) or [0.5] * channels for name in ("image_mean", "image_std"))
+    if not len(mean) == len(std) == channels or 0 in std:
+        raise ValueError(f"{path} has a mean and a deviation that do not fit {channels} channels; {_CURE}")
+    return mean, std
 
 
 def _pixels(stored: _Stored, width: int, height: int, mode: str) -> Float[Tensor, "c y x"]:
     """An image as numbers from 0 to 1."""
     try:
         with Image.open(io.BytesIO(stored) if isinstance(stored, bytes) else stored) as image:
-            small = image.convert(mode).resize((width, height), Image.Resampling.BICUBIC)
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith("I"):  # 16 bits, which Pillow would cut to 8 from above
+                upright = Image.fromarray((np.asarray(upright) / 257).round().astype(np.uint8))
+            small = upright.convert(mode).resize((width, height), Image.Resampling.BICUBIC)
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         place = "a row" if isinstance(stored, bytes) else str(stored)
         raise ValueError(f"{place} is no image that can be read ({error}); remove it") from error

@@ -13,6 +13,7 @@ from transformers.models.auto import modeling_auto
 import gated_attention.models  # noqa: F401  registers the gated models
 from gated_attention.models.convert.storage import has_weights
 from gated_attention.models.saved.loading import check_folder, load_model
+from gated_attention.nn.eval_mode import evaluating
 from gated_attention.train.checkpoints import last_checkpoint
 from gated_attention.train.quiet import quiet
 from gated_attention.train.text.corpus import require_hub
@@ -92,18 +93,27 @@ def find_tokenizer(checkpoint: Checkpoint, tokenizer: str | None = None) -> PreT
     return load_tokenizer(checkpoint.path if tokenizer is None else tokenizer)
 
 
+def read_config(checkpoint: Checkpoint) -> Any:
+    """The configuration of a model.
+
+    Raises:
+        ValueError: if transformers cannot read it.
+    """
+    try:
+        with quiet():
+            return AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{checkpoint.name} has no configuration that transformers reads ({reason})") from error
+
+
 def load_any(checkpoint: Checkpoint, device: torch.device) -> PreTrainedModel:
     """A model of any kind, e.g. a masked language model or an image classifier, of the class that was saved.
 
     Raises:
         ValueError: as `load_checkpoint`.
     """
-    try:
-        with quiet():
-            config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{checkpoint.name} has no configuration that transformers reads ({reason})") from error
+    config = read_config(checkpoint)
     saved = next(iter(config.architectures or ()), None)
     loaders = [AutoModelForCausalLM, *(auto for auto in vars(modeling_auto).values() if isinstance(auto, type))]
     classes = [(auto, (getattr(auto, "_model_mapping", None) or {}).get(type(config), None)) for auto in loaders]
@@ -142,3 +152,29 @@ def check_tokenizer(model: PreTrainedModel, largest_id: int, name: str) -> None:
     if largest_id >= size:
         mismatch = f"it gave token {largest_id}, the model knows {size}"
         raise ValueError(f"the tokenizer does not fit {name}: {mismatch}; give another --tokenizer")
+
+
+def num_positions(model: PreTrainedModel) -> int | None:
+    """How many tokens a model has positions for; None if it names no number.
+
+    RoBERTa and its kin begin to count behind the padding token, so that their tables hold fewer than they have rows.
+    """
+    for name, module in model.base_model.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            return int(module.num_embeddings - module.padding_idx - 1)
+    found = getattr(model.config, "max_position_embeddings", None)
+    return int(found) if found else None
+
+
+def require_causal(model: PreTrainedModel, name: str) -> None:
+    """Refuse a model whose logits depend on later tokens, such as an encoder.
+
+    Raises:
+        ValueError: if they do.
+    """
+    with evaluating(model) as device:
+        ids = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 4]], device=device)
+        logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
+    noise = 64 * torch.finfo(logits.dtype).eps * logits.float().abs().max()
+    if (logits[0] - logits[1]).float().abs().max() > noise:
+        raise ValueError(f"{name} ({model.config.model_type}) is not causal: it reads later tokens; give a decoder")

@@ -77,6 +77,8 @@ def cut_passages(
     passages: list[list[int]] = []
     before, after = special_around(tokenizer) if wrapped else ([], [])
     inner = length - len(before) - len(after)
+    if inner < 1:
+        raise ValueError(f"a passage of {length} tokens has no room between special tokens; use more --context")
     for index in range(max(1, num_tokens // length)):
         passage = _passage(texts, tokenizer, inner, at_start=index % 2 == 0, special_tokens=not wrapped)
         if len(passage) < inner:

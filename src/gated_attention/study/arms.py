@@ -179,7 +179,6 @@ class Arm:
             raise ValueError(f"{self.folder} was run with {difference}; choose another name or --output")
         return result
 
-
     def check_text(self, data: PackedData) -> None:
         """Refuse text other than what the arm was trained on, if it is finished or has a checkpoint.
 

@@ -370,6 +370,20 @@ REFUSED = {
     "no model": (lambda: add_gates(torch.nn.Linear(2, 2)), "no transformers model"),
     "no class": (lambda: gated(int), "no model class"),
     "no gate": (lambda: add_gates(make_model("llama"), "headwise"), "not a gate"),
+    "nothing": (lambda: add_gates(make_model("llama"), []), "no gate is given"),
+    "part of a layer": (
+        lambda: add_gates(make_model("llama"), layers=[0.5]),
+        r"layers are \[0.5\]; give their indices",
+    ),
+    "one layer": (lambda: add_gates(make_model("llama"), layers="0"), "give indices of layers"),
+    "a layer's type in a configuration": (
+        lambda: setattr(add_gates(make_model("gemma3")).config, "gated_layers", "full_attention"),
+        "layers are 'full_attention'; give their indices",
+    ),
+    "a plain configuration": (
+        lambda: gated(tf.LlamaForCausalLM)(make_model("llama").config),
+        "takes a GatedLlamaConfig",
+    ),
     "too wide": (lambda: add_gates(make_model("llama"), GateSpec(input_dim=33)), "input_dim 33"),
 }
 
@@ -387,5 +401,42 @@ def test_a_refused_model_is_as_before():
     before = output("llama", model)
     with pytest.raises(ValueError, match="input_dim"):
         add_gates(model, [GateSpec(), GateSpec("value", input_dim=99)])
+    model.model.layers[1].self_attn.g_proj = torch.nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="LlamaAttention has a g_proj already"):
+        add_gates(model)
     assert type(model) is tf.LlamaForCausalLM
+    assert not hasattr(model.model.layers[0].self_attn, "g_proj")
     assert torch.equal(output("llama", model), before)
+
+
+@pytest.mark.parametrize("task", ["SequenceClassification", "TokenClassification"])
+def test_heads_of_a_family_load_its_gates(task, tmp_path):
+    model = add_gates(make_model("llama"), [GateSpec(), GateSpec("value")], layers=[1])
+    model.save_pretrained(tmp_path / "causal")
+    head = getattr(tf, f"AutoModelFor{task}").from_pretrained(tmp_path / "causal")
+    gates = {name: tensor for name, tensor in model.state_dict().items() if "g_proj" in name}
+    found = {name: tensor for name, tensor in head.state_dict().items() if "g_proj" in name}
+    assert len(found) == 2
+    assert all(torch.equal(found[name], gates[name]) for name in gates)
+    head.save_pretrained(tmp_path / "head")
+    again, ids = type(head).from_pretrained(tmp_path / "head"), torch.tensor([[1, 2, 3]])
+    assert torch.equal(head.eval()(ids)[0], again.eval()(ids)[0])
+    assert "g_proj" not in str(list(remove_gates(again).state_dict()))
+
+
+def test_whole_models_are_pickled(tmp_path):
+    for name in ("llama", "bert", "vit"):
+        model = add_gates(make_model(name), gates_for(name))
+        torch.save(model, tmp_path / name)
+        again = torch.load(tmp_path / name, weights_only=False)
+        assert type(again) is type(model)
+        assert torch.equal(output(name, again), output(name, model))
+
+
+def test_gates_of_a_quantised_model_have_its_dtype():
+    model = make_model("llama").bfloat16()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):  # as quantisers leave it
+            module.weight = torch.nn.Parameter(module.weight.detach().to(torch.uint8), requires_grad=False)
+    add_gates(model)
+    assert model.model.layers[0].self_attn.g_proj.weight.dtype == torch.bfloat16

@@ -15,8 +15,11 @@ from gated_attention.models.convert.storage import Stored, Tensors, open_checkpo
 from gated_attention.models.families.add_gates import add_gates
 from gated_attention.models.families.configuration import PREFIX
 from gated_attention.models.families.layouts import AttentionKind
-from gated_attention.ranges import consecutive_runs
+from gated_attention.ranges import consecutive_runs, require_within
 from gated_attention.spec import GateSpec, Init
+
+MOST_LAYERS = 10_000
+"""More than any model has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,5 +129,6 @@ def parse_layers(text: str | None) -> list[int] | str | None:
         first, dash, last = (piece.strip() for piece in part.partition("-"))
         if not first.isdecimal() or (dash and not (last.isdecimal() and int(last) >= int(first))):
             raise ValueError(f"--layers is {text!r}; give indices, e.g. 0-3,7, or a layer type, e.g. full_attention")
+        require_within("--layers", int(last or first), below=MOST_LAYERS)
         layers.extend(range(int(first), int(last or first) + 1))
     return layers

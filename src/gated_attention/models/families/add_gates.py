@@ -13,7 +13,7 @@ from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING
 from gated_attention.models.attention import GateInitialisationMixin, initial_std
 from gated_attention.models.families.configuration import PREFIX, GatesConfigMixin, as_layers, gated_config
 from gated_attention.models.families.layouts import AttentionKind, find_attention
-from gated_attention.models.families.projections import GatedProjectionsMixin, attach, detach
+from gated_attention.models.families.projections import GatedProjectionsMixin, attach, detach, new
 from gated_attention.ranges import require_choice
 from gated_attention.spec import Gates, GateSpec, as_gates, check_qk_norm
 
@@ -46,6 +46,8 @@ def add_gates(
         raise ValueError(f"{type(model).__name__} is no transformers model; add gates before it is wrapped")
     if isinstance(model, GatedModelMixin) or str(model.config.model_type).startswith(PREFIX):
         raise ValueError(f"{type(model).__name__} has gates already; remove_gates(model) takes them away")
+    if not as_gates(gates):
+        raise ValueError("no gate is given; give one, e.g. GateSpec(), or several at different sites")
     plain, config = model.config, copy(model.config)
     config.__dict__.pop("model_type", None)  # of a loaded one; the class has the type
     config.__class__ = gated_config(type(plain))  # type: ignore[arg-type]  # of a cached function
@@ -83,9 +85,18 @@ def remove_gates(model: _Model) -> _Model:
 class GatedModelMixin(GateInitialisationMixin):
     """A model whose configuration says which gates it has."""
 
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return new, (gated, type(self).__bases__[1]), self.__dict__
+
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+        if not isinstance(config, GatesConfigMixin):
+            kind = type(self).config_class.__name__  # type: ignore[attr-defined]
+            raise ValueError(
+                f"{type(self).__name__} takes a {kind}, which says the gates, not a {type(config).__name__}"
+            )
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
-        if config.gates:
+        _, *parts = cast(nn.Module, self).modules()
+        if config.gates and not any(isinstance(part, GatedModelMixin) for part in parts):  # made by an Auto class
             _attach(cast(PreTrainedModel, self), config)
 
 
@@ -152,7 +163,7 @@ def _attach(model: PreTrainedModel, config: Any) -> None:
         if hasattr(one.module, "q_norm") or hasattr(one.module, "q_layernorm"):
             check_qk_norm(gates)
     for one in chosen:
-        attach(one, gates, initial_std(config))
+        attach(one, gates, initial_std(config), model.dtype)
     for part in model.modules():  # transformers initialises each part of a model by the part's own class
         if isinstance(part, PreTrainedModel) and not isinstance(part, GateInitialisationMixin) and part is not model:
             part.__class__ = _initialising(type(part))  # type: ignore[arg-type]  # of a cached function
@@ -160,7 +171,10 @@ def _attach(model: PreTrainedModel, config: Any) -> None:
 
 @cache
 def _initialising(kind: type[nn.Module]) -> type[nn.Module]:
-    names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
+    def reduce(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
+        return new, (_initialising, kind), self.__dict__
+
+    names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__reduce_ex__": reduce}
     return type(kind.__name__, (GateInitialisationMixin, kind), names)
 
 

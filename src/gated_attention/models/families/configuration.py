@@ -4,6 +4,7 @@ The type is what keeps a saved model whole: transformers without this package do
 the folder, where it would load a `llama` and leave its gates out.
 """
 
+import operator
 from collections.abc import Iterable
 from functools import cache
 from typing import Any
@@ -59,7 +60,7 @@ class GatesConfigMixin:
         if name == "gates":
             value = as_gates(value)
         elif name == "gated_layers" and value is not None:
-            value = sorted({int(layer) for layer in value})
+            value = _indices(value)
         super().__setattr__(name, value)
         plan = type(self).base_model_tp_plan
         if name == "gates" and plan:
@@ -129,4 +130,12 @@ def as_layers(layers: Iterable[int] | str | None, config: PreTrainedConfig) -> l
             known = ", ".join(dict.fromkeys(types)) or "none"
             raise ValueError(f"no layer is of type {layers!r}; this model has {known}; give indices of layers")
         return [index for index, kind in enumerate(types) if kind == layers]
-    return sorted({int(layer) for layer in layers})
+    return _indices(layers)
+
+
+def _indices(layers: Any) -> list[int]:
+    """Layers in ascending order, each once."""
+    found = list(layers) if isinstance(layers, Iterable) and not isinstance(layers, str) else [layers]
+    if not all(hasattr(layer, "__index__") and not isinstance(layer, bool) for layer in found):
+        raise ValueError(f"layers are {layers!r}; give their indices, such as [0, 1]")
+    return sorted({operator.index(layer) for layer in found})

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 from torch import nn
 
 from gated_attention.nn.block import GateOwner
+from gated_attention.nn.gate import GATE_MODULES
 from gated_attention.spec import AttentionGeometry, GateSpec, Site
 
 AttentionKind = Literal["all", "self", "cross"]
@@ -130,7 +131,10 @@ class Attention(NamedTuple):
             raise ValueError(
                 "a gate on the log-sum-exp needs attention that returns it; choose another input, or a GatedQwen3Config"
             )
-        self.geometry(spec.site)
+        spec.in_features(self.geometry(spec.site))  # refuses a site that is not here, and too wide an input
+        owner = self.sibling if spec.site == "output" and self.sibling is not None else self.module
+        if hasattr(owner, name := GATE_MODULES[spec.site]):
+            raise ValueError(f"{type(owner).__name__} has a {name} already; it takes no gate at {spec.site!r}")
 
 
 def find_attention(model: nn.Module) -> list[Attention]:

@@ -18,6 +18,12 @@ _INPUTS: tuple[Site, ...] = ("query", "key", "value")
 """Sites behind a projection of what attention reads, in the order of a `Layout`."""
 
 
+def new(make: Callable[..., type[nn.Module]], *args: Any) -> nn.Module:
+    """A module of a class that is made when it is needed, for pickle to fill."""
+    kind = make(*args)
+    return kind.__new__(kind)
+
+
 class GatedProjectionsMixin(GateOwner):
     """Mixed into the class of an attention module, or of the module that projects its output.
 
@@ -25,6 +31,11 @@ class GatedProjectionsMixin(GateOwner):
     """
 
     gate_layout: Layout
+    gate_reads: str
+    """The argument of the forward pass that the gates read."""
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return new, (gated_class, type(self).__bases__[1], self.gate_reads), self.__dict__
 
     def gated_at(self, site: Site, y: Tensor, x: Tensor) -> Tensor:
         """Channels of all heads, (B, T, H D), or of the output, (B, T, C), gated by what the gate reads, (B, T, C)."""
@@ -134,33 +145,40 @@ def gated_class(kind: type[nn.Module], reads: str) -> type[nn.Module]:
         heads = view.gate_heads(heads)
         return (heads, *rest) if isinstance(result, tuple) else heads
 
-    names = {"forward": forward, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
+    names = {"forward": forward, "gate_reads": reads, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
     return type(kind.__name__, (GatedProjectionsMixin, kind), names)
 
 
-def attach(found: Attention, gates: tuple[GateSpec, ...], std: float) -> None:
+def attach(found: Attention, gates: tuple[GateSpec, ...], std: float, dtype: torch.dtype) -> None:
     """Give an attention module its gates, on its device and in its dtype, initialised as their specs say.
 
-    Raises:
-        ValueError: if a gate does not fit.
+    Args:
+        dtype: Where the module's weights are quantised.
     """
     inside = tuple(spec for spec in gates if spec.site != "output" or found.layout.output is not None)
     behind = tuple(spec for spec in gates if spec not in inside)
-    _attach(found, found.module, found.layout, inside, next(iter(signature(found.module.forward).parameters)), std)
+    _attach(
+        found, found.module, found.layout, inside, next(iter(signature(found.module.forward).parameters)), std, dtype
+    )
     if behind and found.sibling is not None:
         layout = Layout(None, None, None, "dense")
-        _attach(found, found.sibling, layout, behind, list(signature(found.sibling.forward).parameters)[1], std)
+        _attach(found, found.sibling, layout, behind, list(signature(found.sibling.forward).parameters)[1], std, dtype)
 
 
 def _attach(
-    found: Attention, module: nn.Module, layout: Layout, gates: tuple[GateSpec, ...], reads: str, std: float
+    found: Attention,
+    module: nn.Module,
+    layout: Layout,
+    gates: tuple[GateSpec, ...],
+    reads: str,
+    std: float,
+    dtype: torch.dtype,
 ) -> None:
-    weight = next((p for p in found.output_projection.parameters() if p.is_floating_point()), torch.empty(0))
+    weights = list(found.output_projection.parameters())
+    dtype = next((weight.dtype for weight in weights if weight.is_floating_point() and weight.itemsize > 1), dtype)
     for spec in gates:
-        if hasattr(module, name := GATE_MODULES[spec.site]):
-            raise ValueError(f"{type(module).__name__} has a {name} already; it takes no gate at {spec.site!r}")
         gate = gate_projection(spec, found.geometry(spec.site))
-        module.add_module(name, gate.to(weight.device, weight.dtype))
+        module.add_module(GATE_MODULES[spec.site], gate.to(weights[0].device if weights else None, dtype))
         initialise_gate(gate, std)
         gate.train(module.training)
     if gates:
