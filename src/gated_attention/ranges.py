@@ -6,7 +6,7 @@ Imports nothing heavy, so that a wrong value is refused before PyTorch loads.
 """
 
 from collections.abc import Collection, Iterable, Sequence
-from math import isfinite
+from math import inf
 
 
 def require_within(
@@ -22,7 +22,7 @@ def require_within(
     if value is None:
         return
     fits = (
-        isfinite(value)
+        -inf < value < inf  # not `isfinite`, which torch.compile does not trace of a dynamic number
         and (least is None or value >= least)
         and (above is None or value > above)
         and (below is None or value < below)

@@ -98,6 +98,11 @@ def first_difference(
     return None
 
 
+def contradict(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two descriptions differ in what both of them say."""
+    return any(one[key] != other[key] for key in one.keys() & other.keys())
+
+
 def _describe(error: ValidationError) -> str:
     """The first mismatch in words, and how many more there are."""
     first, *others = error.errors(include_url=False, include_context=False)

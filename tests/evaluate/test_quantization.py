@@ -101,12 +101,21 @@ def test_losses_equal_a_model_rounded_by_hand_and_nothing_is_left_behind(model):
     for module in layers.values():
         module.weight.data.copy_(quantize_weight(module, 6))
     for row in found.rows:
-        expected = loss_with(model, batches, layers.values(), rounding(6, row.granularity, peaks))
+        rows = [one for batch in batches for one in batch.split(1)]
+        expected = loss_with(model, rows, layers.values(), rounding(6, row.granularity, peaks))
         assert row.loss_nats == pytest.approx(expected, abs=1e-8)
         assert row.change_nats == pytest.approx(expected - plain, abs=1e-8)
         changes = alone[row.granularity]
         assert row.worst.name == max(changes, key=changes.get)
         assert row.worst.change_nats == pytest.approx(changes[row.worst.name], abs=1e-8)
+
+
+def test_losses_do_not_depend_on_how_many_sequences_pass_at_a_time(model):
+    ids = torch.randint(0, 257, (5, 12))
+    batched = ([ids], list(ids.split(1)), list(ids.split(2)))
+    found = [quantization_losses(model, batches, [ids], [Scheme(6, 6)]) for batches in batched]
+    for one in found[1:]:
+        assert [row.loss_nats for row in one.rows] == pytest.approx([row.loss_nats for row in found[0].rows], abs=1e-9)
 
 
 def test_a_planted_outlier_is_named_and_fewer_bits_cost_more(gated):

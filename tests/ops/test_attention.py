@@ -262,6 +262,22 @@ def test_auto_takes_the_fused_kernels_where_they_run(device, dtype, head_dim, ch
             assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("scale", [0.0, -0.5])
+def test_scores_may_be_scaled_by_what_is_not_positive(scale):
+    q, k, v = (torch.randn(1, 2, 5, 8, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    results = []
+    for backend in ("eager", "sdpa"):
+        out, lse = ops.attention(q, k, v, scale=scale, backend=backend)
+        results.append((out, lse, *torch.autograd.grad((out.square().sum() + lse.sum()), (q, k, v))))
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected)
+    gated = ops.gated_attention(q, k, v, torch.zeros(1, 5, 2, 1, dtype=torch.float64), scale=scale)
+    torch.testing.assert_close(gated, results[0][0].transpose(1, 2) / 2)
+    for wrong in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=r"scale is .*; it must be finite"):
+            ops.attention(q, k, v, scale=wrong)
+
+
 def test_flex_is_refused_where_it_cannot_run():
     q = torch.randn(1, 2, 3, 16)
     with pytest.raises(ValueError, match="'flex' returns a log-sum-exp on CUDA only, not on 'cpu'; use") as error:

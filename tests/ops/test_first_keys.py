@@ -76,7 +76,10 @@ def test_what_does_not_fit_is_refused(first_keys, options, match):
         ops.gated_attention(*inputs(), first_keys=first_keys, **options)
 
 
-def test_a_window_of_no_keys_is_refused():
+def test_a_window_of_no_keys_and_positions_of_another_form_are_refused(without_shape_checks):
+    for positions in (torch.arange(3), torch.zeros(1, 3)):
+        with pytest.raises(ValueError, match=r"give integers, \(B, T\)"):
+            ops.find_first_keys(positions)
     with pytest.raises(ValueError, match="window is 0; it must be at least 1"):
         ops.find_first_keys(POSITIONS, window=0)
 

@@ -1,6 +1,7 @@
 """Rows of a comparison, and the table in its printed forms."""
 
 import csv
+from dataclasses import replace
 from io import StringIO
 from math import inf, nan
 
@@ -130,6 +131,19 @@ def test_residue_is_relative_to_the_reference():
     results = [make_result("baseline", 0, 1.0, 1_000_000), make_result("wide", 0, 1.0, 1_002_500)]
     assert column(results, "Residue (%)")["wide"].text == "+0.25"
     assert column(results, "Parameters (M)")["wide"].text == "1.002"
+
+
+def test_arms_that_read_different_text_are_not_compared():
+    results = make_study(baseline=(2.0, 3.0), other=(2.1, 3.1))
+    texts = [{"digest": 1, "train_tokens": 9}] * 3 + [{"digest": 2, "train_tokens": 9}]
+    told = [replace(run, config={**run.config, "text": text}) for run, text in zip(results, texts, strict=True)]
+    with pytest.raises(ValueError, match=r"other seed 1 was trained on other text than baseline seed 0"):
+        compare_variants(told)
+    before = [
+        *told[:3],
+        replace(told[3], config={**told[3].config, "text": {"train_tokens": 9}}),
+    ]  # a digest was not kept
+    assert len(compare_variants(before).rows) == 2
 
 
 def test_two_results_of_one_arm_are_refused():

@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from gated_attention.evaluate.loss import held_out_loss
 
 Granularity = Literal["tensor-static", "tensor-dynamic", "token"]
-"""What shares a scale: the whole input, fixed by calibration; the whole input; or the channels of one token."""
+"""What shares a scale: all inputs, fixed by calibration; the input of one sequence; or the channels of one token."""
 
 GRANULARITIES = get_args(Granularity)
 
@@ -169,7 +169,7 @@ def quantization_losses(
     loss most; an error relative to the input's size would hide an outlier.
 
     Args:
-        batches: Text to score, (B, T) ids each.
+        batches: Text to score, (B, T) ids each; how many at a time changes no number but the worst input's.
         calibration: Other text, from which `tensor-static` takes its ranges.
     """
     layers = linear_layers(model)
@@ -190,8 +190,10 @@ def quantization_losses(
     rows = []
     for scheme, granularity in product(schemes, granularities):
         round_input = partial(quantize, scheme.activation_bits, granularity)
+        by_sequence = granularity == "tensor-dynamic"
+        scored = [row for batch in batches for row in torch.split(batch, 1)] if by_sequence else batches
         with _rounded_weights(layers, scheme.weight_bits), _seeing(layers, round_input):
-            loss = held_out_loss(model, batches).loss_nats
+            loss = held_out_loss(model, scored).loss_nats
         place = scheme.activation_bits, granularity
         if place not in worst:
             changes = {}

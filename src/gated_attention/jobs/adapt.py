@@ -41,9 +41,9 @@ from gated_attention.train.callbacks import MetricsCallback, Progress
 from gated_attention.train.parameters import gate_names
 from gated_attention.train.quiet import quiet
 from gated_attention.train.sink_losses import SinkLosses
-from gated_attention.train.text.data import PackedData, collate, different_text, load_data
+from gated_attention.train.text.data import PackedData, collate, load_data
 from gated_attention.train.trainer import check_batch, training_precision
-from gated_attention.typed import first_difference
+from gated_attention.typed import contradict, first_difference
 from gated_attention.versions import git_commit, library_versions
 
 
@@ -106,7 +106,7 @@ def _prepare(plan: AdaptPlan, device: torch.device, cache: Path, observer: Obser
     _try_penalties(_gated(model, plan), plan)
     data = load_data(plan.data, cache, observer.say)
     found = read_settings(plan.records) or {}
-    if different_text(found.get("text", {}), data.about):
+    if contradict(found.get("text", {}), data.about):
         raise ValueError(
             f"{plan.output} was made from other text than {plan.data.source} holds now; bring that back, or choose "
             "another --output"

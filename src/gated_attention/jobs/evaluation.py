@@ -19,7 +19,7 @@ from gated_attention.evaluate.benchmarks import (
     run_benchmark,
 )
 from gated_attention.evaluate.length import Damage, LengthLoss, damage_inside, length_losses
-from gated_attention.evaluate.perplexity import Perplexity, average_domains, document_losses
+from gated_attention.evaluate.perplexity import Perplexity, average_domains, document_losses, windows
 from gated_attention.evaluate.quantization import Quantization, linear_layers, quantization_losses
 from gated_attention.evaluate.retrieval import RetrievalScore, score_samples
 from gated_attention.evaluate.rope import Rope, overridden, override_parameters
@@ -175,6 +175,8 @@ class _Run:
                 f"{longest} tokens exceed the {self.positions} positions of {name}; "
                 "give --yarn FACTOR or --rope-theta BASE, or shorter lengths"
             )
+        if plan.stride is not None:
+            next(windows(2, plan.mode, self.context, plan.stride))  # refuses a stride that leaves tokens out
         sample = str(self.documents[0]["text"][:4096]) if self.documents is not None else "pass key 0123456789"
         check_tokenizer(self.model, max(tokenise(self.tokenizer, sample).ids, default=0), name)
 

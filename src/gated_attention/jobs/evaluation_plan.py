@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
+from gated_attention.evaluate.benchmarks import RULER
 from gated_attention.evaluate.perplexity import Mode
 from gated_attention.evaluate.rope import Rope
 from gated_attention.ranges import require_choice, require_once, require_within
@@ -77,6 +78,14 @@ class EvaluationPlan:
             require_once(name, values)
             for value in values:
                 require_within(name, value, **bounds)
+        retrieves = {"retrieval", RULER} & set(self.tasks)
+        unread = {
+            "--stride is for --mode sliding": self.stride is not None and self.mode != "sliding",
+            "--lengths is for the tasks retrieval and ruler": self.lengths and not retrieves,
+            "--filler is for the task retrieval": self.filler is not None and "retrieval" not in self.tasks,
+        }
+        if reason := next((words for words, holds in unread.items() if holds), None):
+            raise ValueError(f"{reason}; leave it out")
         if 1 not in self.multiples:
             raise ValueError("1 is not among the multiples; the length of one context is what the others compare with")
         if "retrieval" in self.tasks and not self.depths:

@@ -15,7 +15,7 @@ from torch.nn.attention.flex_attention import AuxRequest, BlockMask, create_bloc
 
 from gated_attention.ops.sdpa import HALF, repeat_heads, sdpa, widen
 from gated_attention.ops.transforms import has_tangent
-from gated_attention.ranges import require_choice
+from gated_attention.ranges import require_choice, require_within
 
 AttentionBackend = Literal["auto", "eager", "sdpa", "flex"]
 
@@ -44,10 +44,12 @@ def attention(
         backend: See the module; `choose_backend` returns what `auto` takes.
 
     Raises:
-        ValueError: The backend is unknown or cannot run these inputs, or the mask does not fit.
+        ValueError: The backend is unknown or cannot run these inputs, the mask does not fit, or the scale is not
+            finite.
         NotImplementedError: The backend lacks a derivative.
     """
     check_mask(mask, q, k)
+    require_within("scale", scale)
     if torch.is_autocast_enabled(q.device.type):
         dtype = torch.get_autocast_dtype(q.device.type)
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
@@ -61,6 +63,8 @@ def attention(
     if in_full:
         out, _, lse = eager(q, k, v, mask, scale)
         return out, lse
+    if scale <= 0:  # PyTorch's kernels multiply the -inf of what is masked by it
+        q, scale = q * scale, 1.0
     out, lse = sdpa(q, k, v, mask, causal, scale)
     if mask is not None:
         lse = lse.masked_fill(~mask.any(-1), float("-inf"))

@@ -22,9 +22,13 @@ def find_first_keys(
         window: How many keys a query sees at most, its own among them.
 
     Raises:
-        ValueError: The window is below 1.
+        ValueError: The window is below 1, or positions are no integers of that shape.
     """
     require_within("window", window, least=1)
+    if position_ids.ndim != 2 or position_ids.is_floating_point():
+        raise ValueError(
+            f"position_ids is {position_ids.dtype} of shape {tuple(position_ids.shape)}; give integers, (B, T)"
+        )
     own = _own_keys(position_ids, position_ids.shape[1] if num_keys is None else num_keys)
     first = own - position_ids
     if window is not None:

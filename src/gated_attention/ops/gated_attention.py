@@ -56,8 +56,8 @@ def gated_attention(
             not fit.
     """
     check_mask(mask, q, k)
-    if not 0.0 <= threshold < 1.0:  # as torch.compile reads it, which traces no `isfinite` of a dynamic number
-        require_within("gate threshold", threshold, least=0.0, below=1.0)
+    require_within("gate threshold", threshold, least=0.0, below=1.0)
+    require_within("scale", scale)
     if first_keys is not None:
         first_keys = check_first_keys(first_keys, q, k, causal)
     if torch.is_autocast_enabled(q.device.type):

@@ -14,10 +14,10 @@ from gated_attention.sizes import ModelSize, ParameterAccount
 from gated_attention.study.record import CONFIG_NAME, RESULT_NAME, SCHEMA, UNSAID, Result, read_config, read_result
 from gated_attention.train.callbacks import Progress
 from gated_attention.train.checkpoints import last_checkpoint
-from gated_attention.train.text.data import DataConfig, PackedData, different_text
+from gated_attention.train.text.data import DataConfig, PackedData
 from gated_attention.train.text.tokenizer import vocabulary_size
 from gated_attention.train.trainer import TrainConfig
-from gated_attention.typed import first_difference
+from gated_attention.typed import contradict, first_difference
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +192,7 @@ class Arm:
             found = read_config(config_path)
         else:
             return
-        if different_text(found.get("text", {}), data.about):
+        if contradict(found.get("text", {}), data.about):
             raise ValueError(
                 f"{self.folder} was trained on other text than {self.plan.data.source} holds now; bring that back, "
                 "or choose another name or --output"

@@ -8,6 +8,7 @@ from gated_attention.registry.published import ROWS
 from gated_attention.registry.variants import BASELINE
 from gated_attention.study.record import Result
 from gated_attention.study.statistics import PairedDifference, Spread, paired_difference, spread
+from gated_attention.typed import contradict
 
 LOSS = "val_loss_nats"
 """The measure that variants are compared by."""
@@ -93,7 +94,8 @@ def compare_variants(results: Sequence[Result]) -> Comparison:
     """Summarise runs by variant, and against `baseline`, or against the first variant if none has that name.
 
     Raises:
-        ValueError: if there are no runs, or two of the same variant and seed.
+        ValueError: if there are no runs, two of the same variant and seed, or two that read different text under the
+            same settings.
     """
     if not results:
         raise ValueError("there is no finished run to compare; train at least one variant")
@@ -102,6 +104,12 @@ def compare_variants(results: Sequence[Result]) -> Comparison:
         if result.seed in arms[result.variant]:
             raise ValueError(f"two results of {result.variant} with seed {result.seed}; keep one of them")
         arms[result.variant][result.seed] = result
+        config, first = result.config, results[0].config
+        if config.get("data") == first.get("data") and contradict(config.get("text", {}), first.get("text", {})):
+            raise ValueError(
+                f"{result.variant} seed {result.seed} was trained on other text than {results[0].variant} seed "
+                f"{results[0].seed}, under the same name; move one of them away"
+            )
     rows: list[VariantRow] = []
     for runs in arms.values():
         rows.append(_row(runs, rows[0] if rows else None))

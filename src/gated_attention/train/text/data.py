@@ -5,7 +5,7 @@ import io
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -196,11 +196,6 @@ def _digest(paths: Iterable[Path]) -> int:
         with path.open("rb") as file:
             whole.update(hashlib.file_digest(file, "sha256").digest())
     return int.from_bytes(whole.digest()[:6])
-
-
-def different_text(found: Mapping[str, int], about: Mapping[str, int]) -> bool:
-    """Whether records tell of other text than `PackedData.about`; what an earlier version did not record is ignored."""
-    return any(found[key] != value for key, value in about.items() if key in found)
 
 
 def _write_blocks(
