@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from gated_attention.models.configuration_gated_qwen3 import make_config
-from gated_attention.sizes import SIZES, count_parameters, get_size, match_parameters
+from gated_attention.sizes import SIZES, count_flops, count_parameters, get_size, match_parameters
 from gated_attention.spec import BlockSpec, GateSpec, SwitchSpec
 
 HEADWISE = GateSpec(granularity="headwise")
@@ -118,3 +118,12 @@ def test_an_unknown_size_names_the_choices():
         match=r"unknown size 'huge'; choose from tiny, xs, s, m, moe-tiny, moe-xs, moe-s, 1\.7b-28l, 1\.7b-48l, 15a2b",
     ):
         get_size("huge")
+
+
+def test_flops_follow_the_weights_that_a_token_meets():
+    tiny, sparse = SIZES["tiny"], SIZES["moe-tiny"]
+    weights = tiny.vocab_size * 128 + 4 * (128 * 18 * 32 + 3 * 128 * 384)
+    assert count_flops(tiny, 256).total == 6 * (weights + 4 * 192 * 256)
+    twin = 6 * (sparse.vocab_size * 128 + 4 * (128 * 18 * 32 + 4 * 3 * 128 * 48 + 128 * 16 + 192 * 256))
+    assert count_flops(sparse, 256).total == twin
+    assert count_flops(tiny, 256, BlockSpec(GateSpec())).gates == 6 * 4 * 128 * 192

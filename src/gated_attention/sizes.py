@@ -115,6 +115,40 @@ def count_parameters(size: ModelSize, block: BlockSpec = _PLAIN) -> ParameterAcc
     )
 
 
+@dataclass(frozen=True, slots=True)
+class FlopsAccount:
+    """Floating-point operations of training per token, forward and backward, by component.
+
+    Attributes:
+        weights: Six for each weight that a token meets: the head, attention, the FFN or the experts it is sent to.
+        gates: The same for gates.
+        attention: Scores and weighted values, of which a causal mask leaves half.
+    """
+
+    weights: int
+    gates: int
+    attention: int
+
+    @property
+    def total(self) -> int:
+        """All of them; norms, activations and what recomputation repeats are not counted."""
+        return self.weights + self.gates + self.attention
+
+
+def count_flops(size: ModelSize, context: int, block: BlockSpec = _PLAIN) -> FlopsAccount:
+    """What training takes per token of sequences of `context` tokens."""
+    counts = count_parameters(size, block)
+    met = counts.ffn
+    if size.num_experts:
+        router = size.num_hidden_layers * size.hidden_size * size.num_experts
+        met = router + (counts.ffn - router) * size.num_experts_per_tok // size.num_experts
+    return FlopsAccount(
+        weights=6 * (size.vocab_size * size.hidden_size + counts.attention + met),
+        gates=6 * counts.gates,
+        attention=6 * size.num_hidden_layers * size.num_attention_heads * size.head_dim * context,
+    )
+
+
 def match_parameters(size: ModelSize, block: BlockSpec) -> ModelSize:
     """The size with its FFN, or its experts, narrowed so that the block adds no parameters.
 

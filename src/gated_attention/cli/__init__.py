@@ -9,6 +9,7 @@ from gated_attention.cli.entry import run
 from gated_attention.cli.models import model_commands
 from gated_attention.cli.study import study_commands
 from gated_attention.cli.tokenize import tokenize_commands
+from gated_attention.cli.train import train_commands
 
 app = typer.Typer(
     name="gated-attention",
@@ -21,6 +22,7 @@ app.add_typer(study_commands)
 app.add_typer(model_commands)
 app.add_typer(adapt_commands)
 app.add_typer(tokenize_commands)
+app.add_typer(train_commands)
 
 
 def main(arguments: list[str] | None = None) -> None:

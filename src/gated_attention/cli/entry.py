@@ -45,7 +45,7 @@ def run(app: typer.Typer, words: Sequence[str]) -> NoReturn:
             raise
         _refuse(error.format_message().replace("Value error, ", ""))  # pydantic's words, by way of typer
     if code in (INTERRUPTED, TERMINATED):
-        kept = dict.fromkeys(("compare", "study", "adapt"), "checkpoint") | {"tokenize": "shard"}
+        kept = dict.fromkeys(("compare", "study", "adapt", "train"), "checkpoint") | {"tokenize": "shard"}
         last = kept.get(words[0]) if words else None
         resumes = f"; the same command resumes from the last {last}" if last else ""
         typer.echo(f"stopped{resumes}", err=True)

@@ -1,9 +1,16 @@
-"""Training past one GPU on OLMo-core, an optional extra: `pip install 'gated-attention[engine]'`."""
+"""Training past one GPU on OLMo-core, an optional extra: `pip install 'gated-attention[engine]'`.
 
-from gated_attention.engine.checkpoints import GuardedCheckpointerConfig, export_checkpoint
-from gated_attention.engine.config import engine_config, undecayed, variant_config
-from gated_attention.engine.convert import load_weights
-from gated_attention.engine.mixer import GatedSelfAttention, GatedSelfAttentionConfig
+The names below load on first use, and OLMo-core with them; a run's file is read and planned without it.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gated_attention.engine.checkpoints import GuardedCheckpointerConfig, export_checkpoint
+    from gated_attention.engine.config import engine_config, undecayed, variant_config
+    from gated_attention.engine.convert import load_weights
+    from gated_attention.engine.mixer import GatedSelfAttention, GatedSelfAttentionConfig
 
 __all__ = [
     "GatedSelfAttention",
@@ -15,3 +22,20 @@ __all__ = [
     "undecayed",
     "variant_config",
 ]
+
+_HOMES = {
+    "GatedSelfAttention": "mixer",
+    "GatedSelfAttentionConfig": "mixer",
+    "GuardedCheckpointerConfig": "checkpoints",
+    "engine_config": "config",
+    "export_checkpoint": "checkpoints",
+    "load_weights": "convert",
+    "undecayed": "config",
+    "variant_config": "config",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'gated_attention.engine' has no attribute {name!r}")
+    return getattr(import_module(f"gated_attention.engine.{_HOMES[name]}"), name)

@@ -14,13 +14,15 @@ from typing import Any
 import numpy as np
 import torch
 from olmo_core.distributed.checkpoint import get_checkpoint_metadata, load_keys
-from olmo_core.io import file_exists, resource_path
+from olmo_core.distributed.utils import get_rank
+from olmo_core.io import file_exists, is_url, resource_path
 from olmo_core.train.checkpoint import Checkpointer, CheckpointerConfig
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
 from gated_attention.engine.config import engine_config
 from gated_attention.engine.convert import num_experts_of, split, stored_names
+from gated_attention.engine.whole import write_sizes
 from gated_attention.files import new_folder
 from gated_attention.models.configuration_gated_qwen3 import GatedQwen3Config, GatedQwen3MoeConfig
 from gated_attention.models.convert.storage import Stored, Tensors, write_checkpoint
@@ -92,13 +94,18 @@ def guarded(folder: Path | str) -> Iterator[None]:
 
 
 class GuardedCheckpointer(Checkpointer):  # type: ignore[misc]  # OLMo-core is untyped here
-    """OLMo-core's checkpointer, which loads under `guarded`."""
+    """OLMo-core's checkpointer, which loads under `guarded`, and notes the sizes of a local checkpoint's files."""
 
     def load(self, dir: Path | str, *args: Any, **options: Any) -> dict[str, Any] | None:
         """As `Checkpointer.load`."""
         with guarded(dir):
             state: dict[str, Any] | None = super().load(dir, *args, **options)
         return state
+
+    def _save_metadata(self, dir: Path | str, metadata: Any) -> None:
+        if get_rank() == 0 and not is_url(dir):
+            write_sizes(Path(dir))
+        super()._save_metadata(dir, metadata)
 
 
 @dataclass

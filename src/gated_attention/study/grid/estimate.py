@@ -10,7 +10,7 @@ import torch
 from gated_attention.device import device_name
 from gated_attention.models.build import count_of
 from gated_attention.models.families.architectures import architecture_config
-from gated_attention.sizes import ModelSize, count_parameters
+from gated_attention.sizes import ModelSize, count_flops, count_parameters
 from gated_attention.study.arms import StudyPlan
 from gated_attention.study.record import Result
 
@@ -52,7 +52,7 @@ def expect(plan: StudyPlan, device: torch.device, speed: float) -> Expected:
     """What the arms of a plan will take at a speed in FLOP/s."""
     size = replace(plan.size, vocab_size=_vocabulary(plan))
     per_step = plan.train.sequences_per_step * plan.data.block_size
-    step_s = flops_per_token(size, plan.data.block_size) * per_step / speed
+    step_s = count_flops(size, plan.data.block_size).total * per_step / speed
     arm_s = plan.train.steps * max(step_s, _STEP_S * (device.type == "cuda")) + _AROUND_S[device.type]
     num_arms = len(plan.variants) * plan.seeds
     first = plan.variants[0]
@@ -71,15 +71,6 @@ def find_speed(device: torch.device, finished: Sequence[Result]) -> tuple[float,
     return _SUSTAINED[known or "A100"], f"other studies on an {known}" if known else f"an A100, for want of a {name}"
 
 
-def flops_per_token(size: ModelSize, context: int) -> float:
-    """Floating-point operations of training per token: six for each weight that a token meets, and causal attention."""
-    counts = count_parameters(size)
-    share = size.num_experts_per_tok / size.num_experts if size.num_experts else 1.0
-    head = size.vocab_size * size.hidden_size
-    weights = head + counts.attention + share * counts.ffn
-    return 6 * (weights + size.num_hidden_layers * size.num_attention_heads * size.head_dim * context)
-
-
 def _measured(result: Result) -> float | None:
     """FLOP/s that a finished arm reached."""
     measure = result.measures.get("train_tokens_per_s")
@@ -87,7 +78,7 @@ def _measured(result: Result) -> float | None:
     if measure is None or not isinstance(size, Mapping) or context is None:
         return None
     vocabulary = result.config.get("model", {}).get("vocab_size", size["vocab_size"])
-    return measure.value * flops_per_token(replace(ModelSize(**size), vocab_size=vocabulary), context)
+    return measure.value * count_flops(replace(ModelSize(**size), vocab_size=vocabulary), context).total
 
 
 def _vocabulary(plan: StudyPlan) -> int:

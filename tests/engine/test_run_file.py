@@ -1,0 +1,150 @@
+"""A run's file: read, changed, refused, filled in and written again; needs no OLMo-core."""
+
+import json
+
+import numpy as np
+import pytest
+
+from gated_attention.engine.run.run_file import RUN_NAME, read_run
+from gated_attention.engine.run.token_folders import read_folders
+from gated_attention.spec import GateSpec
+
+PLAIN = 'name = "one"\n[model]\nsize = "tiny"\n'
+
+
+@pytest.fixture
+def written(tmp_path):
+    def write(text=PLAIN):
+        path = tmp_path / "one.toml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def test_what_is_not_said_follows_from_the_size(written):
+    run = read_run(written(), on_gpu=False)
+    assert (run.variant, run.steps, run.context, run.learning_rate) == ("baseline", 240, 256, 4e-3)
+    assert run.file.data.text == "stdlib"
+    assert run.file.data.tokenizer == "bytes"
+    assert run.size.vocab_size == 257
+    assert (run.file.precision.compute, run.file.precision.compile) == ("float32", False)
+    assert read_run(written()).file.precision.compute == "bfloat16"
+
+
+def test_the_resolved_file_is_the_same_run(written, tmp_path):
+    changes = ["data.packing=documents", 'model.gates=[{site = "value"}, {granularity = "headwise"}]', "seed=7"]
+    run = read_run(written(), changes, on_gpu=False)
+    (tmp_path / RUN_NAME).write_text(run.toml())
+    again = read_run(tmp_path / RUN_NAME)
+    assert again == run
+    assert again.block.gates == (GateSpec(granularity="headwise"), GateSpec("value"))
+    assert again.folder(tmp_path) == tmp_path / "runs" / "one" / "custom" / "seed7"
+    again.require_same(tmp_path / RUN_NAME)
+
+
+def test_a_run_goes_on_in_another_layout_and_not_with_other_settings(written, tmp_path):
+    run = read_run(written(), ["checkpoints.every=7"], on_gpu=False)
+    (tmp_path / RUN_NAME).write_text(run.toml())
+    read_run(written(), ["checkpoints.keep=9"], gpus=4, on_gpu=False).require_same(tmp_path / RUN_NAME)
+    for change, message in (
+        ("schedule.steps=10", "was run with schedule.steps 240, not 10"),
+        ("model.output_clip=10.0", r"was run with model.variant 'baseline', not None|no setting model.output_clip"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read_run(written(), [change], on_gpu=False).require_same(tmp_path / RUN_NAME)
+
+
+def test_tokens_steps_and_batches_follow_from_each_other(written):
+    run = read_run(written(), ["schedule.tokens=1e6", "batch.sequences=32", "parallel.gpus=4"])
+    assert run.tokens_per_step == 32 * 256
+    assert run.steps == 123  # 122.07, rounded up
+    assert run.micro == 8
+    assert read_run(written(), ["batch.sequences=24"], gpus=4).micro == 6
+    assert read_run(written(), ["batch.sequences=24", "batch.micro=4"], gpus=4).micro == 3
+
+
+def test_a_variants_factor_and_width_are_kept(written):
+    run = read_run(written(), ["model.variant=sdpa-elementwise-lr-8"])
+    assert run.learning_rate == 8e-3
+    assert run.size.intermediate_size == 320
+    assert (
+        read_run(written(), ["model.variant=sdpa-elementwise", "model.match_parameters=false"]).size.intermediate_size
+        == 384
+    )
+
+
+def test_a_model_is_a_size_or_its_fields(written):
+    fields = (
+        "num_hidden_layers = 2\nhidden_size = 64\nnum_attention_heads = 4\nnum_key_value_heads = 2\nhead_dim = 16\n"
+        "intermediate_size = 128\nvocab_size = 500\n"
+    )
+    run = read_run(written('name = "own"\n[model]\n' + fields + "[data]\ncontext = 64\n"), ["schedule.steps=5"])
+    assert (run.size.hidden_size, run.size.vocab_size, run.context) == (64, 500, 64)
+    assert read_run(written(), ["model.num_hidden_layers=2"]).size.num_hidden_layers == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["optimizer.learning-rate=1"], "unknown key 'learning-rate'; the nearest is 'learning_rate'"),
+        (["modle.size=tiny"], "unknown key 'modle'; the nearest is 'model'"),
+        (["schedule.steps=many"], "'schedule.steps' wrong: input should be a valid integer, not 'many'"),
+        (["model.size=huge"], "unknown size 'huge'; choose from tiny, xs"),
+        (["model.gates=[{sitee = 'value'}]"], "unknown gate field 'sitee'; choose from site"),
+        (["model.variant=baseline", "model.output_clip=3.0"], "model.output_clip are both given"),
+        (["model.variant=sdpa-headwise-sparse"], "has a gate penalty, which the engine has not; use `compare`"),
+        (["schedule={steps = 3, tokens = 3.0}"], "schedule.steps and schedule.tokens are both given"),
+        (["data={text = 'stdlib', paths = ['a']}"], "data.text and data.paths are both given"),
+        (["parallel.gpus=6", "parallel.tensor=4"], "6 GPUs do not make 1 replicas of tensor 4 x context 1"),
+        (["parallel.gpus=4", "parallel.tensor=4"], "num_attention_heads 6 does not divide by 4"),
+        (["parallel.gpus=3"], "batch.sequences 8 does not divide by 3"),
+        (["optimizer.learning_rate=-1.0"], "optimizer.learning_rate is -1.0; it must be above 0"),
+        (["optimizer.beta2=1.0"], "optimizer.beta2 is 1.0; it must be at least 0 and below 1"),
+        (["name=../../x"], "cannot name a folder"),
+        (["steps"], "--set 'steps' sets nothing; write --set section.key=value"),
+        (["name.x=3"], "name is no section"),
+        (["model.num_experts=4"], "num_experts_per_tok is 0 of num_experts 4"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_refused_by_name(written, changes, message):
+    with pytest.raises(ValueError, match=message):
+        read_run(written(), changes)
+
+
+def shards(folder, *sizes, vocab_size=300, sha256="a"):
+    """A folder of tokens 0, 1, 2, ... in files of these sizes."""
+    folder.mkdir()
+    ids, parts = np.arange(sum(sizes), dtype="<u2"), []
+    for number, size in enumerate(sizes):
+        parts.append({"name": f"part-{number:05d}.npy", "tokens": size, "documents": 1})
+        ids[:size].tofile(folder / parts[-1]["name"])
+        ids = ids[size:]
+    tokenizer = {"name": "bytes", "sha256": sha256, "vocab_size": vocab_size, "eos_token_id": 299}
+    (folder / "tokens.json").write_text(json.dumps({"tokenizer": tokenizer, "dtype": "uint16", "shards": parts}))
+    return str(folder)
+
+
+def test_shards_say_their_vocabulary_and_must_be_whole(written, tmp_path):
+    folder = shards(tmp_path / "tokens", 60, 40)
+    run = read_run(written(), [f"data.paths=['{folder}']"])
+    assert run.size.vocab_size == 300
+    assert [path.name for path in read_folders([folder]).train] == ["part-00000.npy", "part-00001.npy"]
+    with pytest.raises(ValueError, match=r"model.vocab_size is 299; the data's tokenizer has 300 tokens"):
+        read_run(written(), ["model.vocab_size=299"]).with_vocabulary(300)
+    with pytest.raises(ValueError, match=r"has tokenizer 'bytes', .* tokenize both with the same"):
+        read_folders([folder], shards(tmp_path / "others", 10, sha256="b"))
+    with pytest.raises(
+        ValueError, match=r"has no tokens.json; give a folder that gated-attention tokenize has finished"
+    ):
+        read_folders([str(tmp_path)])
+    (tmp_path / "tokens" / "part-00001.npy").unlink()
+    with pytest.raises(ValueError, match=r"part-00001.npy has 0 bytes, and tokens.json says 80"):
+        read_folders([folder])
+
+
+def test_held_out_sequences_are_whole_and_evenly_spaced(tmp_path):
+    found = read_folders([shards(tmp_path / "train", 5)], shards(tmp_path / "held-out", 14, 21))
+    assert found.sequences(found.validation, 4) == 3 + 5
+    assert found.held_out(4, 10**9)[:, 0].tolist() == [0, 4, 8, 14, 18, 22, 26, 30]
+    assert found.held_out(4, 17).tolist() == [[0, 1, 2, 3], [8, 9, 10, 11], [18, 19, 20, 21], [26, 27, 28, 29]]
