@@ -3,7 +3,7 @@
 from importlib.util import find_spec
 from pathlib import Path
 
-_ANYWHERE = {"test_run_file.py", "test_plan.py"}
+_ANYWHERE = {"test_command.py", "test_plan.py", "test_run_file.py", "test_whole.py"}
 
 collect_ignore = (
     []

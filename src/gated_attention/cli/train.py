@@ -38,12 +38,14 @@ def train(
             run = read_run(file, changes or ())
             echo("\n".join(plan_lines(run, plan_run(run))))
             return
-        if find_spec("olmo_core") is None:
-            raise ValueError("train needs OLMo-core, which has an environment of its own: "
-                             "pip install 'gated-attention[engine]'; --plan works without it")  # fmt: skip
         from torch import cuda
 
         run = read_run(file, changes or (), int(processes) if processes else None, cuda.is_available())
+        if find_spec("olmo_core") is None:
+            raise ValueError(
+                "train needs OLMo-core, which has an environment of its own: "
+                "pip install 'gated-attention[engine]'; --plan works without it"
+            )
         if processes is None and run.file.parallel.gpus > 1:
             raise ValueError(
                 f"{file} is for {run.file.parallel.gpus} GPUs; start it with torchrun --nproc-per-node N -m "

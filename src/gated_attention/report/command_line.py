@@ -71,6 +71,14 @@ def compare_command(results: Sequence[Result], comparison: Comparison) -> str:
     return _call(["compare"], settings)
 
 
+def train_commands(results: Iterable[Result]) -> str:
+    """The calls of `train` that repeat these runs: each has its file beside its record."""
+    return "\n".join(
+        _call(["train", f"runs/{run.study}/{run.variant}/seed{run.seed}/run.toml"], {"output": "again"})
+        for run in results
+    )
+
+
 def adapt_command(settings: Mapping[str, Any], arms: Iterable[str], seeds: int) -> str:
     """The `adapt` call that repeats these records."""
     data, train = settings["data"], settings["train"]

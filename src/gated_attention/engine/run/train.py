@@ -4,8 +4,9 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,7 +74,8 @@ def processes(seed: int) -> Iterator[int]:
     """The process group of torchrun, if it started this process; yields the rank."""
     on_gpu = torch.cuda.is_available()
     if "WORLD_SIZE" in os.environ:
-        init_distributed(backend="cpu:gloo,cuda:nccl" if on_gpu else "gloo", shared_filesytem=True)
+        with redirect_stdout(StringIO()):  # it prints the variables that it sets
+            init_distributed(backend="cpu:gloo,cuda:nccl" if on_gpu else "gloo", shared_filesytem=True)
     seed_all(seed)
     try:
         barrier()  # the first process has cleared what was unfinished

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 
 from gated_attention.report.blocks import Block, Bullets, CodeBlock, Details, Heading, Paragraph, TableBlock
-from gated_attention.report.command_line import compare_command, without_option
+from gated_attention.report.command_line import compare_command, train_commands, without_option
 from gated_attention.report.study.sections import scale_text
 from gated_attention.report.study.table import cost_table, runs_table
 from gated_attention.study.comparison import Comparison
@@ -60,6 +60,10 @@ def limits(results: Sequence[Result], comparison: Comparison) -> Iterator[Block]
 def reproduction(results: Sequence[Result], comparison: Comparison) -> Iterator[Block]:
     """The command, the commit and the versions behind the runs."""
     yield Heading("Reproduce")
+    if "engine" in results[0].config:
+        yield CodeBlock(train_commands(results))
+        yield origins(results)
+        return
     yield CodeBlock(compare_command(results, comparison))
     yield origins(results, without_option(results))
 
