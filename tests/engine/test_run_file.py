@@ -2,14 +2,22 @@
 
 import json
 
+import datasets
 import numpy as np
 import pytest
 
 from gated_attention.engine.run.run_file import RUN_NAME, read_run
 from gated_attention.engine.run.token_folders import read_folders
+from gated_attention.shards.unfinished import TokenizeConfig
 from gated_attention.spec import GateSpec
+from gated_attention.train.text.tokenize import tokenize
 
 PLAIN = 'name = "one"\n[model]\nsize = "tiny"\n'
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
 
 
 @pytest.fixture
@@ -104,6 +112,7 @@ def test_a_model_is_a_size_or_its_fields(written):
         (["name=../../x"], "cannot name a folder"),
         (["steps"], "--set 'steps' sets nothing; write --set section.key=value"),
         (["name.x=3"], "name is no section"),
+        (["data.bos=true", "data.packing=documents"], "which finds documents by EOS alone"),
         (["model.num_experts=4"], "num_experts_per_tok is 0 of num_experts 4"),
     ],
 )  # fmt: skip
@@ -112,39 +121,43 @@ def test_what_is_wrong_is_refused_by_name(written, changes, message):
         read_run(written(), changes)
 
 
-def shards(folder, *sizes, vocab_size=300, sha256="a"):
-    """A folder of tokens 0, 1, 2, ... in files of these sizes."""
-    folder.mkdir()
-    ids, parts = np.arange(sum(sizes), dtype="<u2"), []
-    for number, size in enumerate(sizes):
-        parts.append({"name": f"part-{number:05d}.npy", "tokens": size, "documents": 1})
-        ids[:size].tofile(folder / parts[-1]["name"])
-        ids = ids[size:]
-    tokenizer = {"name": "bytes", "sha256": sha256, "vocab_size": vocab_size, "eos_token_id": 299}
-    (folder / "tokens.json").write_text(json.dumps({"tokenizer": tokenizer, "dtype": "uint16", "shards": parts}))
-    return str(folder)
+@pytest.fixture
+def shards(tmp_path):
+    """Makes a folder of shards of lines `line 0`, `line 1`, ..., 40 characters to a document."""
+
+    def make(name, tokenizer="bytes", shard_tokens=10**9):
+        text = "".join(f"line {number}\n" for number in range(200))
+        lines = [json.dumps({"text": text[start : start + 40]}) + "\n" for start in range(0, len(text), 40)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines))
+        source = str(tmp_path / f"{name}.jsonl")
+        return str(tokenize(TokenizeConfig((source,), tokenizer, shard_tokens=shard_tokens), tmp_path / name).folder)
+
+    return make
 
 
-def test_shards_say_their_vocabulary_and_must_be_whole(written, tmp_path):
-    folder = shards(tmp_path / "tokens", 60, 40)
+def test_shards_say_their_vocabulary_and_must_be_whole(written, shards, tmp_path):
+    folder = shards("tokens", shard_tokens=500)
     run = read_run(written(), [f"data.paths=['{folder}']"])
-    assert run.size.vocab_size == 300
-    assert [path.name for path in read_folders([folder]).train] == ["part-00000.npy", "part-00001.npy"]
-    with pytest.raises(ValueError, match=r"model.vocab_size is 299; the data's tokenizer has 300 tokens"):
-        read_run(written(), ["model.vocab_size=299"]).with_vocabulary(300)
-    with pytest.raises(ValueError, match=r"has tokenizer 'bytes', .* tokenize both with the same"):
-        read_folders([folder], shards(tmp_path / "others", 10, sha256="b"))
-    with pytest.raises(
-        ValueError, match=r"has no tokens.json; give a folder that gated-attention tokenize has finished"
-    ):
-        read_folders([str(tmp_path)])
-    (tmp_path / "tokens" / "part-00001.npy").unlink()
-    with pytest.raises(ValueError, match=r"part-00001.npy has 0 bytes, and tokens.json says 80"):
+    assert run.size.vocab_size == 257
+    assert run.file.data.tokenizer is None
+    found = read_folders([folder])
+    assert len(found.train) > 2
+    assert found.vocab_size == 257
+    with pytest.raises(ValueError, match=r"model.vocab_size is 256; the data's tokenizer has 257 tokens"):
+        read_run(written(), ["model.vocab_size=256"]).with_vocabulary(257)
+    with pytest.raises(ValueError, match="have different tokenizers"):
+        read_folders([folder], shards("others", "bpe-260"))
+    with pytest.raises(ValueError, match="is named twice"):
+        read_folders([folder, folder])
+    found.train[-1].unlink()
+    with pytest.raises(ValueError, match="is missing"):
         read_folders([folder])
 
 
-def test_held_out_sequences_are_whole_and_evenly_spaced(tmp_path):
-    found = read_folders([shards(tmp_path / "train", 5)], shards(tmp_path / "held-out", 14, 21))
-    assert found.sequences(found.validation, 4) == 3 + 5
-    assert found.held_out(4, 10**9)[:, 0].tolist() == [0, 4, 8, 14, 18, 22, 26, 30]
-    assert found.held_out(4, 17).tolist() == [[0, 1, 2, 3], [8, 9, 10, 11], [18, 19, 20, 21], [26, 27, 28, 29]]
+def test_held_out_sequences_are_whole_and_evenly_spaced(shards):
+    found = read_folders([shards("train")], shards("held-out", shard_tokens=500))
+    files = [np.fromfile(path, found.dtype) for path in found.validation]
+    rows = [row for ids in files for row in ids[: len(ids) // 16 * 16].reshape(-1, 16).tolist()]
+    assert found.sequences(found.validation, 16) == len(rows) > 20
+    assert found.held_out(16, 10**9).tolist() == rows
+    assert found.held_out(16, 65).tolist() == [rows[place * len(rows) // 4] for place in range(4)]

@@ -256,6 +256,10 @@ def _checked(run: Run) -> Run:
         raise ValueError(f"data.context {run.context} does not divide by 2 x parallel.context {parallel.context}")
     if parallel.context > 1 and file.data.packing == "documents":
         raise ValueError("context parallelism does not keep documents apart; use data.packing 'stream'")
+    if file.data.bos and file.data.packing == "documents":
+        raise ValueError(
+            "data.bos with data.packing 'documents' is not on the engine, which finds documents by EOS alone"
+        )
     if (file.batch.sequences or 0) % (readers := run.data_parallel):
         raise ValueError(
             f"batch.sequences {file.batch.sequences} does not divide by {readers}, the GPUs that read different ones"

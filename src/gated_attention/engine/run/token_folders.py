@@ -3,19 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import ConfigDict, Field, TypeAdapter, with_config
 
-from gated_attention.typed import parse, read_bytes
-
-INDEX_NAME = "tokens.json"
-TOKENIZER_NAME = "tokenizer"
-_CURE = "write it again with gated-attention tokenize"
-_OPEN = with_config(ConfigDict(extra="ignore"))
-_Count = Annotated[int, Field(ge=0)]
+from gated_attention.ranges import require_once
+from gated_attention.shards import mix
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,71 +48,22 @@ class Tokens:
         return found
 
 
-@_OPEN
-@dataclass(frozen=True, slots=True)
-class _Tokenizer:
-    name: str
-    vocab_size: Annotated[int, Field(ge=1)]
-    eos_token_id: _Count
-    sha256: str = ""
-
-
-@_OPEN
-@dataclass(frozen=True, slots=True)
-class _Shard:
-    name: Annotated[str, Field(pattern=r"^part-\d{5,}\.npy$")]
-    tokens: _Count
-
-
-@_OPEN
-@dataclass(frozen=True, slots=True)
-class _Index:
-    tokenizer: _Tokenizer
-    dtype: Literal["uint16", "uint32"]
-    shards: tuple[_Shard, ...]
-
-
-_INDEX = TypeAdapter(_Index)
-
-
 def read_folders(paths: Sequence[str], validation: str | None = None) -> Tokens:
-    """Folders of shards of one tokenizer, each file as large as its index says.
+    """Folders of shards of one tokenizer, read one after the other.
 
     Raises:
-        ValueError: if one is none, is damaged, or has another tokenizer than the first.
+        ValueError: as `shards.mix`.
     """
-    folders = {Path(path): _read(Path(path)) for path in (*paths, *([validation] if validation else []))}
-    first, index = next(iter(folders.items()))
-    for path, other in folders.items():
-        if (other.tokenizer.sha256, other.tokenizer.vocab_size) != (index.tokenizer.sha256, index.tokenizer.vocab_size):
-            raise ValueError(
-                f"{path} has tokenizer {other.tokenizer.name!r}, {first} {index.tokenizer.name!r}; "
-                "tokenize both with the same"
-            )
-
-    def parts(names: Sequence[str]) -> tuple[Path, ...]:
-        return tuple(Path(name) / shard.name for name in names for shard in folders[Path(name)].shards)
-
-    tokenizer = first / TOKENIZER_NAME
+    require_once("data.paths", paths)
+    names = dict.fromkeys([*paths, *([validation] if validation else [])], 1.0)
+    opened = {name: shards for name, (shards, _) in zip(names, mix(names), strict=True)}
+    first = opened[paths[0]]
     return Tokens(
-        train=parts(paths),
-        validation=parts([validation] if validation else []),
-        dtype=f"<u{np.dtype(index.dtype).itemsize}",
-        vocab_size=index.tokenizer.vocab_size,
-        eos_token_id=index.tokenizer.eos_token_id,
-        tokenizer=tokenizer if tokenizer.is_dir() else None,
+        train=tuple(path for name in paths for path in opened[name].paths),
+        validation=tuple(opened[validation].paths) if validation else (),
+        dtype=first.dtype.str,
+        vocab_size=first.index.tokenizer.vocab_size,
+        eos_token_id=first.index.tokenizer.eos_token_id,
+        tokenizer=first.tokenizer,
         source=", ".join(paths),
     )
-
-
-def _read(folder: Path) -> _Index:
-    place = folder / INDEX_NAME
-    if not place.is_file():
-        raise ValueError(f"{folder} has no {INDEX_NAME}; give a folder that gated-attention tokenize has finished")
-    index = parse(_INDEX, read_bytes(place, _CURE), place, _CURE)
-    for shard in index.shards:
-        path, wanted = folder / shard.name, shard.tokens * np.dtype(index.dtype).itemsize
-        found = path.stat().st_size if path.is_file() else 0
-        if found != wanted:
-            raise ValueError(f"{path} has {found:,} bytes, and {INDEX_NAME} says {wanted:,}; {_CURE}")
-    return index
