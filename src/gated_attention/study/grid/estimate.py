@@ -10,7 +10,7 @@ import torch
 from gated_attention.device import device_name
 from gated_attention.models.build import count_of
 from gated_attention.models.families.architectures import architecture_config
-from gated_attention.sizes import ModelSize, count_flops, count_parameters
+from gated_attention.sizes import ModelSize, count_flops
 from gated_attention.study.arms import StudyPlan
 from gated_attention.study.record import Result
 
