@@ -9,9 +9,7 @@ import pytest
 from gated_attention.registry.architectures import ARCHITECTURES, get_architecture
 from gated_attention.registry.choices import choose_variants
 from gated_attention.registry.variants import VARIANTS
-from gated_attention.sizes import SIZES, get_size
-
-TINY = SIZES["tiny"]
+from gated_attention.sizes import SIZES
 
 
 @pytest.mark.parametrize(
@@ -31,18 +29,18 @@ TINY = SIZES["tiny"]
 )
 def test_a_variant_that_a_family_cannot_carry_is_refused_by_name(architecture, names, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        choose_variants(names, None, TINY, architecture)
+        choose_variants(names, None, "tiny", architecture)
 
 
 def test_a_mixture_of_experts_is_our_own():
     with pytest.raises(
         ValueError, match="size 'moe-tiny' is a mixture of experts, which only architecture 'qwen3' has"
     ):
-        choose_variants(None, None, get_size("moe-tiny"), "llama")
+        choose_variants(None, None, "moe-tiny", "llama")
 
 
 def test_rows_of_a_table_that_a_family_cannot_carry_are_left_out_with_the_reason():
-    chosen, left_out = choose_variants(None, 3, TINY, "mistral")
+    chosen, left_out = choose_variants(None, 3, "tiny", "mistral")
     assert [variant.name for variant in chosen][:2] == ["baseline", "sdpa-elementwise"]
     assert [reason.split("'")[1] for reason in left_out] == ["heads-rms-norm", "heads-silu"]
 

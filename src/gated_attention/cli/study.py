@@ -8,9 +8,10 @@ from typer import Argument, Option, Typer, echo
 
 from gated_attention.cli.models import Device, TextField
 from gated_attention.files import cache_folder, claimed
-from gated_attention.ranges import require_folder_name
+from gated_attention.ranges import require_choice, require_folder_name
 from gated_attention.registry.architectures import ARCHITECTURES, OWN
-from gated_attention.registry.choices import DEFAULT, choose_variants, split_names
+from gated_attention.registry.choices import DEFAULT, DEFAULT_SIZES, STUDY_TASKS, TEXT, choose_variants, split_names
+from gated_attention.registry.vision import VISION_SIZES
 from gated_attention.sizes import SIZES, get_size
 
 study_commands = Typer()
@@ -28,17 +29,26 @@ def compare(
     table: Annotated[
         int | None, Option(help="Train all rows of this table of the paper instead: 1, 2, 3, 4 or 6.")
     ] = None,
+    task: Annotated[
+        str, Option(help="text trains language models; vision trains classifiers on Parquet files of labelled images.")
+    ] = TEXT,
     architecture: Annotated[
         str, Option(help=f"One of {', '.join(ARCHITECTURES)}; all but {OWN} carry gates and nothing else.")
     ] = OWN,
-    size: Annotated[str, Option(help=f"One of {', '.join(SIZES)}.")] = "tiny",
+    size: Annotated[
+        str | None,
+        Option(
+            help=f"One of {', '.join(SIZES)}; of images {', '.join(VISION_SIZES)}. Default: "
+            f"{' or '.join(DEFAULT_SIZES.values())}."
+        ),
+    ] = None,
     steps: Annotated[int | None, Option(help="Optimizer steps; default by size.")] = None,
     seeds: Annotated[int, Option(help="Seeds per variant; a seed pairs data order and weights across variants.")] = 1,
     data: Annotated[
         str,
         Option(
             help="Training text: a file, a folder, a hub name, 'stdlib', the source of Python's own library, or token "
-            "shards of `tokenize`."
+            "shards of `tokenize`; with --task vision Parquet files of images and labels."
         ),
     ] = "stdlib",
     validation: Annotated[str | None, Option(help="Held-out text; default: documents held out of --data.")] = None,
@@ -79,7 +89,9 @@ def compare(
     time; CUDA_VISIBLE_DEVICES=0,1 uses two of them.
     """
     chosen_variants = None if variants is None else split_names(variants, "variant")
-    choose_variants(chosen_variants, table, get_size(size), architecture)  # refuses what is wrong before PyTorch loads
+    require_choice("task", task, STUDY_TASKS)
+    size = DEFAULT_SIZES[task] if size is None else size
+    choose_variants(chosen_variants, table, size, architecture, task)  # refuses what is wrong before PyTorch loads
     if name is not None:
         require_folder_name("study name", name)
 
@@ -93,6 +105,7 @@ def compare(
     plan = make_plan(
         name=name, variants=chosen_variants, table=table, size=size, seeds=seeds, output=output, device=chosen,
         tensorboard=tensorboard, start=start, rope_theta=rope_theta, architecture=architecture,
+        task=task,
         data={
             "source": data, "validation": validation, "text_field": text_field, "tokenizer": tokenizer,
             "block_size": context, "bos": bos, "packing": packing,

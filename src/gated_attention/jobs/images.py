@@ -1,6 +1,5 @@
 """Images as vision models read them: from files, a folder or Parquet, resized and normalised as the model's own do."""
 
-import io
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,18 +9,17 @@ import numpy as np
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 import torch
 from jaxtyping import Float
-from PIL import Image, ImageOps, UnidentifiedImageError
 from pydantic import TypeAdapter
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
 from gated_attention.analysis import InputBatch
+from gated_attention.train.images.decode import Stored, decode
 from gated_attention.typed import open_dict, parse, read_bytes
 
 FORMATS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 
-_Stored = Path | bytes
 _PREPROCESSOR = "preprocessor_config.json"
 _CURE = "mend or remove it"
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -30,7 +28,7 @@ _SETTINGS = TypeAdapter(
 )
 
 
-def load_images(source: str, field: str = "image") -> list[_Stored]:
+def load_images(source: str, field: str = "image") -> list[Stored]:
     """Images in a fixed order: those of a Parquet file, a folder of image or Parquet files, or one image.
 
     Args:
@@ -43,7 +41,7 @@ def load_images(source: str, field: str = "image") -> list[_Stored]:
     if not path.exists():
         raise ValueError(f"no images at {source!r}; give --data a folder of images or a Parquet file")
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    found: list[_Stored] = []
+    found: list[Stored] = []
     for file in files:
         if file.suffix.lower() in FORMATS:
             found.append(file)
@@ -79,7 +77,7 @@ def image_size(model: PreTrainedModel) -> tuple[int, int]:
 
 
 def image_batches(
-    images: Sequence[_Stored], model: PreTrainedModel, source: str, *, num_images: int, batch_size: int
+    images: Sequence[Stored], model: PreTrainedModel, source: str, *, num_images: int, batch_size: int
 ) -> list[InputBatch]:
     """A random choice of the images, the same for every model, resized to what the model reads.
 
@@ -119,16 +117,6 @@ def _normalisation(source: str, channels: int) -> tuple[list[float], list[float]
     return mean, std
 
 
-def _pixels(stored: _Stored, width: int, height: int, mode: str) -> Float[Tensor, "c y x"]:
+def _pixels(stored: Stored, width: int, height: int, mode: str) -> Float[Tensor, "c y x"]:
     """An image as numbers from 0 to 1."""
-    try:
-        with Image.open(io.BytesIO(stored) if isinstance(stored, bytes) else stored) as image:
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith("I"):  # 16 bits, which Pillow would cut to 8 from above
-                upright = Image.fromarray((np.asarray(upright) / 257).round().astype(np.uint8))
-            small = upright.convert(mode).resize((width, height), Image.Resampling.BICUBIC)
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        place = "a row" if isinstance(stored, bytes) else str(stored)
-        raise ValueError(f"{place} is no image that can be read ({error}); remove it") from error
-    values = torch.from_numpy(np.array(small, dtype=np.float32) / 255)
-    return values.reshape(height, width, -1).permute(2, 0, 1)
+    return torch.from_numpy(decode(stored, width, height, mode).astype(np.float32) / 255).permute(2, 0, 1)

@@ -4,6 +4,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForImageClassification,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
@@ -26,6 +27,11 @@ from gated_attention.models.modeling_gated_qwen3_moe import (
     GatedQwen3MoeForTokenClassification,
     GatedQwen3MoeModel,
 )
+from gated_attention.models.modeling_register_vit import (
+    RegisterViTConfig,
+    RegisterViTForImageClassification,
+    RegisterViTModel,
+)
 
 __all__ = [
     "GatedQwen3Config",
@@ -40,6 +46,9 @@ __all__ = [
     "GatedQwen3MoeForSequenceClassification",
     "GatedQwen3MoeForTokenClassification",
     "GatedQwen3MoeModel",
+    "RegisterViTConfig",
+    "RegisterViTForImageClassification",
+    "RegisterViTModel",
     "add_gates",
     "gated",
     "remove_gates",
@@ -60,4 +69,7 @@ for _auto, _dense, _moe in (
 ):
     _auto.register(GatedQwen3Config, _dense)
     _auto.register(GatedQwen3MoeConfig, _moe)
+AutoConfig.register(RegisterViTConfig.model_type, RegisterViTConfig)
+AutoModel.register(RegisterViTConfig, RegisterViTModel)
+AutoModelForImageClassification.register(RegisterViTConfig, RegisterViTForImageClassification)
 make_types_known()

@@ -3,9 +3,10 @@
 from collections.abc import Collection, Sequence
 
 from gated_attention.ranges import require_choice, require_once
-from gated_attention.registry.architectures import OWN, get_architecture
-from gated_attention.registry.variants import BASELINE, Variant, get_variant, variants_of
-from gated_attention.sizes import ModelSize
+from gated_attention.registry.architectures import OWN, Architecture, get_architecture
+from gated_attention.registry.variants import BASELINE, VARIANTS, Variant, get_variant, variants_of
+from gated_attention.registry.vision import VISION_DEFAULT, VISION_SIZES, VISION_VARIANTS, VIT
+from gated_attention.sizes import ModelSize, get_size
 
 TASKS = (
     *("perplexity", "length", "retrieval", "quantization"),
@@ -16,6 +17,12 @@ TASKS = (
 ARMS = ("gated", "control", "penalties")
 """What `adapt` trains: gates with penalties; plain continued training; penalties without gates."""
 
+
+TEXT, VISION = STUDY_TASKS = ("text", "vision")
+"""What a study trains: language models on text, or classifiers on images."""
+
+DEFAULT_SIZES = {TEXT: "tiny", VISION: "vit-tiny"}
+"""The size of a study that names none, by task."""
 
 DEFAULT = (BASELINE, "sdpa-headwise", "sdpa-elementwise")
 """The variants of a study that names none."""
@@ -36,28 +43,47 @@ def split_names(text: str, what: str, choices: Collection[str] | None = None) ->
     return names
 
 
+def choose_shape(size: str, architecture: str, task: str) -> tuple[Architecture, ModelSize]:
+    """The architecture of a study, and its size as that architecture fits it.
+
+    Raises:
+        ValueError: if one is unknown, or the task or the architecture cannot have another.
+    """
+    require_choice("task", task, STUDY_TASKS)
+    if task == VISION:
+        if architecture != OWN:
+            raise ValueError(f"architecture {architecture!r} is of text; task {VISION!r} trains {VIT.title}s")
+        require_choice("size", size, VISION_SIZES)
+        return VIT, VISION_SIZES[size]
+    family = get_architecture(architecture)
+    return family, family.fit(get_size(size))
+
+
 def choose_variants(
-    names: Sequence[str] | None, table: int | None, size: ModelSize, architecture: str = OWN
+    names: Sequence[str] | None, table: int | None, size: str, architecture: str = OWN, task: str = TEXT
 ) -> tuple[tuple[Variant, ...], tuple[str, ...]]:
     """The variants to train, and why rows of a table are left out.
 
     Args:
-        names: None is `DEFAULT`, or with a table its rows.
-        size: As the registry has it, not yet fitted to the architecture.
+        names: None is the task's default, or with a table its rows.
 
     Raises:
         ValueError: if names and a table are both given, one is unknown, or the size or the architecture cannot have a
             named variant.
     """
-    family = get_architecture(architecture)
-    size = family.fit(size)
+    family, shape = choose_shape(size, architecture, task)
+    if task == VISION and table is not None:
+        raise ValueError(f"table {table} of the paper is of text; task {VISION!r} has variants only")
+    known, default = (VARIANTS, DEFAULT) if task == TEXT else ({**VARIANTS, **VISION_VARIANTS}, VISION_DEFAULT)
 
     def check(variant: Variant) -> None:
         family.check(variant)
-        variant.resize(size)
+        variant.resize(shape)
 
     if table is None:
-        chosen = [get_variant(name) for name in (DEFAULT if names is None else names)]
+        for name in (names := default if names is None else names):
+            require_choice("variant", name, known)
+        chosen = [known[name] for name in names]
         for variant in chosen:
             check(variant)
         return tuple(chosen), ()

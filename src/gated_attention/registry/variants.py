@@ -35,6 +35,7 @@ class Variant:
         learning_rate: Factor on the study's peak learning rate.
         match_parameters: Whether the FFN of a dense size is narrowed so that the parameter count stays equal.
         gate_penalty: Training penalty that closes the block's hard-sigmoid gates.
+        registers: Learned tokens beside the patches of an image; see `registry.vision`.
     """
 
     name: str
@@ -44,10 +45,13 @@ class Variant:
     learning_rate: Fraction = Fraction(1)
     match_parameters: bool = True
     gate_penalty: GatePenalty | None = None
+    registers: int = 0
 
     def describe(self) -> str:
         """The block in words, and what else departs from the baseline."""
-        words = [] if self.block == _PLAIN and (self.widen or self.learning_rate != 1) else [self.block.describe()]
+        is_plain = self.block == _PLAIN and (self.widen or self.learning_rate != 1 or self.registers)
+        words = [] if is_plain else [self.block.describe()]
+        words += [f"{self.registers} registers"] if self.registers else []
         words += [f"{float(factor):g} times the {_WORDS[name]}" for name, factor in self.widen]
         if self.learning_rate != 1:
             words.append(f"{float(self.learning_rate):g} times the learning rate")

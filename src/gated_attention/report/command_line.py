@@ -9,10 +9,12 @@ from typing import Any
 from gated_attention.jobs.analyze import AnalysisPlan
 from gated_attention.jobs.evaluation_plan import EvaluationPlan
 from gated_attention.registry.architectures import OWN
+from gated_attention.registry.choices import TEXT
 from gated_attention.registry.settings import SETTINGS
 from gated_attention.study.comparison import Comparison
 from gated_attention.study.record import Result
 from gated_attention.train.auxiliary import AuxiliaryWeights
+from gated_attention.train.images.data import ImageConfig
 from gated_attention.train.text.data import DataConfig
 from gated_attention.train.trainer import TrainConfig
 
@@ -55,10 +57,13 @@ def compare_command(results: Sequence[Result], comparison: Comparison) -> str:
         "name": run.study,
         "variants": ",".join(row.variant for row in comparison.rows),
         "seeds": max(len(row.seeds) for row in comparison.rows),
-        "architecture": None if (family := run.config.get("architecture", OWN)) == OWN else family,
+        "task": None if (task := run.config.get("task", TEXT)) == TEXT else task,
+        "architecture": None if (family := run.config.get("architecture", OWN)) == OWN or task != TEXT else family,
         "size": run.config.get("size", {}).get("name"),
         **{key: run.config.get(part, {}).get(key) for part, keys in _COMPARE.items() for key in keys},
     }
+    if task != TEXT:
+        settings["block_size"] = None  # follows from the size
     settings["no_compile"] = settings["compile"] is False
     settings["device"] = "cpu" if run.device.startswith("CPU") else None
     settings["learning_rate"] = run.config.get("study_learning_rate", settings["learning_rate"])
@@ -107,7 +112,8 @@ def without_option(results: Sequence[Result]) -> Iterator[str]:
     """A sentence on settings that differ from what `compare` sets and that it has no option for."""
     config = results[0].config
     size = SETTINGS.get(config.get("size", {}).get("name", ""))
-    expected = {"data": _defaults(DataConfig), "train": _defaults(TrainConfig)}
+    kind = DataConfig if config.get("task", TEXT) == TEXT else ImageConfig
+    expected = {"data": _defaults(kind), "train": _defaults(TrainConfig)}
     expected["data"]["max_validation_tokens"] = size.validation_tokens if size else None
     weights = AuxiliaryWeights()
     expected["train"]["auxiliary"] = {"load_balance": weights.load_balance, "router_z": weights.router_z}

@@ -142,6 +142,7 @@ def loss_curves(
     validation: Mapping[str, Mapping[int, Curve]],
     strokes: Mapping[str, Stroke],
     reference: str | None = None,
+    unit: str = "nats/token",
 ) -> Figure:
     """Smoothed training loss as lines and validation loss as points; with a reference, the difference to it.
 
@@ -149,7 +150,7 @@ def loss_curves(
     mean and ends in a cross. The first fifth of training may leave the frame at the top, so that the end is legible.
 
     Args:
-        training, validation: Loss in nats per token, a curve for each seed.
+        training, validation: Loss in that unit, a curve for each seed.
         reference: Label whose validation loss the right panel subtracts, seed by seed.
     """
     trained = {label: [smoothed(curve) for curve in seeds.values()] for label, seeds in training.items()}
@@ -165,7 +166,7 @@ def loss_curves(
     _frame(axes[0], [*chain(*trained.values()), *chain(*validated.values())])
     _mark_divergence(axes[0], trained or validated, strokes)
     axes[0].set_title("Training (line), validation (points)")
-    axes[0].set_ylabel("Loss (nats/token)")
+    axes[0].set_ylabel(f"Loss ({unit})")
     if pairs:
         axes[1].axhline(0.0, color=strokes[str(reference)].color, linewidth=1.9)
         for label, curves in pairs.items():

@@ -6,14 +6,16 @@ from typing import Any, Protocol
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from gated_attention.models.families.architectures import architecture_config
+from gated_attention.models.families.architectures import architecture_config, vision_config
 from gated_attention.ranges import require_folder_name, require_once, require_within
 from gated_attention.registry.architectures import Architecture
+from gated_attention.registry.choices import TEXT, VISION
 from gated_attention.registry.variants import Variant
 from gated_attention.sizes import ModelSize, ParameterAccount
 from gated_attention.study.record import CONFIG_NAME, RESULT_NAME, SCHEMA, UNSAID, Result, read_config, read_result
 from gated_attention.train.callbacks import Progress
 from gated_attention.train.checkpoints import last_checkpoint
+from gated_attention.train.images.data import ImageConfig, ImageData
 from gated_attention.train.text.data import DataConfig, PackedData
 from gated_attention.train.text.tokenizer import vocabulary_size
 from gated_attention.train.trainer import TrainConfig
@@ -39,7 +41,7 @@ class StudyPlan:
     variants: tuple[Variant, ...]
     size: ModelSize
     seeds: int
-    data: DataConfig
+    data: DataConfig | ImageConfig
     train: TrainConfig
     output: Path
     tensorboard: bool = False
@@ -57,6 +59,11 @@ class StudyPlan:
         if not self.variants:
             raise ValueError("a study needs at least one variant")
         require_once("variant", [variant.name for variant in self.variants])
+
+    @property
+    def task(self) -> str:
+        """What is trained, `text` or `vision`."""
+        return VISION if isinstance(self.data, ImageConfig) else TEXT
 
     @property
     def runs(self) -> Path:
@@ -117,21 +124,27 @@ class Arm:
             raise ValueError(f"{folder} has no checkpoint to start from; give --from a study that trained this arm")
         return checkpoint
 
-    def model_config(self, data: PackedData) -> PreTrainedConfig:
-        """The model's configuration, with the vocabulary of the tokenizer."""
-        theta = self.plan.rope_theta
-        if theta is None and self.start is not None and self.plan.architecture.rope_fraction is not None:
-            theta = AutoConfig.from_pretrained(self.start).rope_parameters["rope_theta"]
-        return architecture_config(
-            self.plan.architecture,
-            self.size,
-            self.variant.block,
-            rope_theta=theta,
-            vocab_size=vocabulary_size(data.tokenizer),
-            max_position_embeddings=self.plan.data.block_size,
-            bos_token_id=data.tokenizer.bos_token_id,
-            eos_token_id=data.tokenizer.eos_token_id,
-        )
+    def model_config(self, data: PackedData | ImageData | None = None) -> PreTrainedConfig:
+        """The model's configuration, with the vocabulary of the tokenizer or the labels of the images.
+
+        Args:
+            data: None stands for data with as many tokens or labels as the size has.
+        """
+        plan, block = self.plan, self.variant.block
+        if isinstance(plan.data, ImageConfig):
+            labels = data.labels if isinstance(data, ImageData) else tuple(map(str, range(self.size.vocab_size)))
+            registers = self.variant.registers
+            return vision_config(self.size, block, registers, image_size=plan.data.image_size, labels=labels)
+        theta, known = plan.rope_theta, {"max_position_embeddings": plan.data.block_size}
+        if isinstance(data, PackedData):
+            if theta is None and self.start is not None and plan.architecture.rope_fraction is not None:
+                theta = AutoConfig.from_pretrained(self.start).rope_parameters["rope_theta"]
+            known |= {
+                "vocab_size": vocabulary_size(data.tokenizer),
+                "bos_token_id": data.tokenizer.bos_token_id,
+                "eos_token_id": data.tokenizer.eos_token_id,
+            }
+        return architecture_config(plan.architecture, self.size, block, rope_theta=theta, **known)
 
     def resolve(self, parameters: ParameterAccount | None = None) -> dict[str, Any]:
         """All that determines this arm's numbers and is known before the data is read, as `config.json` stores it.
@@ -151,6 +164,7 @@ class Arm:
                 "cites": list(variant.cites),
                 **({"gate_penalty": asdict(penalty)} if penalty else {}),
             },
+            "task": self.plan.task,
             "architecture": self.plan.architecture.name,
             "size": asdict(self.size),
             "block": {**asdict(block), "gates": [gate.to_dict() for gate in block.gates]},
@@ -179,8 +193,8 @@ class Arm:
             raise ValueError(f"{self.folder} was run with {difference}; choose another name or --output")
         return result
 
-    def check_text(self, data: PackedData) -> None:
-        """Refuse text other than what the arm was trained on, if it is finished or has a checkpoint.
+    def check_data(self, data: PackedData | ImageData) -> None:
+        """Refuse data other than what the arm was trained on, if it is finished or has a checkpoint.
 
         Raises:
             ValueError: if the files have changed since.
@@ -192,10 +206,10 @@ class Arm:
             found = read_config(config_path)
         else:
             return
-        if contradict(found.get("text", {}), data.about):
+        if contradict(found.get(data.kind, {}), data.about):
             raise ValueError(
-                f"{self.folder} was trained on other text than {self.plan.data.source} holds now; bring that back, "
-                "or choose another name or --output"
+                f"{self.folder} was trained on other {data.kind} than {self.plan.data.source} holds now; bring that "
+                "back, or choose another name or --output"
             )
 
 

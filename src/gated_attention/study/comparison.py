@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite, nan
 
+from gated_attention.registry.choices import TEXT, VISION
 from gated_attention.registry.published import ROWS
 from gated_attention.registry.variants import BASELINE
 from gated_attention.study.record import Result
@@ -54,10 +55,17 @@ class Comparison:
 
     Attributes:
         reference: The variant that differences refer to; None if there is only one.
+        task: As `StudyPlan.task`.
     """
 
     reference: str | None
     rows: tuple[VariantRow, ...]
+    task: str = TEXT
+
+    @property
+    def unit(self) -> str:
+        """The unit of the loss: nats of the next token, or of an image's label."""
+        return "nats/image" if self.task == VISION else "nats/token"
 
     @property
     def cited(self) -> dict[str, VariantRow]:
@@ -113,7 +121,8 @@ def compare_variants(results: Sequence[Result]) -> Comparison:
     rows: list[VariantRow] = []
     for runs in arms.values():
         rows.append(_row(runs, rows[0] if rows else None))
-    return Comparison(rows[0].variant if len(rows) > 1 else None, tuple(rows))
+    task = results[0].config.get("task", TEXT)
+    return Comparison(rows[0].variant if len(rows) > 1 else None, tuple(rows), task)
 
 
 def _row(runs: Mapping[int, Result], reference: VariantRow | None) -> VariantRow:

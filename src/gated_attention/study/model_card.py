@@ -4,25 +4,28 @@ import json
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
+from transformers import AutoConfig, ViTConfig
 
 import gated_attention.models  # noqa: F401  registers the gated models
 from gated_attention.analysis.definitions import MEASURES
 from gated_attention.files import write_text
-from gated_attention.models.build import count_of
+from gated_attention.models.build import count_of, plain_class
 from gated_attention.models.configuration_gated_qwen3 import GatedConfigMixin
 from gated_attention.models.convert.any_family import describe_place
-from gated_attention.models.families.add_gates import plain_class
 from gated_attention.models.families.configuration import GatesConfigMixin
 from gated_attention.models.saved.card import CARD_NAME, Table, family_card, model_card
+from gated_attention.registry.choices import TEXT, VISION
 from gated_attention.study.record import Result, read_result
 
 _TITLES = {
     "val_loss_nats": "Held-out loss",
     "val_perplexity": "Held-out perplexity",
+    "accuracy": "Held-out accuracy",
     "f_attn": f"{MEASURES['f_attn'].title}, attention on the first token",
     "f_attn_uniform": "The same if attention were spread evenly",
     "m_act": MEASURES["m_act"].title,
+    "no_op_sink": MEASURES["no_op_sink"].title,
+    "broadcast_sink": MEASURES["broadcast_sink"].title,
     "gate_score_mean": "Mean gate score",
 }
 """The measures on a card, in order."""
@@ -65,9 +68,8 @@ def write_model_card(
         )  # fmt: skip
     else:
         kind, place = plain_class(config).__name__, describe_place(config) if hasattr(config, "gates") else ""
-        card = family_card(
-            kind, config, name, place, account.total, account.gates, base_model, license, "text-generation", tables
-        )
+        task = "image-classification" if isinstance(config, ViTConfig) else "text-generation"
+        card = family_card(kind, config, name, place, account.total, account.gates, base_model, license, task, tables)
     write_text(folder / CARD_NAME, card)
     return folder / CARD_NAME
 
@@ -75,9 +77,10 @@ def write_model_card(
 def arm_tables(result: Result) -> list[Table]:
     """How an arm was trained, and what was measured on it."""
     train, data = result.config["train"], result.config["data"]
+    is_vision = result.config.get("task", TEXT) == VISION
     training = {
         "Study, variant, seed": f"{result.study}, {result.variant}, {result.seed}",
-        "Text": _public_name(data["source"]),
+        ("Images" if is_vision else "Text"): _public_name(data["source"]),
         "Tokens seen": f"{result.tokens_seen:,}",
         "Steps": f"{train['steps']:,}",
         "Peak learning rate": f"{train['learning_rate']:g}",
@@ -88,7 +91,7 @@ def arm_tables(result: Result) -> list[Table]:
     }
     found = ((title, result.measures.get(name)) for name, title in _TITLES.items())
     measured = {_with_unit(title, one.unit): f"{one.value:.4g}" for title, one in found if one is not None}
-    text = "On held-out text; one seed, so differences between models may be noise."
+    text = f"On held-out {'images' if is_vision else 'text'}; one seed, so differences between models may be noise."
     return [Table("Training", "Trained by `gated-attention compare`.", training), Table("Measures", text, measured)]
 
 

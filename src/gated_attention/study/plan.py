@@ -7,15 +7,17 @@ from typing import Any
 
 import torch
 
-from gated_attention.registry.architectures import OWN, Architecture, get_architecture
-from gated_attention.registry.choices import choose_variants
+from gated_attention.registry.architectures import OWN, Architecture
+from gated_attention.registry.choices import TEXT, VISION, choose_shape, choose_variants
 from gated_attention.registry.settings import SETTINGS
+from gated_attention.registry.vision import VISION_SETTINGS
 from gated_attention.shards.mixture import find_shards
-from gated_attention.sizes import get_size
 from gated_attention.study.arms import StudyPlan
 from gated_attention.study.record import CONFIG_NAME, read_config
 from gated_attention.train.checkpoints import last_checkpoint
+from gated_attention.train.images.data import ImageConfig
 from gated_attention.train.text.blocks import Packing
+from gated_attention.train.text.corpus import STDLIB
 from gated_attention.train.text.data import DataConfig
 from gated_attention.train.trainer import TrainConfig
 
@@ -33,6 +35,7 @@ def make_plan(
     start: Path | None = None,
     rope_theta: float | None = None,
     architecture: str = OWN,
+    task: str = TEXT,
     point: str = "",
     keep_checkpoints: bool = True,
     qk_norm: bool = True,
@@ -48,6 +51,7 @@ def make_plan(
         start, rope_theta: As `StudyPlan`; with a start, the default tokenizer is that of its first arm. Without one, it
             is that of token shards, if text is given as such.
         architecture: Name of an architecture of the registry.
+        task: One of `registry.choices.STUDY_TASKS`; of `data`, `vision` takes the source and the held-out images.
         point, keep_checkpoints: As `StudyPlan`.
         qk_norm: False takes the norm of queries and keys from every variant.
 
@@ -55,35 +59,60 @@ def make_plan(
         ValueError: if the start has no such arm, variants and a table are both given, a variant, a size or a setting is
             unknown or out of range, or the architecture cannot have one of them.
     """
-    shape, defaults = get_size(size), asdict(SETTINGS[size])
+    family, shape = choose_shape(size, architecture, task)
+    defaults = asdict((SETTINGS if task == TEXT else VISION_SETTINGS)[size])
     on_gpu = device.type == "cuda"
-    chosen, left_out = choose_variants(variants, table, shape, architecture)
-    family = get_architecture(architecture)
-    if not qk_norm:
-        chosen = tuple(replace(variant, block=replace(variant.block, qk_norm=False)) for variant in chosen)
-    data_values = {"tokenizer": defaults.pop("tokenizer"), "max_validation_tokens": defaults.pop("validation_tokens")}
-    if start is not None:
-        _check_start(start / chosen[0].name / "seed0", family)
-        data_values["tokenizer"] = str(last_checkpoint(start / chosen[0].name / "seed0") or start)
-    elif in_shards := [found for key in ("source", "validation") for found in find_shards(_given(data).get(key, ""))]:
-        data_values["tokenizer"] = str(in_shards[0][0].tokenizer)
-    data_config = DataConfig(**{"block_size": shape.context} | data_values | _given(data))
-    _check_settings(family, qk_norm=qk_norm, rope_theta=rope_theta, packing=data_config.packing)
+    chosen, left_out = choose_variants(variants, table, size, architecture, task)
+    text_values = {"tokenizer": defaults.pop("tokenizer"), "max_validation_tokens": defaults.pop("validation_tokens")}
+    data_config: DataConfig | ImageConfig
+    if task == VISION:
+        _check_text_only(
+            {**_given(data), "qk_norm": qk_norm, "rope_theta": rope_theta, "start": start, **_given(train)}
+        )
+        given = {name: value for name, value in _given(data).items() if name not in _TEXT_ONLY}
+        data_config = ImageConfig(**{"block_size": shape.context} | given)
+    else:
+        if start is not None:
+            _check_start(start / chosen[0].name / "seed0", family)
+            text_values["tokenizer"] = str(last_checkpoint(start / chosen[0].name / "seed0") or start)
+        elif shards := [found for key in ("source", "validation") for found in find_shards(_given(data).get(key, ""))]:
+            text_values["tokenizer"] = str(shards[0][0].tokenizer)
+        data_config = DataConfig(**{"block_size": shape.context} | text_values | _given(data))
+        _check_settings(family, qk_norm=qk_norm, rope_theta=rope_theta, packing=data_config.packing)
+        if not qk_norm:
+            chosen = tuple(replace(variant, block=replace(variant.block, qk_norm=False)) for variant in chosen)
     precision = "bfloat16" if on_gpu else "float32"
     train_values = defaults | {"precision": precision, "compile": on_gpu} | _given(train)
     # About 50 points on the loss curve and ten on the validation curve; a resumed run repeats at most a tenth.
     tenth, fiftieth = (max(1, train_values["steps"] // parts) for parts in (10, 50))
     every = {"log_every": fiftieth, "evaluate_every": tenth, "checkpoint_every": tenth}
-    words = [*([] if family.is_own else [architecture]), size]
+    words = [*([] if family.is_own or task == VISION else [architecture]), size]
     default_name = "-".join(["compare", *words] if table is None else [f"table-{table}", *words])
     if start is not None:
         default_name = f"{start.resolve().name}-{data_config.block_size}"
     return StudyPlan(
         name=name or default_name, architecture=family, variants=chosen, table=table, left_out=left_out,
-        size=family.fit(shape), seeds=seeds, data=data_config, train=TrainConfig(**{**every, **train_values}),
+        size=shape, seeds=seeds, data=data_config, train=TrainConfig(**{**every, **train_values}),
         output=output, tensorboard=tensorboard, start=start, rope_theta=rope_theta, point=point,
         keep_checkpoints=keep_checkpoints,
     )  # fmt: skip
+
+
+_TEXT_ONLY = {
+    "text_field": "text", "tokenizer": None, "block_size": None, "bos": False, "packing": "stream", "qk_norm": True,
+    "rope_theta": None, "start": None, "residual": "float32", "optimizer": "adamw",
+}  # fmt: skip
+"""Settings that images do not have, and the values that leave them out."""
+
+
+def _check_text_only(values: Mapping[str, Any]) -> None:
+    """Refuse settings of text in a study of images."""
+    for name, unset in _TEXT_ONLY.items():
+        if values.get(name, unset) != unset:
+            option = {"block_size": "context", "start": "from"}.get(name, name)
+            raise ValueError(f"{option} is of text; task {VISION!r} has no such setting, leave it out")
+    if values.get("source") in (None, STDLIB):
+        raise ValueError("task 'vision' needs images; give data a Parquet file of images and labels, or a folder")
 
 
 def _check_settings(family: Architecture, *, qk_norm: bool, rope_theta: float | None, packing: Packing) -> None:

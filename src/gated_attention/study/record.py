@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, with_config
 
 from gated_attention.files import replacing, write_text
 from gated_attention.registry.architectures import OWN
+from gated_attention.registry.choices import TEXT
 from gated_attention.study.record_types import Stored, find_fault
 from gated_attention.typed import one_line, parse, read_bytes
 
@@ -25,7 +26,14 @@ METRICS_NAME = "metrics.jsonl"
 CONFIG_NAME = "config.json"
 FAILURE_NAME = "failure.json"
 
-UNSAID = {"qk_norm": True, "optimizer": "adamw", "residual": "float32", "architecture": OWN, "ffn_matrices": 3}
+UNSAID = {
+    "qk_norm": True,
+    "optimizer": "adamw",
+    "residual": "float32",
+    "task": TEXT,
+    "architecture": OWN,
+    "ffn_matrices": 3,
+}
 """What records from before a setting existed were run with. Not `packing`: records without it are of a version that
 held out other text and decayed other weights, so that no study goes on with them."""
 

@@ -18,9 +18,9 @@ _TRAIN = open_dict(
     precision=str, compile=bool,
 )  # fmt: skip
 _SETTINGS = open_dict(
-    "Settings", variant=_VARIANT, architecture=str, size=dict[str, Any], parameters=dict[str, int], data=_DATA,
-    train=_TRAIN, model=dict[str, Any], text=dict[str, int], start=str | None, rope_theta=float | None,
-    study_learning_rate=float,
+    "Settings", variant=_VARIANT, task=str, architecture=str, size=dict[str, Any], parameters=dict[str, int],
+    data=_DATA, train=_TRAIN, model=dict[str, Any], text=dict[str, int], images=dict[str, int], start=str | None,
+    rope_theta=float | None, study_learning_rate=float,
 )  # fmt: skip
 
 Stored = open_dict("Stored", schema=Any, config=_SETTINGS)

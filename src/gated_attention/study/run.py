@@ -31,6 +31,7 @@ from gated_attention.study.samples import SAMPLES_NAME, write_samples
 from gated_attention.study.workers import OnError, raise_error, run_side_by_side
 from gated_attention.train.callbacks import MetricsCallback, tensorboard_callback
 from gated_attention.train.checkpoints import keep_newest, last_checkpoint
+from gated_attention.train.images.data import ImageConfig, ImageData, collate_images, load_images
 from gated_attention.train.optimizer import round_residual
 from gated_attention.train.text.data import DataConfig, PackedData, collate, load_data
 from gated_attention.train.trainer import check_batch, load_weights, train, training_precision
@@ -77,22 +78,22 @@ def run_arms(
             observer.finish(arm, results[arm.key], kept=True)
     if missing := [arm for arm in arms if arm.key not in results]:
         configs = dict.fromkeys(arm.plan.data for arm in missing)
-        texts = {config: load_data(config, cache, observer.say) for config in configs}
+        found = {config: _load(config, cache, observer.say) for config in configs}
         for arm in arms:  # those that are finished as well, which the others pair with
-            if arm.plan.data in texts:
-                arm.check_text(texts[arm.plan.data])
+            if arm.plan.data in found:
+                arm.check_data(found[arm.plan.data])
         for arm in missing:
-            check_batch(texts[arm.plan.data].train, arm.plan.train)
+            check_batch(found[arm.plan.data].train, arm.plan.train)
     begin()
     if missing:
         num_workers = min(side_by_side, len(missing))
-        results |= _run_missing(missing, texts, device, cache, observer, num_workers, on_error)
+        results |= _run_missing(missing, found, device, cache, observer, num_workers, on_error)
     return [results[arm.key] for arm in arms if arm.key in results]
 
 
 def _run_missing(
     arms: Sequence[Arm],
-    texts: Mapping[DataConfig, PackedData],
+    found: Mapping[DataConfig | ImageConfig, PackedData | ImageData],
     device: torch.device,
     cache: Path,
     observer: Observer,
@@ -106,7 +107,7 @@ def _run_missing(
     results = {}
     for arm in arms:
         try:
-            results[arm.key] = run_arm(arm, texts[arm.plan.data], device, observer)
+            results[arm.key] = run_arm(arm, found[arm.plan.data], device, observer)
         except Exception as error:
             on_error(arm, error)
         else:
@@ -116,10 +117,14 @@ def _run_missing(
 
 def run_packed_arm(arm: Arm, observer: ArmObserver, *, device: torch.device, cache: Path) -> Result:
     """`run_arm` in its own process, on the packed data in the cache."""
-    return run_arm(arm, load_data(arm.plan.data, cache, observer.say), device, observer)
+    return run_arm(arm, _load(arm.plan.data, cache, observer.say), device, observer)
 
 
-def run_arm(arm: Arm, data: PackedData, device: torch.device, observer: ArmObserver) -> Result:
+def _load(config: DataConfig | ImageConfig, cache: Path, say: Callable[[str], None]) -> PackedData | ImageData:
+    return load_images(config, cache, say) if isinstance(config, ImageConfig) else load_data(config, cache, say)
+
+
+def run_arm(arm: Arm, data: PackedData | ImageData, device: torch.device, observer: ArmObserver) -> Result:
     """Train one arm, from its last checkpoint if there is one, measure it and write its record."""
     plan, settings = arm.plan, arm.training
     observer.start(arm)
@@ -131,8 +136,8 @@ def run_arm(arm: Arm, data: PackedData, device: torch.device, observer: ArmObser
         torch.cuda.reset_peak_memory_stats(device)
     model = build_model(arm.model_config(data), arm.seed)
     resolved = arm.resolve(parameter_account(model))
-    text = {**data.about, "curve_tokens": data.validation_sample.num_tokens}
-    write_json(arm.folder / CONFIG_NAME, {**resolved, "config": {**resolved["config"], "text": text}})
+    read = _record_of(data)
+    write_json(arm.folder / CONFIG_NAME, {**resolved, "config": {**resolved["config"], **read}})
     if arm.start:
         _load_start(model, arm.start)
     if settings.residual == "bfloat16":
@@ -141,14 +146,16 @@ def run_arm(arm: Arm, data: PackedData, device: torch.device, observer: ArmObser
     if plan.tensorboard:
         callbacks.append(tensorboard_callback(arm.folder / "tensorboard"))
     num_tokens = train(
-        model, settings, train_data=data.train, validation_data=data.validation_sample, collate=collate,
-        tokenizer=data.tokenizer, output=arm.folder, seed=arm.seed, device=device, callbacks=callbacks,
-        say=observer.say,
+        model, settings, train_data=data.train, validation_data=data.validation_sample,
+        collate=collate_images if isinstance(data, ImageData) else collate,
+        tokenizer=None if isinstance(data, ImageData) else data.tokenizer, output=arm.folder, seed=arm.seed,
+        device=device, callbacks=callbacks, say=observer.say,
     )  # fmt: skip
     observer.say("measuring")
     measures, arrays = measure_arm(model, data, settings, arm.folder / METRICS_NAME)
     write_arrays(arm.folder / ARRAYS_NAME, arrays)
-    write_samples(arm.folder / SAMPLES_NAME, model, data, training_precision(device, settings))
+    if isinstance(data, PackedData):
+        write_samples(arm.folder / SAMPLES_NAME, model, data, training_precision(device, settings))
     result = Result(
         study=plan.name,
         variant=arm.variant.name,
@@ -156,7 +163,7 @@ def run_arm(arm: Arm, data: PackedData, device: torch.device, observer: ArmObser
         config={
             **resolved["config"],
             "model": _model_record(model),
-            "text": text,
+            **read,
             "study_learning_rate": plan.train.learning_rate,  # the variant may train with a multiple of it
         },
         measures=measures,
@@ -172,6 +179,13 @@ def run_arm(arm: Arm, data: PackedData, device: torch.device, observer: ArmObser
     if not plan.keep_checkpoints:
         keep_newest(arm.folder, 0)
     return read_result(arm.folder / RESULT_NAME)
+
+
+def _record_of(data: PackedData | ImageData) -> dict[str, Any]:
+    """What a record says of the data beside its settings."""
+    if isinstance(data, ImageData):
+        return {data.kind: {**data.about, "curve_images": len(data.validation_sample)}}
+    return {data.kind: {**data.about, "curve_tokens": data.validation_sample.num_tokens}}
 
 
 def _load_start(model: PreTrainedModel, checkpoint: Path) -> None:

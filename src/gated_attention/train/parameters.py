@@ -12,15 +12,16 @@ from gated_attention.nn.gate import GATE_MODULES
 if TYPE_CHECKING:
     from gated_attention.train.trainer import TrainConfig
 
-_MAPS = (AttentionGate, nn.Linear, nn.Embedding, Qwen3MoeExperts, Qwen3MoeTopKRouter)
+_MAPS = (AttentionGate, nn.Linear, nn.Conv2d, nn.Embedding, Qwen3MoeExperts, Qwen3MoeTopKRouter)
 _SITES = {name: site for site, name in GATE_MODULES.items()}
 
 
 def decayed_names(model: nn.Module) -> set[str]:
     """Names of the parameters that weight decay acts on: weights that map the input of a module.
 
-    These are the weights of linear layers, embeddings, experts and routers. Norms, biases, sinks and gates without an
-    input are not decayed, whatever their shape: they multiply no input, and decay would pull the scale of a norm to 0.
+    These are the weights of linear layers, convolutions, embeddings, experts and routers. Norms, biases, sinks and
+    gates without an input are not decayed, whatever their shape: they multiply no input, and decay would pull the scale
+    of a norm to 0.
     """
     names = set()
     for path, module in model.named_modules():

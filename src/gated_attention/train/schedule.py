@@ -24,7 +24,7 @@ class Passes(Sampler[int]):
     """Indices of a whole run: passes over all sequences, each in a new order, until `num_samples` are drawn.
 
     The loader iterates over this once per run, so no step is cut short where the text restarts. The order depends on
-    the seed alone.
+    the seed alone. Data that varies with the pass, as augmented images do, gets numbers that go on from pass to pass.
     """
 
     def __init__(self, data: Sized, num_samples: int, seed: int) -> None:
@@ -35,8 +35,9 @@ class Passes(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed)
-        left = self.num_samples
+        left, first = self.num_samples, 0
         while left > 0:
-            order = torch.randperm(len(self.data), generator=generator).tolist()[:left]
+            order = (first + torch.randperm(len(self.data), generator=generator)).tolist()[:left]
             yield from order
             left -= len(order)
+            first += len(self.data) * getattr(self.data, "varies", False)

@@ -23,6 +23,7 @@ from gated_attention.models.saved.loading import load_model
 from gated_attention.ranges import require_within
 from gated_attention.train.auxiliary import AuxiliaryLosses, AuxiliaryWeights
 from gated_attention.train.checkpoints import checkpoint_step, find_sound_checkpoint, last_checkpoint, seal, tokens_seen
+from gated_attention.train.images.data import Images
 from gated_attention.train.optimizer import Optimizer, make_optimizer
 from gated_attention.train.quiet import quiet
 from gated_attention.train.schedule import Passes, rate_factor
@@ -158,9 +159,17 @@ class AuxiliaryTrainer(Trainer):  # type: ignore[misc]  # transformers is untype
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """Forward and backward; returns the cross-entropy, which the Trainer sums and logs."""
-        self.state.num_input_tokens_seen += inputs["input_ids"].numel() * self.args.world_size  # equal on all ranks
+        self.state.num_input_tokens_seen += self._num_tokens(inputs) * self.args.world_size  # equal on all ranks
         loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
         return loss if self.cross_entropy is None else self.cross_entropy
+
+    def _num_tokens(self, inputs: dict[str, Any]) -> int:
+        """Tokens of a batch; of images, their patches."""
+        if "input_ids" in inputs:
+            return int(inputs["input_ids"].numel())
+        pixels = inputs["pixel_values"]
+        patch: int = cast(Any, self.model).config.patch_size
+        return int(pixels[:, 0].numel()) // patch**2
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         # The Trainer loads by name, and silently leaves experts, which are saved under other names, at random.
@@ -294,7 +303,9 @@ def train(
 
 
 def check_batch(data: Sized, config: TrainConfig) -> None:
-    """Refuse text with fewer sequences than one pass takes."""
+    """Refuse text with fewer sequences, or images fewer, than one pass takes."""
+    if len(data) < config.batch_size and isinstance(data, Images):
+        raise ValueError(f"batch size {config.batch_size} exceeds the {len(data)} training images; use at most that")
     if len(data) < config.batch_size:
         raise ValueError(
             f"batch size {config.batch_size} exceeds the training text, which fills {len(data)} sequences; "

@@ -6,7 +6,7 @@ from functools import cache
 from typing import Any, TypeVar, cast, get_args
 
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING
 
@@ -136,12 +136,6 @@ def register(base: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
     if base in TOKENIZER_MAPPING:
         TOKENIZER_MAPPING.register(config, TOKENIZER_MAPPING[base], exist_ok=True)
     return config
-
-
-def plain_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
-    """The class of causal language models of a family, without gates, of a configuration with gates or without."""
-    base = type(config).__bases__[1] if isinstance(config, GatesConfigMixin) else type(config)
-    return cast(type[PreTrainedModel], AutoModelForCausalLM._model_mapping[base])
 
 
 def _attach(model: PreTrainedModel, config: Any) -> None:

@@ -1,12 +1,15 @@
-"""Configurations of a study's models in any architecture of the registry."""
+"""Configurations of a study's models: decoders in any architecture of the registry, and vision transformers."""
 
+from collections.abc import Sequence
+from math import isqrt
 from typing import Any
 
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, ViTConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from gated_attention.models.configuration_gated_qwen3 import make_config
 from gated_attention.models.families.add_gates import register
+from gated_attention.models.modeling_register_vit import RegisterViTConfig
 from gated_attention.registry.architectures import Architecture
 from gated_attention.sizes import ModelSize
 from gated_attention.spec import BlockSpec
@@ -50,6 +53,33 @@ def architecture_config(
     for own, theirs in architecture.renamed:
         values[theirs] = values.pop(own)
     base = CONFIG_MAPPING[architecture.model_type]
+    plain: PreTrainedConfig = base(**values) if not block.gates else register(base)(**values, gates=block.gates)
+    return plain
+
+
+def vision_config(
+    size: ModelSize, block: BlockSpec, registers: int, *, image_size: int, labels: Sequence[str]
+) -> PreTrainedConfig:
+    """The configuration of a vision transformer of a size, with this block in every layer.
+
+    Without gates and registers it is transformers' own.
+
+    Args:
+        image_size: Height and width; the size's context is the number of patches, a square.
+        labels: Names of the classes.
+    """
+    values = {
+        "num_hidden_layers": size.num_hidden_layers,
+        "hidden_size": size.hidden_size,
+        "num_attention_heads": size.num_attention_heads,
+        "intermediate_size": size.intermediate_size,
+        "image_size": image_size,
+        "patch_size": image_size // isqrt(size.context),
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: index for index, label in enumerate(labels)},
+        **({"num_register_tokens": registers} if registers else {}),
+    }
+    base = RegisterViTConfig if registers else ViTConfig
     plain: PreTrainedConfig = base(**values) if not block.gates else register(base)(**values, gates=block.gates)
     return plain
 

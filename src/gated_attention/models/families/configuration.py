@@ -38,7 +38,7 @@ def gated_type(base: str) -> str:
 def _base_type(model_type: str) -> str | None:
     """The inverse of `gated_type`; None for any other type."""
     base = model_type.removeprefix(PREFIX).removeprefix(_STOCK)
-    return base if base in CONFIG_MAPPING._mapping and gated_type(base) == model_type else None
+    return base if gated_type(base) == model_type and base in CONFIG_MAPPING else None
 
 
 class GatesConfigMixin:

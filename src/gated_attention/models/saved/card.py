@@ -15,6 +15,7 @@ TAGS = ("gated-attention",)
 """Tags of every card, beside the model's type."""
 
 _MODELS = {"gated_qwen3": "A Qwen3 language model", "gated_qwen3_moe": "A Qwen3-MoE language model"}
+_AUTO = "AutoModelForCausalLM"
 _STOCK = " The weights are laid out as transformers' own `{}`, which needs no other code."
 _REWRITTEN = ("## Model", "## Loading", "## Citation")
 _REGISTER = "import gated_attention.models  # registers the model\n"
@@ -129,14 +130,19 @@ def family_card(
         **(added if gates else {}),
         **({"Base model": base_model} if base_model else {}),
     }
+    if registers := getattr(config, "num_register_tokens", 0):
+        rows["Registers"] = str(registers)
+    auto = "AutoModelForImageClassification" if pipeline_tag == "image-classification" else _AUTO
+    own = "" if registers else "transformers' "
+    is_known = not gates and not registers  # by transformers alone
     return "\n".join(
         [
             f"---\n{data.to_yaml()}\n---\n\n# {name.rsplit('/', maxsplit=1)[-1]}\n",
-            f"transformers' `{kind}` with{'' if gates else 'out'} gates in its attention.\n",
+            f"{own}`{kind}` with{'' if gates else 'out'} gates in its attention.\n",
             *map(_section, [Table("Model", "", rows), *tables]),
             _family_loading(kind, config.model_type, name)
-            if gates
-            else f"## Loading\n\n{loading(name, is_stock=True)}",
+            if gates and auto == _AUTO
+            else f"## Loading\n\n{loading(name, is_stock=is_known, auto=auto)}",
             f"## Citation\n\n{_CITATION}",
         ]
     )
@@ -159,13 +165,13 @@ def measured_sections(card: str) -> str:
     return "".join(kept).rstrip("\n") + "\n" if kept else ""
 
 
-def loading(name: str, *, carries_code: bool = False, is_stock: bool = False) -> str:
+def loading(name: str, *, carries_code: bool = False, is_stock: bool = False, auto: str = _AUTO) -> str:
     """How a reader loads the model: with this package, with the code that the model carries, or with neither."""
     register = "" if carries_code or is_stock else _REGISTER
     trust = ", trust_remote_code=True" if carries_code else ""
     return (
-        f"```python\n{register}from transformers import AutoModelForCausalLM\n\n"
-        f'model = AutoModelForCausalLM.from_pretrained("{name}"{trust})\n```\n'
+        f"```python\n{register}from transformers import {auto}\n\n"
+        f'model = {auto}.from_pretrained("{name}"{trust})\n```\n'
     )
 
 

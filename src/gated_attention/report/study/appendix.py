@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from gated_attention.registry.choices import TEXT
 from gated_attention.report.blocks import Block, Bullets, CodeBlock, Details, Heading, Paragraph, TableBlock
 from gated_attention.report.command_line import compare_command, train_commands, without_option
 from gated_attention.report.study.sections import scale_text
@@ -22,11 +23,11 @@ def cost(results: Sequence[Result], comparison: Comparison) -> Iterator[Block]:
         yield Details("Training time and cost", [TableBlock(table), Paragraph(note, "note")])
 
 
-def every_run(results: Sequence[Result]) -> Iterator[Block]:
+def every_run(results: Sequence[Result], comparison: Comparison) -> Iterator[Block]:
     """The raw numbers; nothing where each variant has one run, which the comparison shows."""
     if len({run.variant for run in results}) < len(results):
         yield Heading("Every run")
-        yield Details(f"{len(results)} runs", [TableBlock(runs_table(results))])
+        yield Details(f"{len(results)} runs", [TableBlock(runs_table(results, comparison))])
 
 
 def limits(results: Sequence[Result], comparison: Comparison) -> Iterator[Block]:
@@ -47,11 +48,16 @@ def limits(results: Sequence[Result], comparison: Comparison) -> Iterator[Block]
             f"{compared} comparisons are tested at {100 * CONFIDENCE:.0f} % each, without correction: "
             f"{(1 - CONFIDENCE) * compared:.2f} false findings are expected if no gate has an effect."
         )
+    of_text = comparison.task == TEXT
+    if not of_text:
+        held_out = held_out.replace("text", "images")
+    scale = "Others found that a gate's effect changes with scale, and below 2M parameters even its sign"
     items += [
-        f"Scale: {scale_text(results, comparison)}. "
-        "Others found that a gate's effect changes with scale, and below 2M parameters even its sign.",
+        f"Scale: {scale_text(results, comparison)}. {scale}{'' if of_text else ', in language models'}.",
         f"{one_rate if len(rates) == 1 else own_rate}; none was tuned for its own best.",
-        f"Loss on held-out text{held_out}; no benchmark, no long context.",
+        f"Loss on held-out text{held_out}; no benchmark, no long context."
+        if of_text
+        else f"Loss and accuracy on held-out images{held_out}; one data set.",
     ]
     yield Heading("Limitations")
     yield Bullets(items)

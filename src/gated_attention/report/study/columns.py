@@ -3,8 +3,9 @@
 from typing import NamedTuple
 
 from gated_attention.analysis.definitions import ALL
+from gated_attention.registry.choices import TEXT
 from gated_attention.report.tables import Column, Decimals, fixed, significant
-from gated_attention.study.comparison import LOSS
+from gated_attention.study.comparison import LOSS, Comparison
 from gated_attention.study.statistics import CONFIDENCE
 
 SINK_FACTOR = 10.0
@@ -32,28 +33,10 @@ PARAMETERS = Column("Parameters", "M")
 RESIDUE = Column(
     "Residue", "%", beneath=True, meaning="share of the reference's parameters by which a variant's exceed them"
 )
-DIFFERENCE = Column(
-    "Difference", "nats/token", better="lower",
-    meaning="mean over seeds of the validation loss minus the reference's with the same seed",
-)  # fmt: skip
 VERDICT = Column(
     "Verdict", numeric=False,
     meaning=f"better or worse if a paired t test rejects a difference of 0 at {100 * (1 - CONFIDENCE):.0f} %: if |t| "
     "exceeds the two-sided quantile of Student's t for n - 1 degrees of freedom, 4.30 at n = 3",
-)  # fmt: skip
-LOSSES = (
-    MeasureColumn(
-        Column(
-            "Validation loss", "nats/token", better="lower",
-            meaning="mean cross-entropy of the next token on held-out text, natural logarithm",
-        ), LOSS, fixed(4), has_spread=True,
-    ),
-    MeasureColumn(
-        Column(
-            "PPL", beneath=True, better="lower",
-            meaning="perplexity, the exponential of the validation loss, per token of this study's tokenizer",
-        ), "val_perplexity", significant(5), has_spread=True,
-    ),
 )  # fmt: skip
 F_ATTN = Column("F-Attn", better="lower", meaning=_over_heads("f_attn"))
 M_ACT = Column("M-Act", better="lower", meaning=f"{ALL['m_act'].text} ({ALL['m_act'].source})")
@@ -61,6 +44,17 @@ GATE_MEAN = Column("Gate mean", meaning=_over_heads("gate_mean", "heads, layers 
 INSIDE = (
     MeasureColumn(F_ATTN, "f_attn", fixed(4)),
     MeasureColumn(Column("Uniform", beneath=True, meaning=ALL["f_attn_uniform"].text), "f_attn_uniform", fixed(4)),
+    MeasureColumn(Column("No-op sinks", better="lower", meaning=_over_heads("no_op_sink")), "no_op_sink", fixed(4)),
+    MeasureColumn(
+        Column("Broadcast sinks", beneath=True, meaning=_over_heads("broadcast_sink")), "broadcast_sink", fixed(4)
+    ),
+    MeasureColumn(Column("On the class token", meaning=_over_heads("attention_cls")), "attention_cls", fixed(4)),
+    MeasureColumn(
+        Column("On registers", beneath=True, meaning=_over_heads("attention_register")), "attention_register", fixed(4)
+    ),
+    MeasureColumn(
+        Column("On the strongest patch", meaning=_over_heads("strongest_content")), "strongest_content", fixed(4)
+    ),
     MeasureColumn(M_ACT, "m_act", significant(3)),
     MeasureColumn(GATE_MEAN, "gate_score_mean", fixed(4)),
     MeasureColumn(
@@ -90,3 +84,38 @@ INSIDE = (
         ), "peak_memory_gib", fixed(2),
     ),
 )  # fmt: skip
+
+
+def losses(comparison: Comparison) -> tuple[MeasureColumn, ...]:
+    """The columns of the loss that variants are compared by, and of what follows from the same predictions."""
+    predicted = "the label of a held-out image"
+    if comparison.task == TEXT:
+        predicted = "the next token on held-out text"
+    return (
+        MeasureColumn(
+            Column(
+                "Validation loss", comparison.unit, better="lower",
+                meaning=f"mean cross-entropy of {predicted}, natural logarithm",
+            ), LOSS, fixed(4), has_spread=True,
+        ),
+        MeasureColumn(
+            Column(
+                "PPL", beneath=True, better="lower",
+                meaning="perplexity, the exponential of the validation loss, per token of this study's tokenizer",
+            ), "val_perplexity", significant(5), has_spread=True,
+        ),
+        MeasureColumn(
+            Column(
+                "Accuracy", beneath=True, better="higher",
+                meaning="share of held-out images whose likeliest label is right",
+            ), "accuracy", fixed(4), has_spread=True,
+        ),
+    )  # fmt: skip
+
+
+def difference(comparison: Comparison) -> Column:
+    """The column of the paired difference in loss."""
+    return Column(
+        "Difference", comparison.unit, better="lower",
+        meaning="mean over seeds of the validation loss minus the reference's with the same seed",
+    )  # fmt: skip

@@ -7,6 +7,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from gated_attention.analysis.definitions import ALL
+from gated_attention.registry.choices import TEXT
 from gated_attention.report import panels, plots
 from gated_attention.report.blocks import FigureBlock, figure_block
 from gated_attention.report.curves import Curve, mean_curve, paired_differences
@@ -21,7 +23,7 @@ from gated_attention.study.statistics import CONFIDENCE
 FOLDER = "figures"
 """Where a report keeps its figures, beside `report.md`."""
 
-NAMES = ("forest", "loss", "f_attn", "m_act", "gate_scores", "attention_maps")
+NAMES = ("forest", "loss", "f_attn", "no_op_sink", "broadcast_sink", "m_act", "gate_scores", "attention_maps")
 """Every figure that a report may have, in its order."""
 
 
@@ -54,12 +56,14 @@ def forest(comparison: Comparison, strokes: Mapping[str, Stroke]) -> FigureBlock
     lost = [f"`{row.variant}`" for row in comparison.rows if row.difference and not row.difference.n]
     if lost:
         caption += f" Without a finite pair: {', '.join(lost)}."
-    figure = draw_forest(rows, reference, strokes)
+    figure = draw_forest(rows, reference, strokes, comparison.unit)
     return figure_block(f"{FOLDER}/forest.svg", figure, "Difference in validation loss", caption)
 
 
 @styled
-def draw_forest(rows: Sequence[VariantRow], reference: VariantRow, strokes: Mapping[str, Stroke]) -> Figure:
+def draw_forest(
+    rows: Sequence[VariantRow], reference: VariantRow, strokes: Mapping[str, Stroke], unit: str = "nats/token"
+) -> Figure:
     """A line per variant, the first at the top: seeds as dots, mean as a square, its interval as a bar."""
     figure = Figure(figsize=(WIDTH, 0.95 + 0.34 * len(rows)), layout="constrained")
     ax = figure.subplots()
@@ -78,7 +82,7 @@ def draw_forest(rows: Sequence[VariantRow], reference: VariantRow, strokes: Mapp
     ax.set_yticks(range(len(rows)), [row.variant for row in rows])
     ax.set_ylim(len(rows) - 0.4, -0.6)
     ax.xaxis.set_major_locator(MaxNLocator(7))
-    ax.set_xlabel(f"Validation loss minus that of {reference.variant} (nats/token)")
+    ax.set_xlabel(f"Validation loss minus that of {reference.variant} ({unit})")
     ax.set_title("← lower is better")
     ax.grid(visible=False, axis="y")
     ax.spines["left"].set_visible(False)
@@ -86,13 +90,13 @@ def draw_forest(rows: Sequence[VariantRow], reference: VariantRow, strokes: Mapp
     return figure
 
 
-def study_figures(arms: Arms, reference: str | None) -> Iterator[FigureBlock]:
+def study_figures(arms: Arms, comparison: Comparison) -> Iterator[FigureBlock]:
     """The figures for which the runs hold data; losses are also drawn against the reference's."""
     strokes = plots.strokes_for(arms)
-    yield from _loss(arms, strokes, reference)
+    yield from _loss(arms, strokes, comparison)
     yield from _layers(arms, strokes)
     yield from _gate_scores(arms, strokes)
-    yield from _attention_maps(arms)
+    yield from _attention_maps(arms, comparison.task)
 
 
 def validation_differences(arms: Arms, reference: str | None) -> dict[str, Curve]:
@@ -101,19 +105,21 @@ def validation_differences(arms: Arms, reference: str | None) -> dict[str, Curve
     return {label: mean for label, seeds in pairs.items() if (mean := mean_curve(seeds)) and len(mean.steps)}
 
 
-def _loss(arms: Arms, strokes: Mapping[str, plots.Stroke], reference: str | None) -> Iterator[FigureBlock]:
+def _loss(arms: Arms, strokes: Mapping[str, plots.Stroke], comparison: Comparison) -> Iterator[FigureBlock]:
+    reference = comparison.reference
     training, validation = _curves(arms, "loss_nats"), _curves(arms, "val_loss_nats")
     if not training and not validation:
         return
+    read = "text" if comparison.task == TEXT else "data"
     caption = (
-        f"{_seeds_caption(arms)} Training loss is a running mean; points of validation use less text than "
+        f"{_seeds_caption(arms)} Training loss is a running mean; points of validation use less {read} than "
         "the value in the table where that is long. The steep start lies above the frame."
     )
     if reference is not None:
         caption += f" Right: validation loss minus that of `{reference}` with the same seed; below zero is better."
     if any(diverged(run.result) for runs in arms.values() for run in runs):
         caption += " A cross marks the last finite loss of a run that diverged."
-    figure = plots.loss_curves(training, validation, strokes, reference)
+    figure = plots.loss_curves(training, validation, strokes, reference, comparison.unit)
     yield figure_block(f"{FOLDER}/loss.svg", figure, "Loss during training", caption)
 
 
@@ -128,6 +134,12 @@ def _layers(arms: Arms, strokes: Mapping[str, plots.Stroke]) -> Iterator[FigureB
             "which is attention spread evenly over all earlier tokens, has an attention sink."
         )
         yield figure_block(f"{FOLDER}/f_attn.svg", figure, f"{title}, by layer", caption)
+    for measure in ("no_op_sink", "broadcast_sink"):
+        if layers := _per_layer(arms, measure):
+            title = ALL[measure].title
+            figure = plots.per_layer(layers, strokes, title)
+            caption = f"{_seeds_caption(arms)} {ALL[measure].title} of each layer: {ALL[measure].text}."
+            yield figure_block(f"{FOLDER}/{measure}.svg", figure, f"{title}, by layer", caption)
     if layers := _per_layer(arms, "m_act"):
         figure = plots.per_layer(layers, strokes, "Largest |hidden state|", log=True)
         caption = f"{_seeds_caption(arms)} M-Act of each layer, at the layer's output, on a logarithmic axis."
@@ -150,7 +162,7 @@ def _gate_scores(arms: Arms, strokes: Mapping[str, plots.Stroke]) -> Iterator[Fi
         yield figure_block(f"{FOLDER}/gate_scores.svg", figure, "Gate scores, by layer", caption)
 
 
-def _attention_maps(arms: Arms) -> Iterator[FigureBlock]:
+def _attention_maps(arms: Arms, task: str) -> Iterator[FigureBlock]:
     shown: dict[str, Run] = {}
     for label, runs in arms.items():
         for run in runs:
@@ -166,7 +178,7 @@ def _attention_maps(arms: Arms) -> Iterator[FigureBlock]:
     }
     seeds = {run.result.seed for run in shown.values()}
     which = f"seed {seeds.pop()}" if len(seeds) == 1 else "the first seed that has them"
-    caption = panels.MAPS_CAPTION.format(text=f"one held-out text ({which})")
+    caption = panels.MAPS_CAPTION.format(text=f"one held-out {'text' if task == TEXT else 'image'} ({which})")
     figure = plots.attention_maps(maps, layers)
     yield figure_block(f"{FOLDER}/attention_maps.svg", figure, "Attention maps", caption)
 

@@ -6,6 +6,8 @@ from pathlib import PurePath
 from typing import Any
 
 from gated_attention.registry.architectures import ARCHITECTURES, OWN, Architecture
+from gated_attention.registry.choices import TEXT
+from gated_attention.registry.vision import VIT
 from gated_attention.report.blocks import Block, Heading, Paragraph
 from gated_attention.report.command_line import source_name
 from gated_attention.report.study.sections import MANY, scale_text
@@ -25,6 +27,8 @@ def question(results: Sequence[Result], comparison: Comparison) -> Paragraph:
     names = others if len(others) <= MANY else [f"{len(others)} variants"]
     asked = " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
     sought = "validation loss, attention sink, activations and speed"
+    if comparison.task != TEXT:
+        sought = "validation loss, accuracy, attention sinks and activations"
     text = f"How do{'es' * (len(others) == 1)} {asked} differ from {reference} in {sought}?"
     if not others:
         text = f"What does {reference} reach in {sought}?"
@@ -35,9 +39,10 @@ def setup(results: Sequence[Result], comparison: Comparison) -> Iterator[Block]:
     """What was trained, on what, for how long and where."""
     config, rows = results[0].config, comparison.rows
     number = _WORDS[len(rows)] if len(rows) < len(_WORDS) else str(len(rows))
-    architecture = ARCHITECTURES.get(config.get("architecture", OWN))
+    architecture = {**ARCHITECTURES, VIT.name: VIT}.get(config.get("architecture", OWN))
     title = architecture.title if architecture else config["architecture"]
-    text = f"{number.capitalize()} variant{'s' * (len(rows) > 1)} of one {title} decoder"
+    decoder = " decoder" if comparison.task == TEXT else ""
+    text = f"{number.capitalize()} variant{'s' * (len(rows) > 1)} of one {title}{decoder}"
     if shape := ", ".join([*_shape(rows[0], config.get("model", {})), *_windows(architecture)]):
         text += f" ({shape})"
     text += f", {_origin(config)}{_data(config.get('data', {}))}: {_length(results)}, on {_place(results)}."
@@ -45,7 +50,7 @@ def setup(results: Sequence[Result], comparison: Comparison) -> Iterator[Block]:
         text += f" They differ as the table says{_residue(results, rows)}; equal seeds see equal data in equal order."
     yield Heading("Setup")
     yield Paragraph(text)
-    yield from _held_out_note(results)
+    yield from _held_out_note(results) if comparison.task == TEXT else _image_note(results)
 
 
 def _shape(row: VariantRow, model: Mapping[str, Any]) -> Iterator[str]:
@@ -109,6 +114,24 @@ def _residue(results: Sequence[Result], rows: Sequence[VariantRow]) -> str:
         return f" and by up to {share} in parameters"
     agree = "are equal" if largest == 0.0 else f"agree within {share}"
     return f", the FFN narrowed so that parameter counts {agree}" if narrowed else f"; parameter counts {agree}"
+
+
+def _image_note(results: Sequence[Result]) -> Iterator[Paragraph]:
+    """How many images were seen and scored, and what a token is; nothing for records that do not say."""
+    config = results[0].config
+    images, data = config.get("images"), config.get("data", {})
+    if not images:
+        return
+    patches = data["block_size"]
+    seen = results[0].tokens_seen / patches
+    yield Paragraph(
+        f"A token is a patch, {patches} per image of {data['image_size']} x {data['image_size']} pixels. A run sees "
+        f"{count_text(round(seen))} images, {seen / images['train_images']:.2g} times each of "
+        f"{images['train_images']:,}, shifted and mirrored at random, the same in all variants. Loss and accuracy "
+        f"are of {images['validation_images']:,} held-out images, points of the curves of {images['curve_images']:,}. "
+        "Attention is averaged over all queries, the class token and registers included.",
+        "note",
+    )
 
 
 def _held_out_note(results: Sequence[Result]) -> Iterator[Paragraph]:

@@ -6,6 +6,7 @@ Neither clock nor machine enters: the same runs give the same bytes.
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from gated_attention.registry.choices import TEXT
 from gated_attention.report.blocks import (
     Block,
     CodeBlock,
@@ -94,10 +95,11 @@ def _document(study_folder: Path, results: Sequence[Result], files: Mapping[str,
     yield from appendix.cost(ordered, comparison)
     yield from lead.setup(ordered, comparison)
     yield Heading("Figures")
-    yield from study_figures(arms, comparison.reference)
+    yield from study_figures(arms, comparison)
     yield from sample_generations(arms)
-    yield from beside_paper(ordered, comparison)
-    yield from appendix.every_run(ordered)
+    if comparison.task == TEXT:
+        yield from beside_paper(ordered, comparison)
+    yield from appendix.every_run(ordered, comparison)
     yield Heading("Definitions")
     yield explained("All measures", compared)
     yield from appendix.limits(ordered, comparison)

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from gated_attention.analysis.definitions import ALL
 from gated_attention.analysis.measures import MASSIVE
+from gated_attention.registry.choices import TEXT
 from gated_attention.registry.variants import BASELINE
 from gated_attention.report.blocks import Bullets, Paragraph
 from gated_attention.report.command_line import source_name
@@ -12,7 +14,7 @@ from gated_attention.report.study.table import spread_text
 from gated_attention.report.tables import ABSENT, count_text, fixed, number_text, significant
 from gated_attention.study.comparison import LOSS, Comparison, VariantRow, diverged
 from gated_attention.study.record import Result
-from gated_attention.study.statistics import t_quantile
+from gated_attention.study.statistics import paired_difference, t_quantile
 
 MANY = 4
 """More comparisons than this are grouped instead of told one by one."""
@@ -27,14 +29,17 @@ def outcome(results: Sequence[Result], comparison: Comparison, differences: Mapp
     compared = [row for row in comparison.rows if row.difference]
     if not compared:
         losses = {row.variant: spread_text(row.measures.get(LOSS), fixed(4)) for row in comparison.rows}
-        items = [f"`{name}`, validation loss in nats/token: {loss}." for name, loss in losses.items()]
+        items = [f"`{name}`, validation loss in {comparison.unit}: {loss}." for name, loss in losses.items()]
     elif len(compared) <= MANY:
-        items = [_loss_sentence(row, comparison.reference) for row in compared]
+        items = [_loss_sentence(row, comparison.reference, comparison.unit) for row in compared]
     else:
-        items = list(_loss_by_verdict(compared, comparison.reference))
+        items = list(_loss_by_verdict(compared, comparison.reference, comparison.unit))
     found = (
-        _course(differences),
+        _paired("Accuracy", "accuracy", comparison, {"worse": "higher", "better": "lower"}),
+        _course(differences, "text" if comparison.task == TEXT else "data"),
         _sink(comparison),
+        _paired("No-op sinks", "no_op_sink", comparison, {"worse": "more", "better": "fewer"}),
+        _paired("Broadcast sinks", "broadcast_sink", comparison, {"worse": "more", "better": "fewer"}),
         _activations(results, comparison),
         _open(comparison),
         _experts(comparison),
@@ -43,7 +48,7 @@ def outcome(results: Sequence[Result], comparison: Comparison, differences: Mapp
     return Bullets([*items, *filter(None, found)])
 
 
-def _loss_sentence(row: VariantRow, reference: str | None) -> str:
+def _loss_sentence(row: VariantRow, reference: str | None, unit: str) -> str:
     found = row.difference
     if found is None or found.n == 0:
         verdict = found.verdict if found else ABSENT
@@ -52,17 +57,17 @@ def _loss_sentence(row: VariantRow, reference: str | None) -> str:
     lost = f" In {found.num_lost} of {found.n + found.num_lost} pairs a run diverged." if found.num_lost else ""
     if found.t is None or found.standard_error is None:
         return (
-            f"**`{row.variant}`** ended {size} nats/token {lower} than `{reference}` in one pair of runs: "
+            f"**`{row.variant}`** ended {size} {unit} {lower} than `{reference}` in one pair of runs: "
             f"with n = 1 there is no spread, so this is not evidence.{lost}"
         )
     relation = f"of `{reference}`:" if found.verdict == "within noise" else f"than `{reference}`: loss"
     return (
         f"**`{row.variant}`** is **{found.verdict}** {relation} {lower} by {size} ± {found.standard_error:.4f} "
-        f"nats/token (n = {found.n}, t = {found.t:+.1f}, significant if |t| > {t_quantile(found.n - 1):.2f}).{lost}"
+        f"{unit} (n = {found.n}, t = {found.t:+.1f}, significant if |t| > {t_quantile(found.n - 1):.2f}).{lost}"
     )
 
 
-def _loss_by_verdict(rows: Sequence[VariantRow], reference: str | None) -> Iterator[str]:
+def _loss_by_verdict(rows: Sequence[VariantRow], reference: str | None, unit: str) -> Iterator[str]:
     """A bullet for each verdict with its variants, lowest loss first."""
     found = [(row.variant, row.difference) for row in rows if row.difference]
     found.sort(key=lambda item: (item[1].n == 0, item[1].mean if item[1].n else 0.0))
@@ -71,10 +76,10 @@ def _loss_by_verdict(rows: Sequence[VariantRow], reference: str | None) -> Itera
             f"`{name}` {d.mean:+.4f}" if d.n else f"`{name}`" for name, d in found if d.verdict == verdict
         )
         title = verdict.replace("n = 1:", "one pair of runs each,").capitalize()
-        yield f"**{title}**, against `{reference}` in nats/token: {listed}."
+        yield f"**{title}**, against `{reference}` in {unit}: {listed}."
 
 
-def _course(differences: Mapping[str, Curve]) -> str | None:
+def _course(differences: Mapping[str, Curve], read: str) -> str | None:
     """Whether a difference grows or shrinks: at half of the steps, and at the end."""
     moved = []
     for variant, (steps, values) in differences.items():
@@ -83,7 +88,7 @@ def _course(differences: Mapping[str, Curve]) -> str | None:
             moved.append(f"`{variant}` {values[half]:+.4f} at step {steps[half]:,}, {values[-1]:+.4f} at {steps[-1]:,}")
     if not moved or len(moved) > MANY:
         return None
-    return f"**During training** the difference moved, on less text than in the table: {'; '.join(moved)}."
+    return f"**During training** the difference moved, on less {read} than in the table: {'; '.join(moved)}."
 
 
 def _sink(comparison: Comparison) -> str | None:
@@ -103,6 +108,22 @@ def _sink(comparison: Comparison) -> str | None:
     ]
     rest = f" The others: {', '.join(found)}; removed means a third or less." if found else ""
     return f"{text}: a sink.{rest}"
+
+
+def _paired(title: str, measure: str, comparison: Comparison, words: Mapping[str, str]) -> str | None:
+    """A measure of each variant, and its paired difference from the reference's with the verdict in these words."""
+    reference, *others = comparison.rows
+    if (before := reference.mean(measure)) is None:
+        return None
+    found = []
+    for row in others:
+        difference = paired_difference(row.values.get(measure, {}), reference.values[measure])
+        if difference.n:
+            error = "" if difference.standard_error is None else f" ± {difference.standard_error:.4f}"
+            verdict = words.get(difference.verdict, difference.verdict)
+            found.append(f"`{row.variant}` {row.mean(measure):.4f} ({difference.mean:+.4f}{error}, {verdict})")
+    meaning = f" ({ALL[measure].text})" if measure in ALL else ""
+    return f"**{title}**{meaning}: `{reference.variant}` {before:.4f}{''.join(f', {one}' for one in found)}."
 
 
 def _activations(results: Sequence[Result], comparison: Comparison) -> str | None:
@@ -176,7 +197,8 @@ def table_notes(results: Sequence[Result], comparison: Comparison, unfinished: S
         text += "± after a difference is the standard error of its mean. "
     if not comparison.reference:
         text += "There is no second variant to compare with, so the paired columns are left out. "
-    yield Paragraph(f"{text}F-Attn and the columns on gates are shares from 0 to 1.", "note")
+    shares = "F-Attn" if comparison.task == TEXT else "Accuracy, attention, sinks"
+    yield Paragraph(f"{text}{shares} and the columns on gates are shares from 0 to 1.", "note")
     if comparison.reference and comparison.reference != BASELINE:
         yield Paragraph(f"No variant is named `baseline`; `{comparison.reference}` stands in for it.", "note")
     lost = [f"`{run.variant}` seed {run.seed}" for run in results if diverged(run)]

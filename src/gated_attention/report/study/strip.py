@@ -3,23 +3,22 @@
 from math import exp, log, nan
 
 from gated_attention.report.study.columns import (
-    DIFFERENCE,
     F_ATTN,
     M_ACT,
     REMOVED_SHARE,
     SINK_FACTOR,
     VARIANT,
     VERDICT,
+    difference,
 )
-from gated_attention.report.study.table import verdict_tone
-from gated_attention.report.tables import ABSENT, Cell, Column, Table, number_text, significant, table_of
+from gated_attention.report.study.table import spread_text, verdict_tone
+from gated_attention.report.tables import ABSENT, Cell, Column, Table, fixed, number_text, significant, table_of
 from gated_attention.study.comparison import Comparison, VariantRow
 from gated_attention.study.statistics import CONFIDENCE, PairedDifference, paired_difference
 
 _COLUMNS = (
-    VARIANT,
-    DIFFERENCE._replace(header=f"Difference [{100 * CONFIDENCE:.0f} % interval]"),
     VERDICT,
+    Column("Accuracy", better="higher", meaning="share of held-out images whose likeliest label is right"),
     F_ATTN._replace(unit="times uniform"),
     Column(
         "Sink", numeric=False,
@@ -36,7 +35,8 @@ _COLUMNS = (
 def result_strip(comparison: Comparison) -> Table:
     """The strip; columns for which no run has a number are left out."""
     rows = [_cells(row, comparison.rows[0]) for row in comparison.rows]
-    return table_of(dict(zip(_COLUMNS, zip(*rows, strict=True), strict=True)))
+    compared = difference(comparison)._replace(header=f"Difference [{100 * CONFIDENCE:.0f} % interval]")
+    return table_of(dict(zip((VARIANT, compared, *_COLUMNS), zip(*rows, strict=True), strict=True)))
 
 
 def _cells(row: VariantRow, reference: VariantRow) -> tuple[Cell | str | None, ...]:
@@ -46,6 +46,7 @@ def _cells(row: VariantRow, reference: VariantRow) -> tuple[Cell | str | None, .
         row.variant,
         interval_text(row.difference) if row.difference else None,
         _verdict(row.difference),
+        spread_text(found, fixed(4)) if (found := row.measures.get("accuracy")) else None,
         f"{share:.4f} ({share / uniform:.1f}x)" if share is not None and uniform else None,
         _sink(row, reference),
         _activation(row, reference),

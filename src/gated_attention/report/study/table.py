@@ -6,14 +6,14 @@ from dataclasses import replace
 from rich.table import Table as RichTable
 
 from gated_attention.report.study.columns import (
-    DIFFERENCE,
     INSIDE,
-    LOSSES,
     PARAMETERS,
     RESIDUE,
     VARIANT,
     VERDICT,
     MeasureColumn,
+    difference,
+    losses,
 )
 from gated_attention.report.tables import (
     ABSENT,
@@ -83,20 +83,20 @@ def comparison_table(comparison: Comparison) -> Table:
             Column("Gate", beneath=True, numeric=False): [row.gate for row in rows],
             PARAMETERS: [number_text(row.parameters and row.parameters / 1e6, 3) for row in rows],
             RESIDUE: [None if row.residue is None else f"{100 * row.residue:+.2f}" for row in rows],
-            **measured(LOSSES, measures),
+            **measured(losses(comparison), measures),
             Column("Diverged", beneath=True): [_diverged_cell(found.get(LOSS)) for found in measures],
-            DIFFERENCE: [difference_text(row.difference) for row in rows],
+            difference(comparison): [difference_text(row.difference) for row in rows],
             VERDICT._replace(beneath=True, numeric=True): [_verdict_cell(row.difference) for row in rows],
             **measured(INSIDE, measures),
         }
     )
 
 
-def runs_table(results: Sequence[Result]) -> Table:
+def runs_table(results: Sequence[Result], comparison: Comparison) -> Table:
     """The raw numbers, a row for each run."""
     measures = [{name: spread([one.value]) for name, one in run.measures.items()} for run in results]
     names, seeds = [run.variant for run in results], [str(run.seed) for run in results]
-    return table_of({VARIANT: names, Column("Seed"): seeds, **measured(LOSSES + INSIDE, measures)})
+    return table_of({VARIANT: names, Column("Seed"): seeds, **measured(losses(comparison) + INSIDE, measures)})
 
 
 def _diverged_cell(loss: Spread | None) -> Cell | None:

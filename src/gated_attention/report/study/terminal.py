@@ -10,13 +10,11 @@ from rich.progress import TaskID, TextColumn
 
 from gated_attention.device import device_name
 from gated_attention.models.build import count_of
-from gated_attention.models.families.architectures import architecture_config
 from gated_attention.report.progress import Bars
 from gated_attention.report.study.beside_the_paper import rows_table
 from gated_attention.report.study.ordering import orders
 from gated_attention.report.study.table import terminal_table
 from gated_attention.report.tables import rich_table
-from gated_attention.spec import BlockSpec
 from gated_attention.study.arms import Arm, StudyPlan
 from gated_attention.study.comparison import LOSS, compare_variants, diverged
 from gated_attention.study.record import Result
@@ -52,7 +50,7 @@ class Display(Bars):
         """What is trained, and where."""
         plan, train = self.plan, self.plan.train
         tokens = train.steps * train.sequences_per_step * plan.data.block_size
-        parameters = count_of(architecture_config(plan.architecture, plan.size, BlockSpec())).total
+        parameters = count_of(plan.arms[0].model_config()).total
         return (
             f"[bold]{plan.name}[/]: {len(plan.variants)} variants x {plan.seeds} seed{'s' * (plan.seeds > 1)}, "
             f"{plan.architecture.title}, size {plan.size.name} ({parameters / 1e6:.1f}M parameters), "

@@ -9,10 +9,10 @@ import torch
 
 from gated_attention.device import device_name
 from gated_attention.models.build import count_of
-from gated_attention.models.families.architectures import architecture_config
 from gated_attention.sizes import ModelSize, count_flops
 from gated_attention.study.arms import StudyPlan
 from gated_attention.study.record import Result
+from gated_attention.train.images.data import ImageConfig
 
 _SUSTAINED = {"H200": 1.8e14, "H100": 1.8e14, "A100": 8e13}
 """FLOP/s that training reaches by name of GPU: size `s`, compiled, bfloat16; see reports/main-s for the first two."""
@@ -55,8 +55,9 @@ def expect(plan: StudyPlan, device: torch.device, speed: float) -> Expected:
     step_s = count_flops(size, plan.data.block_size).total * per_step / speed
     arm_s = plan.train.steps * max(step_s, _STEP_S * (device.type == "cuda")) + _AROUND_S[device.type]
     num_arms = len(plan.variants) * plan.seeds
-    first = plan.variants[0]
-    parameters = count_of(architecture_config(plan.architecture, first.resize(size), first.block)).total
+    matrices = size.hidden_size * (1 if size.tie_word_embeddings else 2)
+    more = (size.vocab_size - plan.size.vocab_size) * matrices  # than the size's own vocabulary
+    parameters = count_of(plan.arms[0].model_config()).total + more
     return Expected(plan.point, num_arms, plan.train.steps, per_step, parameters, num_arms * arm_s / 60)
 
 
@@ -83,6 +84,8 @@ def _measured(result: Result) -> float | None:
 
 def _vocabulary(plan: StudyPlan) -> int:
     """The vocabulary that a tokenizer's name tells, or the size's."""
+    if isinstance(plan.data, ImageConfig):
+        return plan.size.vocab_size
     name = plan.data.tokenizer
     if name == "bytes":
         return 257

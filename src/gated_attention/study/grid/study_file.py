@@ -11,15 +11,15 @@ from typing import Any, Literal
 import torch
 from pydantic import TypeAdapter, with_config
 
-from gated_attention.ranges import require_folder_name, require_once, require_within
+from gated_attention.ranges import require_choice, require_folder_name, require_once, require_within
 from gated_attention.registry.architectures import OWN
-from gated_attention.registry.choices import DEFAULT, choose_variants
-from gated_attention.sizes import get_size
+from gated_attention.registry.choices import DEFAULT_SIZES, TEXT, choose_variants
 from gated_attention.study.arms import Arm, StudyPlan
 from gated_attention.study.plan import make_plan
 from gated_attention.study.record import CLOSED
 from gated_attention.train.optimizer import Optimizer
 from gated_attention.train.text.blocks import Packing
+from gated_attention.train.text.data import DataConfig
 from gated_attention.train.trainer import Precision
 from gated_attention.typed import parse, read_toml, require_known
 
@@ -46,10 +46,11 @@ class Settings:
     """
 
     name: str
-    variants: tuple[str, ...] = DEFAULT
+    variants: tuple[str, ...] | None = None
     seeds: int = 1
+    task: str = TEXT
     architecture: str = OWN
-    size: str = "tiny"
+    size: str | None = None
     data: str = "stdlib"
     validation: str | None = None
     text_field: str = "text"
@@ -78,8 +79,9 @@ class Settings:
     def plan(self, point: str, output: Path, device: torch.device) -> StudyPlan:
         """The plan of this point."""
         return make_plan(
-            name=self.name, variants=self.variants, size=self.size, seeds=self.seeds, output=output, device=device,
-            architecture=self.architecture, point=point, keep_checkpoints=self.keep_checkpoints, qk_norm=self.qk_norm,
+            name=self.name, variants=self.variants, size=self.size or DEFAULT_SIZES[self.task], seeds=self.seeds,
+            output=output, device=device, task=self.task, architecture=self.architecture, point=point,
+            keep_checkpoints=self.keep_checkpoints, qk_norm=self.qk_norm,
             data={**_take(self, _DATA), "source": self.data, "block_size": self.context}, train=_take(self, _TRAIN),
         )  # fmt: skip
 
@@ -140,16 +142,19 @@ def read_study(path: Path) -> StudyFile:
     """
     values = read_toml(path, _CURE)
     require_known(values, _KEYS, path)
-    points = {}
+    points, num_arms = {}, 0
     for name, point in _cross(values, path):
         if name in points:
             raise ValueError(f"{path} has two points {name!r}; name each value once")
         points[name] = parse(_SETTINGS, json.dumps(point, default=str), path, _CURE)
         require_within("arms_per_device", points[name].arms_per_device, least=1, most=100)
-        choose_variants(points[name].variants, None, get_size(points[name].size), points[name].architecture)
+        one = points[name]
+        require_choice("task", one.task, DEFAULT_SIZES)
+        size = one.size or DEFAULT_SIZES[one.task]
+        num_arms += len(choose_variants(one.variants, None, size, one.architecture, one.task)[0]) * one.seeds
         require_folder_name("study name", points[name].name)
     study = StudyFile(values, points)
-    require_within("arms", len(points) * len(study.settings.variants) * study.settings.seeds, most=MAX_ARMS)
+    require_within("arms", num_arms, most=MAX_ARMS)
     return study
 
 
@@ -186,5 +191,7 @@ def _take(settings: Settings, keys: Iterable[str]) -> dict[str, Any]:
 def _resolved(settings: Settings, plan: StudyPlan) -> dict[str, Any]:
     """All settings, those that were None as the plan has them."""
     derived = {key: getattr(plan.train, key) for key in _TRAIN}
-    derived |= {"tokenizer": plan.data.tokenizer, "context": plan.data.block_size}
+    derived |= {"size": plan.size.name, "variants": [variant.name for variant in plan.variants]}
+    if isinstance(plan.data, DataConfig):
+        derived |= {"tokenizer": plan.data.tokenizer, "context": plan.data.block_size}
     return {key: derived.get(key) if value is None else value for key, value in _take(settings, _KEYS).items()}

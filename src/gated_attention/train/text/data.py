@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, ClassVar, NamedTuple, get_args
 
 import numpy as np
 import tokenizers
@@ -92,6 +92,7 @@ class PackedData:
     validation: Blocks
     tokenizer: PreTrainedTokenizerBase
     about: dict[str, int]
+    kind: ClassVar = "text"
 
     @property
     def validation_sample(self) -> Blocks:
