@@ -25,7 +25,8 @@ num_attention_heads = 2
 num_key_value_heads = 2
 head_dim = 16
 intermediate_size = 64
-ffn_multiple = 1
+ffn_multiple = 2
+vocab_size = 258
 [data]
 text = "text.txt"
 tokenizer = "bytes"

@@ -20,7 +20,7 @@ STEPS = 5
 def tokens(tmp_path):
     np.random.default_rng(0).integers(0, 256, 32 * 64).astype("<u2").tofile(tmp_path / "tokens.npy")
     return Tokens(
-        train=(tmp_path / "tokens.npy",), validation=(), dtype="<u2", vocab_size=257, eos_token_id=256, source="noise"
+        train=(tmp_path / "tokens.npy",), validation=(), dtype="<u2", vocab_size=258, eos_token_id=256, source="noise"
     )
 
 
@@ -41,7 +41,7 @@ def trained(tmp_path, tokens, monkeypatch, one_thread):
 
         monkeypatch.setattr(TransformerTrainModule, "train_batch", train_batch)
         lines = []
-        run = read_run(write_run(tmp_path), [f"schedule.steps={STEPS}", *changes], on_gpu=False).with_vocabulary(257)
+        run = read_run(write_run(tmp_path), [f"schedule.steps={STEPS}", *changes], on_gpu=False).with_vocabulary(258)
         ended = train(run, tokens, tmp_path / "run", Reports(lines.append, lambda step, loss: None))
         return ended, {line["step"]: line["loss_nats"] for line in lines}, weights, modules[-1]
 
@@ -66,7 +66,7 @@ def test_too_many_in_a_row_end_the_run(trained):
 
 
 def test_less_than_a_batch_and_experts_are_refused(tmp_path, tokens):
-    run = read_run(write_run(tmp_path), ["batch.sequences=65"], on_gpu=False).with_vocabulary(257)
+    run = read_run(write_run(tmp_path), ["batch.sequences=65"], on_gpu=False).with_vocabulary(258)
     with pytest.raises(ValueError, match="noise has 64 sequences of 32 tokens, fewer than the 65 of a step"):
         check_trainable(run, tokens)
     sparse = replace(run, size=replace(run.size, num_experts=4, num_experts_per_tok=2))

@@ -97,6 +97,16 @@ def test_the_resolved_file_starts_the_identical_run_also_on_one_process(whole, t
     assert held_out(tmp_path / ARM) == pytest.approx(held_out(folder), abs=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("processes", "layout"), [(4, ["parallel.replicas=2", "parallel.tensor=2"]), (2, ["parallel.context=2"])]
+)
+def test_the_layouts_of_the_file_have_the_same_losses(whole, file, tmp_path, processes, layout):
+    printed = finish(start(file, tmp_path, processes, "checkpoints.every=20", *layout))
+    assert "Warning" not in printed
+    assert losses(tmp_path / ARM) == pytest.approx(losses(whole[0]), abs=1e-4)
+    assert held_out(tmp_path / ARM) == pytest.approx(held_out(whole[0]), abs=1e-4)
+
+
 def killed_and_resumed(file, output, kills, *changes):
     """Kill a run so many times, each soon after another checkpoint, then let it end."""
     random, folder = Random(0), output / ARM

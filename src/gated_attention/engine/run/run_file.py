@@ -97,12 +97,12 @@ class Run:
         """The run with the vocabulary of its data, or the larger one that the file asks for.
 
         Raises:
-            ValueError: if it asks for a smaller one.
+            ValueError: if it asks for a smaller one, or the vocabulary does not divide as the layout wants.
         """
         asked = self.file.model.vocab_size
         if asked is not None and asked < vocab_size:
             raise ValueError(f"model.vocab_size is {asked}; the data's tokenizer has {vocab_size} tokens; leave it out")
-        return replace(self, size=replace(self.size, vocab_size=asked or vocab_size))
+        return _checked(replace(self, size=replace(self.size, vocab_size=asked or vocab_size)))
 
     def toml(self) -> str:
         """The file with its defaults filled in; read again, it is the same run."""
@@ -252,6 +252,10 @@ def _checked(run: Run) -> Run:
         for degree in (parallel.tensor, parallel.context):
             if (heads := getattr(run.size, name)) % degree:
                 raise ValueError(f"{name} {heads} does not divide by {degree}; choose a smaller degree in [parallel]")
+    for name in ("intermediate_size", "vocab_size"):
+        if (width := getattr(run.size, name)) % parallel.tensor:
+            cure = "model.ffn_multiple" if name == "intermediate_size" else "a larger model.vocab_size"
+            raise ValueError(f"{name} {width} does not divide by parallel.tensor {parallel.tensor}; choose {cure}")
     if run.context % (2 * parallel.context):
         raise ValueError(f"data.context {run.context} does not divide by 2 x parallel.context {parallel.context}")
     if parallel.context > 1 and file.data.packing == "documents":

@@ -138,8 +138,7 @@ def train(run: Run, tokens: Tokens, folder: Path, reports: Reports) -> Ended:
         ValueError: if a checkpoint is foreign, or too many gradients in a row are not finite.
     """
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process saves alone
-        warnings.filterwarnings("ignore", "DTensor random operators may not have complete support on cpu")
+        warnings.filterwarnings("ignore", module=r"(torch|olmo_core)\.")  # about their own calls
         return _train(run, tokens, folder, reports)
 
 
