@@ -45,7 +45,7 @@ def one_line(error):
         ({"input_dim": -4}, "at least 1, or None"),
         ({"scale": 0.0}, "finite and not zero"),
         ({"scale": float("inf")}, "finite and not zero"),
-        ({"bias": float("nan")}, "or None for no bias"),
+        ({"bias": float("nan")}, "gate bias is nan; it must be finite"),
     ],
 )
 def test_contradictions_are_refused_in_one_line_that_names_the_cure(fields, cure):

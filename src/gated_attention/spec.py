@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from math import isfinite, log
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from gated_attention.ranges import require_choice
+from gated_attention.ranges import require_choice, require_within
 
 Site = Literal["sdpa", "value", "key", "query", "output"]
 Granularity = Literal["headwise", "elementwise"]
@@ -40,8 +40,7 @@ class AttentionGeometry:
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1")
+            require_within(name, value, least=1)
         if self.num_heads % self.num_kv_heads:
             heads = f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}"
             raise ValueError(f"{heads}; query heads share key/value heads in equal groups")
@@ -119,12 +118,10 @@ class GateSpec:
             raise ValueError("input='lse' has one log-sum-exp per head of the attention; use site='sdpa', 'headwise'")
         if self.input == "lse" and (self.input_dim is not None or self.init != "normal"):
             raise ValueError("input='lse' has no projection: leave input_dim at None and init at 'normal'")
-        if self.input_dim is not None and self.input_dim < 1:
-            raise ValueError(f"gate input_dim is {self.input_dim}; it must be at least 1, or None for all channels")
+        require_within("gate input_dim", self.input_dim, least=1)
         if not isfinite(self.scale) or self.scale == 0.0:
             raise ValueError(f"gate scale is {self.scale}; it must be finite and not zero")
-        if self.bias is not None and not isfinite(self.bias):
-            raise ValueError(f"gate bias is {self.bias}; it must be finite, or None for no bias")
+        require_within("gate bias", self.bias)
 
     def __deepcopy__(self, memo: object) -> "GateSpec":
         return self  # frozen; Whisper's forward pass copies its configuration, and torch.compile follows it
@@ -270,8 +267,7 @@ class BlockSpec:
     def __post_init__(self) -> None:
         object.__setattr__(self, "gates", as_gates(self.gates))
         require_choice("sdpa_transform", self.sdpa_transform, (*get_args(SdpaTransform), None))
-        if self.output_clip is not None and not (isfinite(self.output_clip) and self.output_clip > 0):
-            raise ValueError(f"output_clip is {self.output_clip}; it must be positive and finite, or None")
+        require_within("output_clip", self.output_clip, above=0)
 
     def describe(self) -> str:
         """The block in words: its gates, and what else differs from Qwen3's."""
@@ -291,21 +287,17 @@ class BlockSpec:
 
         It multiplies the output of attention (G1) by a sigmoid, in float32, of logits computed from the hidden state.
         """
-        return self._plain_gate("sigmoid")
+        return self._plain_gate(activation="sigmoid")
 
     @property
     def skippable_gate(self) -> GateSpec | None:
-        """The gate whose closed rows `ops.gated_attention` can leave out, with backend `skip`; None if there is none.
+        """As `fused_gate`, but one hard sigmoid per head, whose closed rows the backend `skip` leaves out."""
+        return self._plain_gate(activation="hard_sigmoid", granularity="headwise")
 
-        As `fused_gate`, but one hard sigmoid per head.
-        """
-        gate = self._plain_gate("hard_sigmoid")
-        return gate if gate is not None and gate.granularity == "headwise" else None
-
-    def _plain_gate(self, activation: Activation) -> GateSpec | None:
+    def _plain_gate(self, **fixed: Any) -> GateSpec | None:
         for gate in self.gates if self.sdpa_transform is None else ():
             free = {name: getattr(gate, name) for name in ("granularity", "input_dim", "bias", "init")}
-            if gate == GateSpec(activation=activation, **free):
+            if gate == GateSpec(**free | fixed):
                 return gate
         return None
 
@@ -321,7 +313,6 @@ class BlockSpec:
 
 
 _CHOICES = {name: get_args(kind) for name, kind in get_type_hints(GateSpec).items() if get_origin(kind) is Literal}
-
 
 Gates = GateSpec | Mapping[str, Any] | Iterable[GateSpec | Mapping[str, Any]] | None
 """What callers may pass as `gates`: none, one, or several, as specs or as mappings of their fields."""
