@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent.parent
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/**/*.md", "reports/**/*.md")
 LINKED = (
     *("CITATION.cff", "docs/**/*.css", "docs/**/*.svg", "src/gated_attention/**/*.py"),
-    *("examples/*.py", "examples/*.toml"),
+    *("examples/*.py", "examples/**/*.toml"),
     *(f"reports/**/*.{kind}" for kind in ("html", "svg", "csv", "json", "jsonl", "py")),
 )
 LISTED = ("examples/", "reports/*/", "reports/*/records/")
