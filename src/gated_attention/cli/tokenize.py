@@ -6,7 +6,6 @@ from typing import Annotated
 from typer import Argument, Option, Typer
 
 from gated_attention.cli.models import TextField
-from gated_attention.shards.unfinished import SHARD_TOKENS, TokenizeConfig
 
 tokenize_commands = Typer()
 
@@ -26,8 +25,9 @@ def tokenize(
     ] = "bytes",
     text_field: TextField = "text",
     shard_tokens: Annotated[
-        int, Option(help="A shard ends with the first document that brings it to so many tokens.")
-    ] = SHARD_TOKENS,
+        int | None,
+        Option(help="A shard ends with the first document that brings it to so many tokens; default: 100 million."),
+    ] = None,
     processes: Annotated[
         int, Option(help="Processes that tokenise, a core each; one process uses all cores as threads.")
     ] = 1,
@@ -36,7 +36,11 @@ def tokenize(
 
     Run the same command again to resume; finished shards are kept. The files do not depend on the number of processes.
     """
-    config = TokenizeConfig(tuple(sources), tokenizer, text_field, shard_tokens)
+    from gated_attention.shards.unfinished import SHARD_TOKENS, TokenizeConfig  # here, not where `--help` would wait
+
+    config = TokenizeConfig(
+        tuple(sources), tokenizer, text_field, SHARD_TOKENS if shard_tokens is None else shard_tokens
+    )
 
     from gated_attention.report.progress import ShardsDisplay
     from gated_attention.train.text.tokenize import tokenize as run
