@@ -1,6 +1,5 @@
 """A model reads the same blocks from token shards as from the text they were made of."""
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -9,6 +8,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from documents import texts, write
 
 from gated_attention.shards import find_shards, open_shards
 from gated_attention.shards.unfinished import TokenizeConfig
@@ -21,15 +21,6 @@ from gated_attention.train.text.tokenizer import fingerprint, load_tokenizer
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
-
-
-def texts(count, prefix="doc"):
-    return [f"{prefix} {i}: " + "gates open where sinks close, é\n" * (i % 10) for i in range(count)]
-
-
-def write(path, documents):
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents), encoding="utf-8")
-    return str(path)
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from documents import texts, write
 
 from gated_attention.cli import main
 from gated_attention.shards import open_shards
@@ -26,15 +27,6 @@ from gated_attention.train.text.tokenizer import load_tokenizer
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
-
-
-def texts(count, prefix="doc"):
-    return [f"{prefix} {i}: " + "gates open where sinks close, é\n" * (i % 10) for i in range(count)]
-
-
-def write(path, documents):
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents), encoding="utf-8")
-    return str(path)
 
 
 @pytest.fixture

@@ -74,7 +74,7 @@ def keys_kernel(
 
 
 @triton.jit
-def meet_keys(
+def _meet_keys(
     dq, q, do, lse, delta, own, first_keys, k_head, v_head, first, last, S, qk_scale,
     BN: tl.constexpr, CAUSAL: tl.constexpr, FIRST_KEYS: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
@@ -93,6 +93,29 @@ def meet_keys(
     return dq
 
 
+@triton.jit
+def meet_keys(
+    q, do, lse, delta, own, first_keys, k_head, v_head, begin, clear, whole, end, S, qk_scale,
+    BN: tl.constexpr, CAUSAL: tl.constexpr, FIRST_KEYS: tl.constexpr,
+):  # fmt: skip
+    """The gradient of queries from the keys that a tile of queries sees, whose parts are those of `split_keys`."""
+    dq = tl.zeros((q.shape[0], q.shape[1]), tl.float32)
+    dq = _meet_keys(
+        dq, q, do, lse, delta, own, first_keys, k_head, v_head, whole, end, S, qk_scale,
+        BN, CAUSAL, FIRST_KEYS, True,
+    )  # fmt: skip
+    dq = _meet_keys(
+        dq, q, do, lse, delta, own, first_keys, k_head, v_head, clear, whole, S, qk_scale,
+        BN, CAUSAL, FIRST_KEYS, False,
+    )  # fmt: skip
+    if FIRST_KEYS:
+        dq = _meet_keys(
+            dq, q, do, lse, delta, own, first_keys, k_head, v_head, begin, clear, S, qk_scale,
+            BN, CAUSAL, True, True,
+        )  # fmt: skip
+    return dq
+
+
 @triton.jit(do_not_specialize=["T", "S", "H", "group"])
 def queries_kernel(
     q, k, v, do, lse_ptr, delta_ptr, first_keys_ptr, dq, T, T_padded, S, H, group, scale,
@@ -108,7 +131,6 @@ def queries_kernel(
     row = tl.cast(head, tl.int64) * T_padded
     lse, delta = tl.load(lse_ptr + row + queries), tl.load(delta_ptr + row + queries)
     k_head, v_head = head_of(k, b, h // group), head_of(v, b, h // group)
-    dq_tile = tl.zeros((BM, D), tl.float32)
     qk_scale = scale * LOG2E
     own_first = first + (S - T)
     own = queries + (S - T)  # the key of each query, if causal
@@ -117,18 +139,9 @@ def queries_kernel(
         first_keys = first_keys_of(first_keys_ptr, b, T, S)
     begin, clear, whole, end = split_keys(own, own_first, own_first + BM, first_keys, S, BN, CAUSAL, FIRST_KEYS)
     dq_tile = meet_keys(
-        dq_tile, q_tile, do_tile, lse, delta, own, first_keys, k_head, v_head, whole, end, S, qk_scale,
-        BN, CAUSAL, FIRST_KEYS, True,
+        q_tile, do_tile, lse, delta, own, first_keys, k_head, v_head, begin, clear, whole, end, S, qk_scale,
+        BN, CAUSAL, FIRST_KEYS,
     )  # fmt: skip
-    dq_tile = meet_keys(
-        dq_tile, q_tile, do_tile, lse, delta, own, first_keys, k_head, v_head, clear, whole, S, qk_scale,
-        BN, CAUSAL, FIRST_KEYS, False,
-    )  # fmt: skip
-    if FIRST_KEYS:
-        dq_tile = meet_keys(
-            dq_tile, q_tile, do_tile, lse, delta, own, first_keys, k_head, v_head, begin, clear, S, qk_scale,
-            BN, CAUSAL, True, True,
-        )  # fmt: skip
     write_tile(head_of(dq, b, h), first, T, dq_tile * scale)
 
 

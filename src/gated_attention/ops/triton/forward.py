@@ -28,7 +28,7 @@ _LN2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
-def attend(
+def _attend(
     acc, m, l, q, own, first_keys, k_head, v_head, first, last, S, qk_scale,
     BN: tl.constexpr, CAUSAL: tl.constexpr, FIRST_KEYS: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
@@ -54,6 +54,29 @@ def attend(
     return acc, m, l
 
 
+@triton.jit
+def attend(
+    q, own, first_keys, k_head, v_head, begin, clear, whole, end, S, qk_scale,
+    BN: tl.constexpr, CAUSAL: tl.constexpr, FIRST_KEYS: tl.constexpr,
+):  # fmt: skip
+    """Sums over the keys that a tile of queries sees, whose parts are those of `split_keys`."""
+    BM: tl.constexpr = q.shape[0]
+    acc = tl.zeros((BM, q.shape[1]), tl.float32)
+    l = tl.zeros((BM,), tl.float32)
+    m = tl.full((BM,), float("-inf"), tl.float32)  # until its first tile, in which every query sees a key
+    acc, m, l = _attend(
+        acc, m, l, q, own, first_keys, k_head, v_head, whole, end, S, qk_scale, BN, CAUSAL, FIRST_KEYS, True
+    )
+    acc, m, l = _attend(
+        acc, m, l, q, own, first_keys, k_head, v_head, clear, whole, S, qk_scale, BN, CAUSAL, FIRST_KEYS, False
+    )
+    if FIRST_KEYS:
+        acc, m, l = _attend(
+            acc, m, l, q, own, first_keys, k_head, v_head, begin, clear, S, qk_scale, BN, CAUSAL, True, True
+        )
+    return acc, m, l
+
+
 @triton.jit(do_not_specialize=["T", "S", "H", "group"])  # one compilation for all sizes
 def forward_kernel(
     q, k, v, gate_logits, first_keys_ptr, out, lse_ptr, T, S, H, group, scale,
@@ -67,10 +90,6 @@ def forward_kernel(
     queries = first + tl.arange(0, BM)
     q_tile = read_tile(head_of(q, b, h), first, T, BM, D, True)
     k_head, v_head = head_of(k, b, h // group), head_of(v, b, h // group)
-
-    acc = tl.zeros((BM, D), tl.float32)
-    l = tl.zeros((BM,), tl.float32)
-    m = tl.full((BM,), float("-inf"), tl.float32)  # until its first tile, in which every query sees a key
     qk_scale = scale * LOG2E
     own_first = first + (S - T)
     own = queries + (S - T)  # the key of each query, if causal
@@ -79,15 +98,8 @@ def forward_kernel(
         first_keys = first_keys_of(first_keys_ptr, b, T, S)
     begin, clear, whole, end = split_keys(own, own_first, own_first + BM, first_keys, S, BN, CAUSAL, FIRST_KEYS)
     acc, m, l = attend(
-        acc, m, l, q_tile, own, first_keys, k_head, v_head, whole, end, S, qk_scale, BN, CAUSAL, FIRST_KEYS, True
+        q_tile, own, first_keys, k_head, v_head, begin, clear, whole, end, S, qk_scale, BN, CAUSAL, FIRST_KEYS
     )
-    acc, m, l = attend(
-        acc, m, l, q_tile, own, first_keys, k_head, v_head, clear, whole, S, qk_scale, BN, CAUSAL, FIRST_KEYS, False
-    )
-    if FIRST_KEYS:
-        acc, m, l = attend(
-            acc, m, l, q_tile, own, first_keys, k_head, v_head, begin, clear, S, qk_scale, BN, CAUSAL, True, True
-        )
 
     tl.store(lse_ptr + tl.cast(head, tl.int64) * T + queries, (m + tl.log2(l)) * _LN2, queries < T)
     s = read_tile(head_of(gate_logits, b, h), first, T, BM, D if ELEMENTWISE else 1, True)

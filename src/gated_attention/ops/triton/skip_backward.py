@@ -126,7 +126,6 @@ def queries_kernel(
         lse = tl.load(lse_ptr + row + tl.maximum(places, 0))
         delta = tl.load(delta_ptr + row + tl.maximum(places, 0))
         k_head, v_head = head_of(k, b, kv_head), head_of(v, b, kv_head)
-        dq_tile = tl.zeros((BM, D), tl.float32)
         qk_scale = scale * LOG2E
         own = t + (S - T)
         first_keys = first_keys_ptr
@@ -136,18 +135,9 @@ def queries_kernel(
             order, own, first, S - T, first_keys, S, G, BM, BN, CAUSAL, FIRST_KEYS
         )
         dq_tile = meet_keys(
-            dq_tile, q_tile, do_tile, lse, delta, own, first_keys, k_head, v_head, whole, end, S, qk_scale,
-            BN, CAUSAL, FIRST_KEYS, True,
+            q_tile, do_tile, lse, delta, own, first_keys, k_head, v_head, begin, clear, whole, end, S, qk_scale,
+            BN, CAUSAL, FIRST_KEYS,
         )  # fmt: skip
-        dq_tile = meet_keys(
-            dq_tile, q_tile, do_tile, lse, delta, own, first_keys, k_head, v_head, clear, whole, S, qk_scale,
-            BN, CAUSAL, FIRST_KEYS, False,
-        )  # fmt: skip
-        if FIRST_KEYS:
-            dq_tile = meet_keys(
-                dq_tile, q_tile, do_tile, lse, delta, own, first_keys, k_head, v_head, begin, clear, S, qk_scale,
-                BN, CAUSAL, True, True,
-            )  # fmt: skip
         tl.store(to, (dq_tile * scale).to(dq.ptr.dtype.element_ty), there[:, None])
 
 

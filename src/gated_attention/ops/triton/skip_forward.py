@@ -44,9 +44,6 @@ def forward_kernel(
     else:
         q_tile = tl.load(rows_of(q, b, h, t, D))
         k_head, v_head = head_of(k, b, kv_head), head_of(v, b, kv_head)
-        acc = tl.zeros((BM, D), tl.float32)
-        l = tl.zeros((BM,), tl.float32)
-        m = tl.full((BM,), float("-inf"), tl.float32)
         qk_scale = scale * LOG2E
         own = t + (S - T)
         first_keys = first_keys_ptr
@@ -56,15 +53,8 @@ def forward_kernel(
             order, own, first, S - T, first_keys, S, G, BM, BN, CAUSAL, FIRST_KEYS
         )
         acc, m, l = attend(
-            acc, m, l, q_tile, own, first_keys, k_head, v_head, whole, end, S, qk_scale, BN, CAUSAL, FIRST_KEYS, True
+            q_tile, own, first_keys, k_head, v_head, begin, clear, whole, end, S, qk_scale, BN, CAUSAL, FIRST_KEYS
         )
-        acc, m, l = attend(
-            acc, m, l, q_tile, own, first_keys, k_head, v_head, clear, whole, S, qk_scale, BN, CAUSAL, FIRST_KEYS, False
-        )
-        if FIRST_KEYS:
-            acc, m, l = attend(
-                acc, m, l, q_tile, own, first_keys, k_head, v_head, begin, clear, S, qk_scale, BN, CAUSAL, True, True
-            )
         g, _ = gate_and_slope(tl.load(starts_of(gate_logits, b, h, t)).to(tl.float32), HARD)
         tl.store(lse_ptr + tl.cast(head, tl.int64) * num_places + places, m + tl.log2(l) - tl.log2(g), there)
         tl.store(to, (acc * (g / l)[:, None]).to(out.ptr.dtype.element_ty), there[:, None])
