@@ -103,8 +103,8 @@ class Images(Dataset[Batch]):
         pixels, labels = np.asarray(self.pixels[rows]), self.labels[rows]
         if self.varies:
             pixels = _vary(pixels, np.random.default_rng([self.seed, *map(int, numbers)]))
-        scaled = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
-        return {"pixel_values": scaled.contiguous(), "labels": torch.from_numpy(labels)}
+        scaled = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().float().div_(127.5).sub_(1)
+        return {"pixel_values": scaled, "labels": torch.from_numpy(labels)}
 
 
 def collate_images(batch: Batch) -> Batch:
@@ -120,7 +120,8 @@ def _vary(pixels: npt.NDArray[np.uint8], random: np.random.Generator) -> npt.NDA
     rows = np.clip(np.arange(height) + shifts[0], 0, height - 1)  # (B, H)
     columns = np.clip(np.arange(width) + shifts[1], 0, width - 1)
     columns = np.where(mirrored, columns[:, ::-1], columns)
-    found: npt.NDArray[np.uint8] = pixels[np.arange(count)[:, None, None], rows[:, :, None], columns[:, None]]
+    places = (np.arange(count)[:, None, None] * height + rows[:, :, None]) * width + columns[:, None]  # (B, H, W)
+    found: npt.NDArray[np.uint8] = np.take(pixels.reshape(-1, pixels.shape[-1]), places, axis=0)
     return found
 
 
