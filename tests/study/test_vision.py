@@ -186,7 +186,7 @@ def test_the_example_is_five_arms_of_five_seeds(tmp_path):
     assert len(plan.arms) == 25
     found = expect(plan, torch.device("cuda"), 1.8e14)
     assert found.parameters == 5_362_762
-    assert found.tokens == 10_000 * 512 * 64
+    assert found.tokens == 10_000 * 256 * 64
     path = tmp_path / "study.toml"
     path.write_text(read_study(EXAMPLE).resolved([plan]))
     assert read_study(path).plans(tmp_path, CPU) == [plan]
