@@ -106,6 +106,7 @@ def whole(model, reader, inputs):
         hooks.append(layer.register_forward_hook(lambda m, i, o: states.append(o[0] if isinstance(o, tuple) else o)))
         hooks.append(one.output_projection.register_forward_pre_hook(lambda m, i: heads.append(i[0])))
     model.set_attn_implementation("both_ways")
+    reader.set_attn_implementation("both_ways")  # transformers 5.17 leaves the copy of a configuration alone
     seen.clear()
     with torch.no_grad():
         reader(**inputs)

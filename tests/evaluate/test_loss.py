@@ -6,6 +6,7 @@ from torch import nn
 from transformers.modeling_outputs import CausalLMOutput
 
 from gated_attention.evaluate import HeldOutLoss, held_out_loss
+from gated_attention.evaluate.loss import frequency_loss
 
 
 class TableModel(nn.Module):
@@ -39,3 +40,8 @@ def test_mode_is_restored():
 
 def test_perplexity_of_a_diverged_model_is_infinite():
     assert HeldOutLoss(1e4, 1).perplexity == math.inf
+
+
+def test_a_guess_by_frequencies_is_their_entropy():
+    rows = torch.tensor([[5, 0, 0], [5, 3, 1]])  # a row's first token is not predicted
+    assert frequency_loss(rows) == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(4))

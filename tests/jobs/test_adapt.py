@@ -52,6 +52,9 @@ def cache(place, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
 
 
+DOUBT = "is the tokenizer the model's own?"  # of a model that was never trained
+
+
 def words(place, output, *options, model="llama"):
     return ["adapt", str(place / model), "--data", str(place / "text"), "--output", str(output), *SMALL, *options]
 
@@ -83,14 +86,14 @@ def test_it_leaves_models_a_page_and_records(adapted, capsys):
     assert all(layer.self_attn.g_proj.weight.abs().max() > 0 for layer in model.model.layers)
     assert tf.AutoTokenizer.from_pretrained(adapted / "model").eos_token_id == 256
     page = (adapted / "report.md").read_text()
-    for part in ("| original |", "| control |", "| penalties |", "| gated |", "YaRN", "1 seed: no evidence yet"):
+    for part in ("| original |", "| control |", "| penalties |", "| gated |", "YaRN", "1 seed: no evidence yet", DOUBT):
         assert part in page
     assert "paired by seed" in (adapted / "report.html").read_text()
     found = json.loads((adapted / "records" / "gated" / "seed0" / "result.json").read_text())
     assert found["tokens_seen"] == 6 * 2 * 32
     assert found["measures"].keys() == {
-        "loss_nats", "num_tokens", "f_attn_uniform", "f_attn", "sink_rate", "m_act", "w8a8_loss_nats", "w8a8_nats",
-        "late_loss_nats", "no_first_nats", "window_nats", "yarn_nats",
+        "loss_nats", "frequency_nats", "num_tokens", "f_attn_uniform", "f_attn", "sink_rate", "m_act", "w8a8_loss_nats",
+        "w8a8_nats", "late_loss_nats", "no_first_nats", "window_nats", "yarn_nats",
     }  # fmt: skip
     assert found["by_position"].keys() == {"plain", "YaRN x4"}
     assert found["missing"] == {}

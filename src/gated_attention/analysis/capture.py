@@ -138,8 +138,10 @@ def watch(model: PreTrainedModel, watcher: Watcher, attention: Sequence[Attentio
         layers: dict[int, Iterator[int]] = {id(m): cycle([one.layer for one in runs]) for m, runs in by_module}
         token = _current.set((watcher, layers))
         stack.callback(_current.reset, token)
-        stack.callback(model.set_attn_implementation, model.config._attn_implementation)
-        model.set_attn_implementation(_IMPLEMENTATION)
+        for part in _with_own_configuration(model):
+            stack.callback(part.set_attn_implementation, part.config._attn_implementation)
+        for part in _with_own_configuration(model):
+            part.set_attn_implementation(_IMPLEMENTATION)
         for _, runs in by_module:
             stack.enter_context(runs[0].output_projection.register_forward_pre_hook(_in_each_run(runs, watcher.heads)))
             stack.enter_context(runs[0].block.register_forward_hook(_in_each_run(runs, watcher.block_output)))
@@ -149,6 +151,13 @@ def watch(model: PreTrainedModel, watcher: Watcher, attention: Sequence[Attentio
         for layer, indices in _runs((layer, index) for index, layer in enumerate(model_layers(model))):
             stack.enter_context(layer.register_forward_hook(_in_each_run(indices, show_layer)))
         yield
+
+
+def _with_own_configuration(model: PreTrainedModel) -> list[PreTrainedModel]:
+    """The model, and parts with a copy of its configuration, as in T5; transformers 5.17 does not reach these."""
+    parts = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
+    alike = {id(part.config): part for part in reversed(parts) if type(part.config) is type(model.config)}
+    return list(alike.values())
 
 
 _R = TypeVar("_R")

@@ -64,3 +64,9 @@ def held_out_loss(model: nn.Module, blocks: Iterable[Tensor | Mapping[str, Tenso
             total += losses.double().sum()
             num_tokens += losses.numel()
     return HeldOutLoss(total.item() / num_tokens, num_tokens)
+
+
+def frequency_loss(ids: Int[Tensor, "b t"]) -> float:
+    """Nats per token of a guess by the frequencies of the tokens alone, which see no other token; in float64."""
+    counts = ids[:, 1:].flatten().bincount().double()
+    return float(torch.special.entr(counts / counts.sum()).sum())

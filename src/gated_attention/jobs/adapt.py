@@ -187,6 +187,8 @@ class _Run:
             arm, seed, model.num_parameters(), added, num_tokens, found.measures, found.by_layer, found.by_position,
             found.missing, device_name(self.device), git_commit(), library_versions(),
         )  # fmt: skip
+        if arm == ORIGINAL and record.doubt:
+            self.observer.say(record.doubt)
         write_record(plan.records, record)  # it marks the arm as finished
         shutil.rmtree(folder, ignore_errors=True)
         with suppress(OSError):  # another arm's are there, or none ever was

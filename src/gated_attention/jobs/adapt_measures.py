@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from gated_attention.analysis import inspect_model
 from gated_attention.evaluate import held_out_loss
 from gated_attention.evaluate.length import damage_inside, length_losses
+from gated_attention.evaluate.loss import frequency_loss
 from gated_attention.evaluate.quantization import Scheme, quantization_losses
 from gated_attention.evaluate.rope import Rope, overridden
 from gated_attention.evaluate.window import late_loss
@@ -78,10 +79,11 @@ def held_out(data: PackedData, *, bos: bool, num_tokens: int, window: int, yarn:
 def measure_adapted(model: PreTrainedModel, text: HeldOut, device: torch.device, positions: int | None) -> Found:
     """Every measure that the model allows.
 
-    `loss_nats` of all held-out blocks; `f_attn`, `f_attn_uniform`, `sink_rate` and `m_act` as `analysis` defines them;
-    `w8a8_nats`, the change of the loss under W8A8, and `w8a8_loss_nats`; `late_loss_nats` of the tokens that a window
-    of `text.window` tokens cuts off from the first, and its changes without the first token (`no_first_nats`) and in
-    that window (`window_nats`); `yarn_nats`, the change of the loss inside one context under YaRN.
+    `loss_nats` of all held-out blocks, and `frequency_nats`, that of `evaluate.loss.frequency_loss`; `f_attn`,
+    `f_attn_uniform`, `sink_rate` and `m_act` as `analysis` defines them; `w8a8_nats`, the change of the loss under W8A8,
+    and `w8a8_loss_nats`; `late_loss_nats` of the tokens that a window of `text.window` tokens cuts off from the first,
+    and its changes without the first token (`no_first_nats`) and in that window (`window_nats`); `yarn_nats`, the change
+    of the loss inside one context under YaRN.
 
     Args:
         positions: The positions that the model was trained for; None is the context.
@@ -94,6 +96,7 @@ def measure_adapted(model: PreTrainedModel, text: HeldOut, device: torch.device,
     found = Found(
         {
             "loss_nats": loss.loss_nats,
+            "frequency_nats": frequency_loss(text.ids),
             "num_tokens": loss.num_tokens,
             "f_attn_uniform": inspection.overall("f_attn_uniform"),
         }

@@ -56,6 +56,17 @@ class Adapted:
         """Identifies it within its folder."""
         return self.arm, self.seed
 
+    @property
+    def doubt(self) -> str | None:
+        """Why this may not be the model that was meant, in words; a tokenizer of another model shows here."""
+        loss, guess = self.measures["loss_nats"], self.measures.get("frequency_nats", float("inf"))
+        if loss <= guess:
+            return None
+        return (
+            f"the held-out text costs the model {loss:.2f} nats per token, a guess by the frequencies of its tokens "
+            f"{guess:.2f}: is the tokenizer the model's own?"
+        )
+
 
 _ADAPTED = TypeAdapter(Adapted)
 _SETTINGS = TypeAdapter(dict[str, Any])

@@ -183,6 +183,8 @@ def _setup(settings: Mapping[str, Any], trained: Sequence[Adapted], original: Ad
 
 
 def _limitations(findings: Findings, original: Adapted) -> Iterator[str]:
+    if original.doubt:
+        yield f"Original: {original.doubt}"
     seeds = {len(arm.seeds) for arm in findings.arms if arm.runs[0].tokens_seen}
     if seeds and min(seeds) < ENOUGH_SEEDS:
         yield f"Fewer than {ENOUGH_SEEDS} seeds: the numbers have little or no spread."
