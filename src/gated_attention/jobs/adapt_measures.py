@@ -80,10 +80,10 @@ def measure_adapted(model: PreTrainedModel, text: HeldOut, device: torch.device,
     """Every measure that the model allows.
 
     `loss_nats` of all held-out blocks, and `frequency_nats`, that of `evaluate.loss.frequency_loss`; `f_attn`,
-    `f_attn_uniform`, `sink_rate` and `m_act` as `analysis` defines them; `w8a8_nats`, the change of the loss under W8A8,
-    and `w8a8_loss_nats`; `late_loss_nats` of the tokens that a window of `text.window` tokens cuts off from the first,
-    and its changes without the first token (`no_first_nats`) and in that window (`window_nats`); `yarn_nats`, the change
-    of the loss inside one context under YaRN.
+    `f_attn_uniform`, `sink_rate` and `m_act` as `analysis` defines them; `w8a8_nats`, the change of the loss under
+    W8A8, and `w8a8_loss_nats`; `late_loss_nats` of the tokens that a window of `text.window` tokens cuts off from the
+    first, and its changes without the first token (`no_first_nats`) and in that window (`window_nats`); `yarn_nats`,
+    the change of the loss inside one context under YaRN.
 
     Args:
         positions: The positions that the model was trained for; None is the context.

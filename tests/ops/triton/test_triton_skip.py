@@ -10,15 +10,15 @@ import torch
 
 pytest.importorskip("triton")
 
-from absent import SHARED_MEMORY, assert_fast
+from absent import SHARED_MEMORY, SPILLED, assert_fast
 
 from gated_attention.ops.triton import skip_backward, skip_forward, skip_rows
-from gated_attention.ops.triton.tiles import GATHERED_LARGE_WITH_FIRST_KEYS, GATHERED_SMALL, LARGE, heads
+from gated_attention.ops.triton.tiles import GATHERED_LARGE, GATHERED_LARGE_WITH_FIRST_KEYS, GATHERED_SMALL, heads
 
 CUTS = {
     (80, False): GATHERED_SMALL,
     (80, True): GATHERED_SMALL,
-    (90, False): LARGE,
+    (90, False): GATHERED_LARGE,
     (90, True): GATHERED_LARGE_WITH_FIRST_KEYS,
 }
 KINDS = [(True, False), (True, True), (False, False)]  # causal, first keys
@@ -64,7 +64,9 @@ def test_nothing_spills_and_everything_fits(capability, head_dim, group, causal,
     ):
         hard = {"HARD": causal} if blocks is cut.forward else {}
         compiled = assemble(capability, kernel, *arguments, *sizes, **options, **masks, **hard, **blocks.options())
-        assert_fast(capability, *compiled)
+        # 16 bytes per thread; with tiles of 64 keys, which spill none, the backward of larger groups was far slower.
+        few = 16 if (capability, head_dim, group, blocks) == (90, 128, 1, cut.keys) else 0
+        assert_fast(capability, *compiled, max(few, SPILLED))
 
 
 @pytest.mark.parametrize("capability", SHARED_MEMORY)
