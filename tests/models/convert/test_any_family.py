@@ -231,3 +231,11 @@ def test_a_loaded_model_has_the_type_of_its_class(tmp_path):
     model = remove_gates(gated(tf.LlamaForCausalLM).from_pretrained(tmp_path / "gated"))
     assert model.config.model_type == "llama"
     assert isinstance(add_gates(model), tf.LlamaForCausalLM)
+
+
+@pytest.mark.parametrize("content", ["{}", '{"model_type": 3}'])
+@pytest.mark.parametrize("options", [[], ["--to", "qwen3_next"], ["--self-contained"]])
+def test_a_configuration_without_a_type_is_named(tmp_path, capsys, content, options):
+    (tmp_path / "config.json").write_text(content)
+    assert command(tmp_path, tmp_path / "target", "--add-gate", "sdpa-headwise", *options) == 2
+    assert f"{tmp_path / 'config.json'} names no model_type; fetch it again" in capsys.readouterr().err

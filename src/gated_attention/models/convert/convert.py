@@ -204,6 +204,8 @@ def _prepare_qwen3(
 
 def _check_family(folder: Path, to: Target, self_contained: bool) -> None:
     model_type = read_json(folder / "config.json").get("model_type")
+    if not isinstance(model_type, str):
+        raise ValueError(f"{folder / 'config.json'} names no model_type; fetch it again")
     if to != "gated":
         raise ValueError(f"{to} can express a gated Qwen3 only, and this is a {model_type}; leave out --to")
     if self_contained:
