@@ -137,10 +137,18 @@ def test_the_printed_command_repeats_the_settings(adapted, place, tmp_path, caps
     assert "training" not in run(capsys, *plan)
 
 
-def test_a_family_whose_rope_cannot_be_stretched_says_so(place, tmp_path, capsys):
+def test_a_family_without_rope_says_that_it_cannot_be_stretched(place, tmp_path, capsys):
+    run(
+        capsys,
+        *words(place, tmp_path / "out", "--arms", "gated", "--context", "16", "--sink-weight", "0", model="gpt2"),
+    )
+    assert "gpt2 has no rotary embedding" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_a_family_with_two_rotary_embeddings_is_stretched_where_it_sees_the_whole_context(place, tmp_path, capsys):
     run(capsys, *words(place, tmp_path / "out", "--arms", "gated", model="gemma"))
     page = (tmp_path / "out" / "report.md").read_text()
-    assert "rotary embedding per kind of layer" in page
+    assert "Not measured" not in page
     assert "The reference is `original`" in page
     model = tf.AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model")
     assert model.config.model_type == "gated_gemma3_text"

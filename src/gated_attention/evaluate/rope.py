@@ -10,6 +10,8 @@ from transformers import PreTrainedModel
 
 from gated_attention.ranges import require_within
 
+_FULL = "full_attention"  # the kind of layer that sees the whole context
+
 
 @dataclass(frozen=True, slots=True)
 class Rope:
@@ -43,17 +45,26 @@ class Rope:
 def override_parameters(config: Any, rope: Rope, length: int) -> dict[str, Any]:
     """The `rope_parameters` of a model under an override; YaRN stretches `length`, the trained length.
 
+    Where kinds of layers have embeddings of their own (Gemma 3), that of `full_attention` is overridden: a sliding
+    window does not grow with the context.
+
     Raises:
-        ValueError: if the model has no RoPE, has several, or is stretched already.
+        ValueError: if the model has no RoPE, has others per kind of layer, or is stretched already.
     """
     found = getattr(config, "rope_parameters", None)
     if not found:
         raise ValueError(f"{config.model_type} has no rotary embedding; leave out --yarn and --rope-theta")
-    if "rope_theta" not in found:
+    if "rope_theta" in found:
+        return _override(found, rope, length)
+    if not isinstance(found.get(_FULL), dict) or "rope_theta" not in found[_FULL]:
         raise ValueError(
-            f"{config.model_type} has a rotary embedding per kind of layer, which cannot be overridden; "
-            "leave out --yarn and --rope-theta"
+            f"{config.model_type} has a rotary embedding per kind of layer ({', '.join(map(str, found))}), and none of "
+            f"{_FULL}; leave out --yarn and --rope-theta"
         )
+    return {**found, _FULL: _override(found[_FULL], rope, length)}
+
+
+def _override(found: dict[str, Any], rope: Rope, length: int) -> dict[str, Any]:
     changed = dict(found)
     if rope.theta is not None:
         changed["rope_theta"] = float(rope.theta)
@@ -83,7 +94,7 @@ def overridden(model: PreTrainedModel, rope: Rope, length: int) -> Iterator[None
         (parent, name, child)
         for parent in model.modules()
         for name, child in parent.named_children()
-        if hasattr(child, "inv_freq") and hasattr(child, "attention_scaling")
+        if all(any(own.endswith(end) for own in dir(child)) for end in ("inv_freq", "attention_scaling"))
     ]
     if not rotary:
         raise ValueError(f"{model.config.model_type}'s rotary embedding is not one of transformers' usual ones")
