@@ -49,13 +49,17 @@ class WorstInput(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class QuantizedLoss:
-    """The loss under one scheme; `change_nats` is that minus the loss of the unrounded model on the same tokens."""
+    """The loss under one scheme; `change_nats` is that minus the loss of the unrounded model on the same tokens.
+
+    Attributes:
+        worst: None where it was not asked for.
+    """
 
     scheme: Scheme
     granularity: Granularity
     loss_nats: float
     change_nats: float
-    worst: WorstInput
+    worst: WorstInput | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +164,8 @@ def quantization_losses(
     calibration: Sequence[Tensor],
     schemes: Sequence[Scheme] = SCHEMES,
     granularities: Sequence[Granularity] = GRANULARITIES,
+    *,
+    find_worst: bool = True,
 ) -> Quantization:
     """The loss under every scheme and granularity; the model is left exactly as it was.
 
@@ -171,6 +177,7 @@ def quantization_losses(
     Args:
         batches: Text to score, (B, T) ids each; how many at a time changes no number but the worst input's.
         calibration: Other text, from which `tensor-static` takes its ranges.
+        find_worst: Whether to find the worst input, which takes a pass over the first batch per linear layer.
     """
     layers = linear_layers(model)
     peaks: dict[str, Tensor] = {}
@@ -185,7 +192,7 @@ def quantization_losses(
     with _seeing(layers, calibrate):
         held_out_loss(model, calibration)
     layers = {name: module for name, module in layers.items() if name in peaks}  # those that the text runs through
-    plain, plain_first = held_out_loss(model, batches), held_out_loss(model, batches[:1]).loss_nats
+    plain = held_out_loss(model, batches)
     worst: dict[tuple[int, Granularity], WorstInput] = {}
     rows = []
     for scheme, granularity in product(schemes, granularities):
@@ -195,14 +202,23 @@ def quantization_losses(
         with _rounded_weights(layers, scheme.weight_bits), _seeing(layers, round_input):
             loss = held_out_loss(model, scored).loss_nats
         place = scheme.activation_bits, granularity
-        if place not in worst:
-            changes = {}
-            for name, module in layers.items():
-                with _seeing({name: module}, round_input):
-                    changes[name] = held_out_loss(model, batches[:1]).loss_nats - plain_first
-            name = max(changes, key=changes.__getitem__)
-            worst[place] = WorstInput(name, changes[name])
-        rows.append(QuantizedLoss(scheme, granularity, loss, loss - plain.loss_nats, worst[place]))
+        if find_worst and place not in worst:
+            worst[place] = _find_worst(model, layers, round_input, batches[:1])
+        rows.append(QuantizedLoss(scheme, granularity, loss, loss - plain.loss_nats, worst.get(place)))
     num_rounded = sum(module.weight.numel() for module in layers.values())  # type: ignore[operator,misc]
     share = num_rounded / sum(parameter.numel() for parameter in model.parameters())
     return Quantization(plain.loss_nats, plain.num_tokens, share, tuple(rows))
+
+
+def _find_worst(
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    round_input: Callable[[str, Tensor], Tensor],
+    batches: Sequence[Tensor],
+) -> WorstInput:
+    losses = {}
+    for name, module in layers.items():
+        with _seeing({name: module}, round_input):
+            losses[name] = held_out_loss(model, batches).loss_nats
+    name = max(losses, key=losses.__getitem__)
+    return WorstInput(name, losses[name] - held_out_loss(model, batches).loss_nats)

@@ -95,7 +95,7 @@ def _quantization(evaluation: Evaluation) -> Iterator[Number]:
     yield Number("quantization", "plain", "unrounded", "loss", whole.loss_nats, None, "nats/token", n, note)
     for row in whole.rows:
         item = f"{row.scheme.label} {row.granularity}"
-        worst = f"{row.worst.name} alone: {row.worst.change_nats:+.4f}"
+        worst = f"{row.worst.name} alone: {row.worst.change_nats:+.4f}" if row.worst else ""
         yield Number("quantization", "plain", item, "loss_change", row.change_nats, None, "nats/token", n, worst)
 
 
