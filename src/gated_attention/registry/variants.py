@@ -125,6 +125,10 @@ VARIANTS: dict[str, Variant] = {
         Variant("switch-kv-4-top-4", BlockSpec(switch=SwitchSpec("key_value", 4, 4)), ("T6.2",)),
         Variant("switch-v-4-top-4", BlockSpec(switch=SwitchSpec("value", 4, 4)), ("T6.3",)),
         Variant("switch-v-8-top-2", BlockSpec(switch=SwitchSpec("value", 8, 2)), ("T6.4",)),
+        # T2.7's structure at the study's own rate, and the gates in it: what the gate adds to a block that has it.
+        Variant("sandwich-norm", BlockSpec(sandwich_norm=True)),
+        Variant("sandwich-norm-sdpa-headwise", BlockSpec((_HEADWISE,), sandwich_norm=True)),
+        Variant("sandwich-norm-sdpa-elementwise", BlockSpec((_ELEMENTWISE,), sandwich_norm=True)),
         Variant("clip-300-lr-8", BlockSpec(output_clip=300.0), ("A.6",), learning_rate=_LR_8),
         Variant("clip-100-lr-8", BlockSpec(output_clip=100.0), ("A.6",), learning_rate=_LR_8),
         _gated("sdpa-value-elementwise", _ELEMENTWISE, GateSpec("value")),
