@@ -10,8 +10,8 @@ from gated_attention.registry.variants import VARIANTS
 from gated_attention.sizes import SIZES, count_parameters
 from gated_attention.spec import BlockSpec
 
-SANDWICH = "sandwich-norm-lr-8"
-REFUSED = {(SANDWICH, size.name) for size in (MOE, *SIZES.values()) if size.num_experts}
+SANDWICHES = [variant.name for variant in VARIANTS.values() if variant.block.sandwich_norm]
+REFUSED = {(name, size.name) for name in SANDWICHES for size in (MOE, *SIZES.values()) if size.num_experts}
 """Variants of the registry that the engine does not take: its blocks with experts have no sandwich norms."""
 
 

@@ -4,7 +4,7 @@ import eager_kernels
 import pytest
 import torch
 from engine_models import DENSE, MOE, config_of, save
-from test_config import SANDWICH, fitting
+from test_config import SANDWICHES, fitting
 
 from gated_attention.engine import engine_config, load_weights
 from gated_attention.engine.convert import num_experts_of, to_hugging_face
@@ -43,7 +43,7 @@ def test_logits_are_the_same_and_weights_come_back(variant, tmp_path):
     check(variant, DENSE, tmp_path)
 
 
-@pytest.mark.parametrize("variant", [variant.name for variant, _, _ in fitting(MOE) if variant.name != SANDWICH])
+@pytest.mark.parametrize("variant", [variant.name for variant, _, _ in fitting(MOE) if variant.name not in SANDWICHES])
 def test_so_they_are_with_experts(variant, tmp_path, experts_on_a_cpu):
     check(variant, MOE, tmp_path)
 

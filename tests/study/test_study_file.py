@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from gated_attention.registry.variants import variants_of
 from gated_attention.study.grid.estimate import expect, find_speed
 from gated_attention.study.grid.study_file import arms_in_order, read_study
 
@@ -113,3 +114,72 @@ def test_the_example_is_study_2_and_takes_about_an_hour_of_a_gpu():
     assert found[0].parameters == 50_871_808
     assert 60 < sum(one.minutes for one in found) < 180
     assert find_speed(CPU, [])[1].startswith("a rough guess for CPU")
+
+
+@pytest.mark.parametrize(
+    ("name", "num_arms", "num_points", "minutes"),
+    [
+        ("strong-baselines", 48, 4, 90),
+        ("order", 57, 1, 90),
+        ("scale-rates", 16, 8, 30),
+        ("scale", 36, 6, 90),
+        ("long-base", 9, 1, 60),
+        ("moe", 9, 1, 60),
+    ],
+)
+def test_the_studies_that_are_not_run_yet_fit_into_half_hours(name, num_arms, num_points, minutes, written):
+    gpu = torch.device("cuda")
+    study = read_study(EXAMPLES / f"{name}.toml")
+    plans = study.plans(Path("out"), gpu)
+    assert (len(plans), len(arms_in_order(plans))) == (num_points, num_arms)
+    assert 0.4 * minutes < sum(expect(plan, gpu, 1.8e14).minutes for plan in plans) < minutes
+    assert read_study(written(study.resolved(plans))).plans(Path("out"), gpu) == plans
+    assert all(plan.data.bos or "bos-false" in plan.point for plan in plans)
+
+
+def test_every_dense_row_of_tables_1_3_and_4_is_in_the_study_of_their_order():
+    variants = read_study(EXAMPLES / "order.toml").settings.variants
+    rows = {variant.name for table in (1, 3, 4) for variant in variants_of(table)}
+    assert set(variants) == rows - {"experts-x1.03"}
+
+
+def test_points_depart_from_the_settings_one_at_a_time(written):
+    plans = plans_of(
+        written(
+            'name = "star"\nvariants = ["baseline", "sdpa-headwise"]\nsteps = [3, 5]\n'
+            'points = [{ variants = ["baseline", "sandwich-norm"] }, { qk_norm = false }, '
+            '{ size = "xs", bos = true }]\n'
+        )
+    )
+    assert [plan.point for plan in plans] == [
+        "steps-3", "steps-5", "qk-norm-false_steps-3", "qk-norm-false_steps-5",
+        "size-xs_bos-true_steps-3", "size-xs_bos-true_steps-5",
+    ]  # fmt: skip
+    assert [[variant.name for variant in plan.variants] for plan in plans[1:3]] == [
+        ["baseline", "sandwich-norm"], ["baseline", "sdpa-headwise"],
+    ]  # fmt: skip
+    assert [plan.size.name for plan in plans] == ["tiny"] * 4 + ["xs"] * 2
+    assert [plan.data.bos for plan in plans] == [False] * 4 + [True] * 2
+    plain, other = plans_of(written('name = "star"\npoints = [{}, { optimizer = "muon" }]\n'))
+    assert (plain.point, other.point) == ("plain", "optimizer-muon")
+
+
+@pytest.mark.parametrize(
+    ("points", "message"),
+    [
+        ("points = []", "has 'points' wrong: write a list of tables"),
+        ("points = 3", "has 'points' wrong: write a list of tables"),
+        ("points = [3]", "has 'points' wrong: write a list of tables"),
+        ("points = [{ seeds = 2 }]", "points has an unknown key 'seeds'"),
+        ("points = [{ step = 2 }]", "points has an unknown key 'step'; the nearest is 'steps'"),
+        ("points = [{ steps = [2, 3] }]", "points gives 'steps' a list; write a table for each value"),
+        ("steps = [2, 3]\npoints = [{ steps = 4 }]", "crosses 'steps' and sets it in points; keep one"),
+        ("points = [{}, {}]", "has two points 'plain'"),
+        ('points = [{ variants = ["nope"] }]', "unknown variant 'nope'"),
+        ('points = [{ steps = "many" }]', "has 'steps' wrong: input should be a valid integer"),
+    ],
+)
+def test_mistakes_in_points_are_one_line(points, message, written):
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        plans_of(written(f'name = "x"\n{points}\n'))
+    assert "\n" not in str(error.value)

@@ -42,13 +42,14 @@ def print_plan(plans: Sequence[StudyPlan], expected: Sequence[Expected], source:
     console, first = Console(), plans[0]
     arms, minutes = sum(one.num_arms for one in expected), sum(one.minutes for one in expected)
     tokens = sum(one.num_arms * one.tokens for one in expected)
+    variants = list(dict.fromkeys(variant.name for plan in plans for variant in plan.variants))
+    crossed = all(len(plan.variants) == len(variants) for plan in plans)
+    factors = [_counted(len(plans), "point"), _counted(len(variants), "variant"), _counted(first.seeds, "seed")]
+    number = " = " + " x ".join(factors) if crossed else f" at {factors[0]}, of {factors[1]}, {factors[2]} each"
     console.print(
-        f"[bold]{first.name}[/]: {_counted(arms, 'arm')} = {_counted(len(plans), 'point')} x "
-        f"{_counted(len(first.variants), 'variant')} x {_counted(first.seeds, 'seed')}, "
-        f"{count_text(tokens)} tokens in all",
-        highlight=False,
+        f"[bold]{first.name}[/]: {_counted(arms, 'arm')}{number}, {count_text(tokens)} tokens in all", highlight=False
     )
-    console.print(f"variants: {', '.join(variant.name for variant in first.variants)}", highlight=False)
+    console.print(f"variants: {', '.join(variants)}", highlight=False)
     console.print(rich_table(plan_table(expected)))
     needed = number_text(minutes / num_devices, significant(2))
     console.print(f"about {needed} minutes on {_counted(num_devices, 'device')}, by {source}", highlight=False)

@@ -1,4 +1,7 @@
-"""A study as one TOML file: the settings of `compare`, each a value or a list of values, which are crossed."""
+"""A study as one TOML file: the settings of `compare`, each a value or a list of values, which are crossed.
+
+Beside the lists, `points` may name single departures: tables of settings, of which each makes a point of its own.
+"""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -92,6 +95,9 @@ _TRAIN = (
     "precision", "compile", "log_every", "evaluate_every", "checkpoint_every",
 )  # fmt: skip
 _KEYS = [field.name for field in fields(Settings)]
+_POINTS = "points"
+_PLAIN_POINT = "plain"  # the name of a point that departs in its variants at most
+_OF_A_POINT = set(_KEYS) - _SINGLE | {"variants"}
 _SETTINGS = TypeAdapter(Settings)
 
 
@@ -130,8 +136,12 @@ class StudyFile:
         """The file with what its points agree on filled in; as a study's file it makes the same plans."""
         found = [_resolved(settings, plan) for settings, plan in zip(self.points.values(), plans, strict=True)]
         agreed = {key: value for key, value in found[0].items() if all(one[key] == value for one in found)}
-        values = {key: self.values.get(key, agreed.get(key)) for key in _KEYS}
-        return "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items() if value is not None)
+        departs = {key for table in self.values.get(_POINTS, []) for key in table}
+        values = {key: self.values.get(key, None if key in departs else agreed.get(key)) for key in _KEYS}
+        lines = [f"{key} = {json.dumps(value)}\n" for key, value in values.items() if value is not None]
+        if _POINTS in self.values:
+            lines += [f"{_POINTS} = [\n", *(f"    {_inline(table)},\n" for table in self.values[_POINTS]), "]\n"]
+        return "".join(lines)
 
 
 def read_study(path: Path) -> StudyFile:
@@ -141,7 +151,7 @@ def read_study(path: Path) -> StudyFile:
         ValueError: if it cannot be read, has an unknown key or a wrong value, or the arms are too many.
     """
     values = read_toml(path, _CURE)
-    require_known(values, _KEYS, path)
+    require_known(values, [*_KEYS, _POINTS], path)
     points, num_arms = {}, 0
     for name, point in _cross(values, path):
         if name in points:
@@ -164,24 +174,54 @@ def arms_in_order(plans: list[StudyPlan]) -> list[Arm]:
 
 
 def _cross(values: Mapping[str, Any], path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every combination of the listed values, each with its name."""
-    axes = {key: value for key, value in values.items() if isinstance(value, list) and key not in _SINGLE}
+    """Every combination of the listed values, each with its name; of all departures, if there are some."""
+    departures = _departures(values, path)
+    shared = {key: value for key, value in values.items() if key != _POINTS}
+    axes = {key: value for key, value in shared.items() if isinstance(value, list) and key not in _SINGLE}
     for key, listed in axes.items():
         if not listed:
             raise ValueError(f"{path} crosses no value of {key!r}; name one, or leave it out")
         require_once(key, listed)
-    require_within(f"{path}: points", prod(map(len, axes.values())), most=MAX_ARMS)
-    for chosen in product(*axes.values()):
-        point = dict(zip(axes, chosen, strict=True))
-        name = "_".join(f"{key.replace('_', '-')}-{_word(value)}" for key, value in point.items())
-        if name:
-            require_folder_name(f"{path}: point", name)
-        yield name, {**values, **point}
+    require_within(f"{path}: points", prod(map(len, axes.values())) * len(departures), most=MAX_ARMS)
+    for departure in departures:
+        for chosen in product(*axes.values()):
+            point = dict(zip(axes, chosen, strict=True))
+            named = {key: value for key, value in {**departure, **point}.items() if key != "variants"}
+            name = "_".join(f"{key.replace('_', '-')}-{_word(value)}" for key, value in named.items())
+            if not name and _POINTS in values:
+                name = _PLAIN_POINT
+            if name:
+                require_folder_name(f"{path}: point", name)
+            yield name, {**shared, **departure, **point}
+
+
+def _departures(values: Mapping[str, Any], path: Path) -> list[dict[str, Any]]:
+    """The tables of `points`; one without a departure where the file names none.
+
+    Raises:
+        ValueError: if one is no table, sets what belongs to the whole study, a list, or what is crossed besides.
+    """
+    found = values.get(_POINTS, [{}])
+    if not (isinstance(found, list) and found and all(isinstance(table, dict) for table in found)):
+        raise ValueError(f"{path} has {_POINTS!r} wrong: write a list of tables, such as [{{}}, {{ qk_norm = false }}]")
+    for table in found:
+        require_known(table, sorted(_OF_A_POINT), f"{path}: {_POINTS}")
+        for key, value in table.items():
+            if key != "variants" and isinstance(value, list):
+                raise ValueError(f"{path}: {_POINTS} gives {key!r} a list; write a table for each value")
+            if key != "variants" and isinstance(values.get(key), list):
+                raise ValueError(f"{path} crosses {key!r} and sets it in {_POINTS}; keep one")
+    return found
 
 
 def _word(value: Any) -> str:
     """A value as part of a folder's name."""
     return f"{value:g}" if isinstance(value, float) else str(value).lower().replace("/", "-")
+
+
+def _inline(table: Mapping[str, Any]) -> str:
+    """A table in one line of TOML."""
+    return "{ " + ", ".join(f"{key} = {json.dumps(value)}" for key, value in table.items()) + " }" if table else "{}"
 
 
 def _take(settings: Settings, keys: Iterable[str]) -> dict[str, Any]:
