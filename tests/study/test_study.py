@@ -280,6 +280,9 @@ def test_a_study_goes_on_from_another_at_a_new_length_and_base(plan, corpus, tmp
     for (name, old), new in zip(before.named_parameters(), after.parameters(), strict=True):
         torch.testing.assert_close(old, new, atol=1e-6, rtol=0, msg=name)
     assert result.config["start"] == longer.data.tokenizer
+    later = continued(plan, first.runs, corpus, variants=("sdpa-headwise",), first_seed=1)
+    with pytest.raises(ValueError, match=r"sdpa-headwise/seed1 has no checkpoint to start from"):
+        run(later, tmp_path)
     again = plan(output="out", start=longer.runs, variants=("sdpa-headwise",), name="again")
     loaded = load_data(again.data, tmp_path / "cache")
     assert again.arms[0].model_config(loaded).rope_parameters["rope_theta"] == 1e6  # kept where none is named

@@ -48,6 +48,14 @@ def test_lists_are_crossed_and_name_the_folders(written):
     assert len({arm.key for arm in arms}) == len({arm.folder for arm in arms}) == 32
 
 
+def test_seeds_begin_where_they_are_told(written):
+    text = 'name = "later"\nvariants = ["baseline"]\nseeds = 2\nfirst_seed = 3\n'
+    study = read_study(written(text))
+    (plan,) = plans = study.plans(Path("out"), CPU)
+    assert [arm.folder.name for arm in plan.arms] == ["seed3", "seed4"]
+    assert read_study(written(study.resolved(plans))).plans(Path("out"), CPU) == plans
+
+
 def test_a_study_without_lists_is_that_of_compare(written):
     (plan,) = plans_of(written('name = "one"\nvariants = ["baseline"]\nsteps = 3\n'))
     assert plan.runs == Path("out/runs/one")
@@ -86,6 +94,7 @@ def test_the_resolved_file_makes_the_same_plans(name, written):
         ('name = "x"\nvariants = ["nope"]', "unknown variant 'nope'; choose from baseline"),
         ('name = "x"\nsize = "huge"', "unknown size 'huge'"),
         ('name = "x"\nseeds = 0', "seeds is 0"),
+        ('name = "x"\nfirst_seed = -1', "first_seed is -1"),
         ('name = "x"\nseeds = 9999', "arms is 29997; it must be at most 10,000"),
         ('name = "x"\narms_per_device = 0', "arms_per_device is 0"),
         ('name = "x', "is not readable TOML"),
@@ -123,7 +132,7 @@ def test_the_example_is_study_2_and_takes_about_an_hour_of_a_gpu():
         ("order", 57, 1, 90),
         ("scale-rates", 16, 8, 30),
         ("scale", 36, 6, 90),
-        ("long-base", 9, 1, 60),
+        ("long-base", 3, 1, 20),
         ("moe", 9, 1, 60),
     ],
 )

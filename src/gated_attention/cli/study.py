@@ -44,6 +44,7 @@ def compare(
     ] = None,
     steps: Annotated[int | None, Option(help="Optimizer steps; default by size.")] = None,
     seeds: Annotated[int, Option(help="Seeds per variant; a seed pairs data order and weights across variants.")] = 1,
+    first_seed: Annotated[int, Option(help="The first of them; finished arms of others stay in the report.")] = 0,
     data: Annotated[
         str,
         Option(
@@ -105,7 +106,7 @@ def compare(
     plan = make_plan(
         name=name, variants=chosen_variants, table=table, size=size, seeds=seeds, output=output, device=chosen,
         tensorboard=tensorboard, start=start, rope_theta=rope_theta, architecture=architecture,
-        task=task,
+        task=task, first_seed=first_seed,
         data={
             "source": data, "validation": validation, "text_field": text_field, "tokenizer": tokenizer,
             "block_size": context, "bos": bos, "packing": packing,

@@ -27,6 +27,7 @@ class StudyPlan:
     """What a study trains; its records go to `<output>/runs/<name>/<variant>/seed<k>/`.
 
     Attributes:
+        first_seed: The seeds are this and those after it.
         size: As the architecture fits it.
         table: Table of the paper whose rows the variants are; None if they were named.
         left_out: One sentence for each row of that table that is not among the variants, saying why.
@@ -51,10 +52,12 @@ class StudyPlan:
     rope_theta: float | None = None
     point: str = ""
     keep_checkpoints: bool = True
+    first_seed: int = 0
 
     def __post_init__(self) -> None:
         require_folder_name("study name", self.name)
         require_within("seeds", self.seeds, least=1, most=10_000)
+        require_within("first_seed", self.first_seed, least=0, most=10_000)
         require_within("rope_theta", self.rope_theta, above=1, most=1e15)
         if not self.variants:
             raise ValueError("a study needs at least one variant")
@@ -73,7 +76,8 @@ class StudyPlan:
     @property
     def arms(self) -> list["Arm"]:
         """Every variant with every seed, seeds outermost so that early results pair."""
-        return [Arm(self, variant, seed) for seed in range(self.seeds) for variant in self.variants]
+        seeds = range(self.first_seed, self.first_seed + self.seeds)
+        return [Arm(self, variant, seed) for seed in seeds for variant in self.variants]
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,7 @@ def make_plan(
     task: str = TEXT,
     point: str = "",
     keep_checkpoints: bool = True,
+    first_seed: int = 0,
     qk_norm: bool = True,
     data: Mapping[str, Any] | None = None,
     train: Mapping[str, Any] | None = None,
@@ -52,7 +53,7 @@ def make_plan(
             is that of token shards, if text is given as such.
         architecture: Name of an architecture of the registry.
         task: One of `registry.choices.STUDY_TASKS`; of `data`, `vision` takes the source and the held-out images.
-        point, keep_checkpoints: As `StudyPlan`.
+        point, keep_checkpoints, first_seed: As `StudyPlan`.
         qk_norm: False takes the norm of queries and keys from every variant.
 
     Raises:
@@ -73,8 +74,9 @@ def make_plan(
         data_config = ImageConfig(**{"block_size": shape.context} | given)
     else:
         if start is not None:
-            _check_start(start / chosen[0].name / "seed0", family)
-            text_values["tokenizer"] = str(last_checkpoint(start / chosen[0].name / "seed0") or start)
+            first_arm = start / chosen[0].name / f"seed{first_seed}"
+            _check_start(first_arm, family)
+            text_values["tokenizer"] = str(last_checkpoint(first_arm) or start)
         elif shards := [found for key in ("source", "validation") for found in find_shards(_given(data).get(key, ""))]:
             text_values["tokenizer"] = str(shards[0][0].tokenizer)
         data_config = DataConfig(**{"block_size": shape.context} | text_values | _given(data))
@@ -94,7 +96,7 @@ def make_plan(
         name=name or default_name, architecture=family, variants=chosen, table=table, left_out=left_out,
         size=shape, seeds=seeds, data=data_config, train=TrainConfig(**{**every, **train_values}),
         output=output, tensorboard=tensorboard, start=start, rope_theta=rope_theta, point=point,
-        keep_checkpoints=keep_checkpoints,
+        keep_checkpoints=keep_checkpoints, first_seed=first_seed,
     )  # fmt: skip
 
 

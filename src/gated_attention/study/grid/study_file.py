@@ -32,7 +32,7 @@ STUDY_NAME = "study.toml"
 MAX_ARMS = 10_000
 
 _CURE = "see docs/studies.md"
-_SINGLE = {"name", "variants", "seeds", "device", "arms_per_device", "keep_checkpoints"}
+_SINGLE = {"name", "variants", "seeds", "first_seed", "device", "arms_per_device", "keep_checkpoints"}
 """Settings of the study, not of a point; `variants` is a list of its own."""
 
 
@@ -51,6 +51,7 @@ class Settings:
     name: str
     variants: tuple[str, ...] | None = None
     seeds: int = 1
+    first_seed: int = 0
     task: str = TEXT
     architecture: str = OWN
     size: str | None = None
@@ -84,7 +85,7 @@ class Settings:
         return make_plan(
             name=self.name, variants=self.variants, size=self.size or DEFAULT_SIZES[self.task], seeds=self.seeds,
             output=output, device=device, task=self.task, architecture=self.architecture, point=point,
-            keep_checkpoints=self.keep_checkpoints, qk_norm=self.qk_norm,
+            keep_checkpoints=self.keep_checkpoints, first_seed=self.first_seed, qk_norm=self.qk_norm,
             data={**_take(self, _DATA), "source": self.data, "block_size": self.context}, train=_take(self, _TRAIN),
         )  # fmt: skip
 
