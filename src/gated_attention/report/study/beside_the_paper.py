@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from math import log
 
 from gated_attention.registry.published import ROWS, PublishedRow, cite
-from gated_attention.report.blocks import Block, Heading, Paragraph, TableBlock
-from gated_attention.report.study.ordering import COLUMNS, orders
+from gated_attention.report.blocks import Block, Bullets, Details, Heading, Paragraph, TableBlock
+from gated_attention.report.study.ordering import COLUMNS, Order, orders
 from gated_attention.report.study.sections import scale_text
 from gated_attention.report.study.table import difference_text, spread_text
 from gated_attention.report.tables import ABSENT, Cell, Column, Table, fixed, number_text, table_of
@@ -70,8 +70,10 @@ def _order_of_rows(comparison: Comparison) -> Iterator[Block]:
     yield Heading("The order of the rows", level=3)
     yield Paragraph(
         "Do the rows come out in the paper's order? Spearman's rank correlation over the rows that both have, with the "
-        "two-sided share of all orders that lie as far from 0; and the sign of each row's difference to its baseline. "
-        "A correlation over few rows or within noise says little."
+        "two-sided share of all orders that lie as far from 0, and its interval when seeds are drawn with replacement, "
+        "which few seeds make too narrow; pairs of rows in the other order than the paper's, and those of them whose "
+        "paired difference is significant at 5 %; and the sign of each row's difference to its baseline. A correlation "
+        "over few rows or within noise says little."
     )
     yield TableBlock(
         table_of(
@@ -82,12 +84,32 @@ def _order_of_rows(comparison: Comparison) -> Iterator[Block]:
                 Column("p", beneath=True): [
                     None if order.p_value is None else f"{order.p_value:.2g}" for order in found
                 ],
+                Column("95 % interval", beneath=True): [_interval(order) for order in found],
+                Column("Swapped pairs"): [f"{len(order.swaps)} of {order.num_pairs}" for order in found],
+                Column("significantly", beneath=True): [_num_significant(order) for order in found],
                 Column("Same sign as in the paper"): [
                     f"{order.num_agree} of {order.num_signs}" if order.num_signs else None for order in found
                 ],
             }
         )
     )
+
+    swaps = [text for order in found if (text := _swaps_text(order))]
+    if swaps:
+        yield Details("Rows that swap significantly", [Bullets(swaps)])
+
+
+def _interval(order: Order) -> str | None:
+    return None if order.interval is None else f"{order.interval[0]:+.2f} to {order.interval[1]:+.2f}"
+
+
+def _num_significant(order: Order) -> str:
+    return str(sum(swap.is_significant for swap in order.swaps))
+
+
+def _swaps_text(order: Order) -> str:
+    swaps = [f"`{swap.lower}` below `{swap.higher}` (t = {swap.t:+.1f})" for swap in order.swaps if swap.is_significant]
+    return f"{order.name}: {', '.join(swaps)}." if swaps else ""
 
 
 def _published(row: VariantRow) -> list[_Group]:

@@ -1,14 +1,16 @@
-"""Whether a study puts the paper's rows in the paper's order: rank correlation, and signs against the baseline."""
+"""Whether a study puts the paper's rows in the paper's order: rank correlation, swapped pairs, signs of differences."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations, product
 from math import factorial, isfinite
 
 import numpy as np
 from scipy.stats import permutation_test, rankdata, spearmanr
 
 from gated_attention.registry.published import ROWS, PublishedRow
-from gated_attention.study.comparison import Comparison
+from gated_attention.study.comparison import Comparison, VariantRow
+from gated_attention.study.statistics import CONFIDENCE, paired_difference
 
 COLUMNS = {
     "perplexity": ("Perplexity", "val_perplexity"),
@@ -22,21 +24,46 @@ EXACT = 8
 """Rows up to which all orders are counted; beyond, as many as these have are drawn, always the same."""
 
 
+DRAWS = 10_000
+"""Draws of seeds up to which all are counted; beyond, as many as these are made, always the same."""
+
+
 @dataclass(frozen=True, slots=True)
-class Order:
-    """One column of one of the paper's tables beside ours, over the rows of one setting that have both.
+class Swap:
+    """Two variants in the other order than the paper's.
 
     Attributes:
+        lower, higher: As they came out here.
+        t: Of the difference, paired over seeds; None for fewer than two.
+        is_significant: Whether that difference rejects 0 at 5 %.
+    """
+
+    lower: str
+    higher: str
+    t: float | None
+    is_significant: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One column of the paper's tables beside ours, over the rows of one setting that have both.
+
+    Attributes:
+        tables: One table, or all of a setting, which name a model once.
         setting: The paper's model and training tokens where a table has several, else empty. Numbers of different
             settings do not compare (Table 2).
         pairs: Cite to the paper's number and ours.
         correlation: Spearman's; None for fewer than three rows or where one side is constant.
         p_value: Share of all orders whose correlation is at least as far from 0.
+        interval: Of the correlation, from 2.5 to 97.5 % of its values when seeds are drawn with replacement, the same
+            for all rows; None for fewer than two common seeds.
+        num_pairs: Pairs of rows whose numbers differ in the paper.
+        swaps: Those of them that came out in the other order.
         num_signs: Rows whose difference to their baseline is known on both sides.
         num_agree: How many of these differences have the same sign on both sides.
     """
 
-    table: int
+    tables: tuple[int, ...]
     setting: str
     title: str
     pairs: Mapping[str, tuple[float, float]]
@@ -44,11 +71,15 @@ class Order:
     p_value: float | None
     num_signs: int
     num_agree: int
+    interval: tuple[float, float] | None = None
+    num_pairs: int = 0
+    swaps: tuple[Swap, ...] = ()
 
     @property
     def name(self) -> str:
         """What is compared, e.g. `Table 1, Perplexity`."""
-        return ", ".join(filter(None, (f"Table {self.table}", self.setting, self.title)))
+        tables = f"Table{'s' * (len(self.tables) > 1)} {', '.join(map(str, self.tables))}"
+        return ", ".join(filter(None, (tables, self.setting, self.title)))
 
     def describe(self) -> str:
         """The comparison in one sentence."""
@@ -56,37 +87,114 @@ class Order:
         if self.correlation is None:
             text += "too few for a rank correlation"
         else:
-            text += f"rank correlation {self.correlation:+.2f} (p = {self.p_value:.2g})"
+            text += f"rank correlation {self.correlation:+.2f} (p = {self.p_value:.2g}"
+            text += (
+                ")" if self.interval is None else f", over seeds {self.interval[0]:+.2f} to {self.interval[1]:+.2f})"
+            )
+        if self.num_pairs:
+            text += f", {len(self.swaps)} of {self.num_pairs} pairs swapped"
         if self.num_signs:
             text += f", sign of the difference to the baseline as in the paper in {self.num_agree} of {self.num_signs}"
         return text
 
 
 def orders(comparison: Comparison) -> list[Order]:
-    """Every table, setting and column of the paper of which the study has at least two rows."""
+    """Every table, setting and column of the paper of which the study has at least two rows.
+
+    Where tables share a setting and together have more models than any of them, all of them follow as one.
+    """
     cited = comparison.cited
     settings: dict[int, dict[str, list[PublishedRow]]] = {}
     for key, row in sorted(ROWS.items(), key=lambda item: item[1].table):
         if key in cited:
             settings.setdefault(row.table, {}).setdefault(row.setting, []).append(row)
-    found = []
-    for table, groups in settings.items():
+    found = [
+        order
+        for table, groups in settings.items()
+        for setting, rows in groups.items()
+        for order in _columns((table,), setting if len(groups) > 1 else "", rows, cited)
+    ]
+    by_setting: dict[str, list[PublishedRow]] = {}
+    for groups in settings.values():
         for setting, rows in groups.items():
-            for column, (title, measure) in COLUMNS.items():
-                ours = {key: value for key, row in cited.items() if (value := row.mean(measure)) is not None}
-                pairs = {
-                    row.cite: (theirs, ours[row.cite])
-                    for row in rows
-                    if (theirs := getattr(row, column)) is not None and row.cite in ours and isfinite(ours[row.cite])
-                }
-                if len(pairs) > 1:
-                    theirs, mine = zip(*pairs.values(), strict=True)
-                    correlation = spearman(theirs, mine)
-                    p_value = None if correlation is None else permutation_p(theirs, mine)
-                    signs = list(_signs(column, rows, ours))  # to a baseline of another table: Table 6 prints none
-                    name = setting if len(groups) > 1 else ""
-                    found.append(Order(table, name, title, pairs, correlation, p_value, len(signs), sum(signs)))
+            by_setting.setdefault(setting, []).extend(rows)
+    for rows in by_setting.values():
+        tables = tuple(dict.fromkeys(row.table for row in rows))
+        alone = {order.title: len(order.pairs) for order in sorted(found, key=lambda one: len(one.pairs))}
+        models: dict[str, PublishedRow] = {}
+        for row in rows:
+            models.setdefault(cited[row.cite].variant, row)
+        joint = _columns(tables, "", list(models.values()), cited) if len(tables) > 1 else ()
+        found += [order for order in joint if len(order.pairs) > alone.get(order.title, 0)]
     return found
+
+
+def _columns(
+    tables: tuple[int, ...], setting: str, rows: Sequence[PublishedRow], cited: Mapping[str, VariantRow]
+) -> Iterator[Order]:
+    for column, (title, measure) in COLUMNS.items():
+        ours = {key: value for key, row in cited.items() if (value := row.mean(measure)) is not None}
+        pairs = {
+            row.cite: (theirs, ours[row.cite])
+            for row in rows
+            if (theirs := getattr(row, column)) is not None and row.cite in ours and isfinite(ours[row.cite])
+        }
+        if len(pairs) < 2:
+            continue
+        theirs, mine = zip(*pairs.values(), strict=True)
+        correlation = spearman(theirs, mine)
+        p_value = None if correlation is None else permutation_p(theirs, mine)
+        signs = list(_signs(column, rows, ours))  # to a baseline of another table: Table 6 prints none
+        by_seed = [cited[key].values.get(measure, {}) for key in pairs]
+        interval = None if correlation is None else bootstrap_interval(theirs, by_seed)
+        differing = [pair for pair in combinations(pairs, 2) if pairs[pair[0]][0] != pairs[pair[1]][0]]
+        swaps = (_swap(pairs, pair, cited, measure) for pair in differing)
+        yield Order(
+            tables, setting, title, pairs, correlation, p_value, len(signs), sum(signs), interval, len(differing),
+            tuple(filter(None, swaps)),
+        )  # fmt: skip
+
+
+def _swap(
+    pairs: Mapping[str, tuple[float, float]], pair: tuple[str, str], cited: Mapping[str, VariantRow], measure: str
+) -> Swap | None:
+    """The pair if its order is the other one here."""
+    lower, higher = sorted(pair, key=lambda key: pairs[key][1])
+    if pairs[lower][1] == pairs[higher][1] or pairs[lower][0] < pairs[higher][0]:
+        return None
+    difference = paired_difference(cited[lower].values.get(measure, {}), cited[higher].values.get(measure, {}))
+    is_significant = difference.t is not None and difference.verdict == "better"
+    return Swap(cited[lower].variant, cited[higher].variant, difference.t, is_significant)
+
+
+def bootstrap_interval(theirs: Sequence[float], by_seed: Sequence[Mapping[int, float]]) -> tuple[float, float] | None:
+    """The interval of the rank correlation over seeds; every seed that is drawn is drawn for all rows.
+
+    All draws up to `DRAWS` of them, beyond that as many with a fixed seed. Few seeds understate the spread.
+
+    Args:
+        theirs: The paper's numbers.
+        by_seed: Ours of the same rows, by seed; seeds that are missing or not finite anywhere are left out.
+    """
+    seeds = sorted(set.intersection(*({seed for seed, value in row.items() if isfinite(value)} for row in by_seed)))
+    if len(seeds) < 2:
+        return None
+    values = np.array([[row[seed] for seed in seeds] for row in by_seed])  # (rows, seeds)
+    n = len(seeds)
+    if n**n <= DRAWS:
+        drawn = np.array(list(product(range(n), repeat=n)))
+    else:
+        drawn = np.random.default_rng(0).integers(n, size=(DRAWS, n))
+    ranks = rankdata(values[:, drawn].mean(-1), axis=0)  # (rows, draws)
+    ranks -= ranks.mean(0)
+    centred = rankdata(theirs) - (len(theirs) + 1) / 2
+    lengths = np.linalg.norm(ranks, axis=0) * np.linalg.norm(centred)
+    found = (centred @ ranks)[lengths > 0] / lengths[lengths > 0]
+    if not len(found):
+        return None
+    tail = 50 * (1 - CONFIDENCE)
+    low, high = np.percentile(found, [tail, 100 - tail])
+    return float(low), float(high)
 
 
 def _signs(column: str, rows: Sequence[PublishedRow], ours: Mapping[str, float]) -> Iterator[bool]:

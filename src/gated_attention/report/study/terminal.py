@@ -90,6 +90,6 @@ class Display(Bars):
             )
             self.console.print(rich_table(rows_table(comparison, table)))
             for order in orders(comparison):
-                if order.table == table:
+                if order.tables == (table,):
                     self.console.print(order.describe(), highlight=False)
         self.console.print(f"report: {report / 'report.html'}")
