@@ -2,9 +2,11 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import product
 from math import inf, isfinite, nan, sqrt
 from statistics import fmean, stdev
 
+import numpy as np
 from scipy.special import stdtrit
 
 CONFIDENCE = 0.95
@@ -84,6 +86,17 @@ def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]
     differences = spread(values[seed] - baseline[seed] for seed in sorted(values.keys() & baseline.keys()))
     error = None if differences.sd is None else differences.sd / sqrt(differences.n)
     return PairedDifference(differences.mean, error, differences.n, differences.num_diverged)
+
+
+DRAWS = 10_000
+"""Draws of seeds up to which `resamples` counts all."""
+
+
+def resamples(n: int) -> np.ndarray:
+    """Every draw of n seeds with replacement as a row of indices; beyond `DRAWS` of them as many, always the same."""
+    if n**n <= DRAWS:
+        return np.array(list(product(range(n), repeat=n)))
+    return np.random.default_rng(0).integers(n, size=(DRAWS, n))
 
 
 def t_quantile(degrees: int, confidence: float = CONFIDENCE) -> float:

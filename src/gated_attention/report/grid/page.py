@@ -20,6 +20,7 @@ from gated_attention.report.blocks import (
     write_document,
 )
 from gated_attention.report.command_line import source_name
+from gated_attention.report.grid.across import across
 from gated_attention.report.grid.figures import rate_curves
 from gated_attention.report.grid.tables import csv_text, inside_table, loss_table, optimum_table
 from gated_attention.report.plots import strokes_for
@@ -84,6 +85,7 @@ def _document(
     yield explained("What the columns mean", optima)
     yield Links("Data", data)
     yield from _missing(failures, missing)
+    yield from across(settings)
     yield Heading("Figures")
     yield from _figures(settings)
     yield Heading("Every learning rate")
@@ -124,7 +126,7 @@ def _outcome(settings: Sequence[Setting]) -> Iterator[str]:
     """What the rule says of each variant, and where the optima and the divergences are."""
     for setting in settings:
         at = f" ({setting.label})" if setting.label else ""
-        for curve in setting.curves[1:]:
+        for curve in setting.curves[1:] if len(setting.rates) > 1 else ():  # one rate tests no larger one
             yield _verdict(setting, curve, at)
         best = ", ".join(f"`{curve.variant}` {value_text(curve.best)}" for curve in setting.curves)
         edges = [f"`{curve.variant}`" for curve in setting.curves if curve.is_at_edge]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations, product
+from itertools import combinations
 from math import factorial, isfinite
 
 import numpy as np
@@ -10,7 +10,7 @@ from scipy.stats import permutation_test, rankdata, spearmanr
 
 from gated_attention.registry.published import ROWS, PublishedRow
 from gated_attention.study.comparison import Comparison, VariantRow
-from gated_attention.study.statistics import CONFIDENCE, paired_difference
+from gated_attention.study.statistics import CONFIDENCE, paired_difference, resamples
 
 COLUMNS = {
     "perplexity": ("Perplexity", "val_perplexity"),
@@ -22,10 +22,6 @@ COLUMNS = {
 
 EXACT = 8
 """Rows up to which all orders are counted; beyond, as many as these have are drawn, always the same."""
-
-
-DRAWS = 10_000
-"""Draws of seeds up to which all are counted; beyond, as many as these are made, always the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +166,7 @@ def _swap(
 def bootstrap_interval(theirs: Sequence[float], by_seed: Sequence[Mapping[int, float]]) -> tuple[float, float] | None:
     """The interval of the rank correlation over seeds; every seed that is drawn is drawn for all rows.
 
-    All draws up to `DRAWS` of them, beyond that as many with a fixed seed. Few seeds understate the spread.
+    Few seeds understate the spread.
 
     Args:
         theirs: The paper's numbers.
@@ -180,12 +176,7 @@ def bootstrap_interval(theirs: Sequence[float], by_seed: Sequence[Mapping[int, f
     if len(seeds) < 2:
         return None
     values = np.array([[row[seed] for seed in seeds] for row in by_seed])  # (rows, seeds)
-    n = len(seeds)
-    if n**n <= DRAWS:
-        drawn = np.array(list(product(range(n), repeat=n)))
-    else:
-        drawn = np.random.default_rng(0).integers(n, size=(DRAWS, n))
-    ranks = rankdata(values[:, drawn].mean(-1), axis=0)  # (rows, draws)
+    ranks = rankdata(values[:, resamples(len(seeds))].mean(-1), axis=0)  # (rows, draws)
     ranks -= ranks.mean(0)
     centred = rankdata(theirs) - (len(theirs) + 1) / 2
     lengths = np.linalg.norm(ranks, axis=0) * np.linalg.norm(centred)
