@@ -61,6 +61,7 @@ SETTINGS = {
     "steps": ["--steps", "7", "--batch-size", "3", "--accumulation", "2"],
     "optimizer": ["--learning-rate", "0.0025", "--warmup", "0.1", "--weight-decay", "0.5", "--no-compile"],
     "compiled": ["--compile"],
+    "other seeds": ["--seeds", "2", "--first-seed", "3"],
     "base": ["--rope-theta", "500000"],
     "start": ["--from", "runs/s", "--variants", "baseline,sdpa-headwise"],
     "start and base": ["--from", "runs/s", "--variants", "sdpa-headwise", "--rope-theta", "5e5", "--context", "512"],

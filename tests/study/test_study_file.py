@@ -48,6 +48,17 @@ def test_lists_are_crossed_and_name_the_folders(written):
     assert len({arm.key for arm in arms}) == len({arm.folder for arm in arms}) == 32
 
 
+def test_cuda_graphs_are_for_dense_models_on_a_gpu(written):
+    path = written('name = "graphs"\nsize = ["xs", "moe-tiny"]\ncuda_graphs = true\n')
+    with pytest.raises(ValueError, match="size-xs: cuda_graphs needs a GPU"):
+        plans_of(path)
+    with pytest.raises(ValueError, match="size-moe-tiny: cuda_graphs needs fixed shapes"):
+        read_study(path).plans(Path("out"), torch.device("cuda"))
+    (plan,) = read_study(written('name = "graphs"\ncuda_graphs = true\n')).plans(Path("out"), torch.device("cuda"))
+    assert plan.train.cuda_graphs
+    assert plan.train.compile
+
+
 def test_seeds_begin_where_they_are_told(written):
     text = 'name = "later"\nvariants = ["baseline"]\nseeds = 2\nfirst_seed = 3\n'
     study = read_study(written(text))

@@ -115,6 +115,30 @@ def test_a_process_that_sees_several_gpus_trains_on_one(tmp_path, monkeypatch):
     assert data.asked == alone.asked  # left to itself, the Trainer reads a batch for each
 
 
+@pytest.mark.parametrize(("cuda_graphs", "mode"), [(True, "reduce-overhead"), (False, None)])
+def test_cuda_graphs_reach_the_compiler(cuda_graphs, mode, tmp_path, monkeypatch):
+    def compiler(model, **given):
+        asked.append(given.get("mode"))
+        return model
+
+    asked = []
+    monkeypatch.setattr(torch, "compile", compiler)
+    run(tmp_path, steps=1, compile=True, cuda_graphs=cuda_graphs)
+    assert asked == [mode]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"cuda_graphs": True}, "leave compile on, or cuda_graphs out"),
+        ({"cuda_graphs": True, "compile": True, "accumulation": 2}, "with cuda_graphs a step is one pass, use 1"),
+    ],
+)
+def test_cuda_graphs_that_cannot_be_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(steps=1, batch_size=1, learning_rate=1e-3, **settings)
+
+
 def test_accumulated_passes_equal_one_large_pass(tmp_path):
     large, _ = run(tmp_path / "a", batch_size=8, steps=3)
     small, _ = run(tmp_path / "b", batch_size=4, accumulation=2, steps=3)

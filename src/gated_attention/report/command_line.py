@@ -57,6 +57,7 @@ def compare_command(results: Sequence[Result], comparison: Comparison) -> str:
         "name": run.study,
         "variants": ",".join(row.variant for row in comparison.rows),
         "seeds": max(len(row.seeds) for row in comparison.rows),
+        "first_seed": min((seed for row in comparison.rows for seed in row.seeds), default=0) or None,
         "task": None if (task := run.config.get("task", TEXT)) == TEXT else task,
         "architecture": None if (family := run.config.get("architecture", OWN)) == OWN or task != TEXT else family,
         "size": run.config.get("size", {}).get("name"),

@@ -12,6 +12,7 @@ from gated_attention.registry.choices import TEXT, VISION, choose_shape, choose_
 from gated_attention.registry.settings import SETTINGS
 from gated_attention.registry.vision import VISION_SETTINGS
 from gated_attention.shards.mixture import find_shards
+from gated_attention.sizes import ModelSize
 from gated_attention.study.arms import StudyPlan
 from gated_attention.study.record import CONFIG_NAME, read_config
 from gated_attention.train.checkpoints import last_checkpoint
@@ -83,6 +84,8 @@ def make_plan(
         _check_settings(family, qk_norm=qk_norm, rope_theta=rope_theta, packing=data_config.packing)
         if not qk_norm:
             chosen = tuple(replace(variant, block=replace(variant.block, qk_norm=False)) for variant in chosen)
+    if (train or {}).get("cuda_graphs"):
+        _check_cuda_graphs(on_gpu, shape)
     precision = "bfloat16" if on_gpu else "float32"
     train_values = defaults | {"precision": precision, "compile": on_gpu} | _given(train)
     # About 50 points on the loss curve and ten on the validation curve; a resumed run repeats at most a tenth.
@@ -125,6 +128,14 @@ def _check_settings(family: Architecture, *, qk_norm: bool, rope_theta: float | 
         raise ValueError(f"rope_theta is {rope_theta:g}; architecture {family.name!r} has no rotation with one base")
     if packing == "documents" and not family.packs_documents:
         raise ValueError(f"architecture {family.name!r} cannot keep packed documents apart; use packing 'stream'")
+
+
+def _check_cuda_graphs(on_gpu: bool, size: ModelSize) -> None:
+    """Refuse graphs where nothing can record them, and for experts, whose shapes follow from the data."""
+    if not on_gpu:
+        raise ValueError("cuda_graphs needs a GPU; leave it out")
+    if size.num_experts:
+        raise ValueError(f"cuda_graphs needs fixed shapes, and size {size.name!r} has experts; leave it out")
 
 
 def _check_start(arm: Path, family: Architecture) -> None:

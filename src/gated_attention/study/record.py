@@ -30,6 +30,7 @@ UNSAID = {
     "qk_norm": True,
     "optimizer": "adamw",
     "residual": "float32",
+    "cuda_graphs": False,
     "task": TEXT,
     "architecture": OWN,
     "ffn_matrices": 3,

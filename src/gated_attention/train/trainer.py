@@ -47,6 +47,8 @@ class TrainConfig:
         precision: `bfloat16` computes under autocast and keeps float32 weights.
         optimizer: `muon` is Muon on the matrices between the embedding and the head, and AdamW on the rest.
         residual: `bfloat16` rounds the residual stream before every layer.
+        cuda_graphs: Whether compiled code is replayed as CUDA graphs, which spares a small model the launches of its
+            kernels. Gradients then lie in memory that the next pass reuses, so that a step is one pass.
         log_every, evaluate_every, checkpoint_every: In optimizer steps.
     """
 
@@ -67,6 +69,7 @@ class TrainConfig:
     optimizer: Optimizer = "adamw"
     residual: Precision = "float32"
     compile: bool = False
+    cuda_graphs: bool = False
     log_every: int = 10
     evaluate_every: int = 100
     checkpoint_every: int = 100
@@ -81,6 +84,10 @@ class TrainConfig:
             require_within(name, getattr(self, name), least=0, below=1)
         for name in ("min_learning_rate", "warmup"):
             require_within(name, getattr(self, name), least=0, most=1)
+        if self.cuda_graphs and not self.compile:
+            raise ValueError("cuda_graphs replays compiled code; leave compile on, or cuda_graphs out")
+        if self.cuda_graphs and self.accumulation > 1:
+            raise ValueError(f"accumulation is {self.accumulation}; with cuda_graphs a step is one pass, use 1")
         if self.weight_decay * self.learning_rate >= 1:
             raise ValueError(
                 f"weight_decay is {self.weight_decay}; at this learning rate every step flips the "
@@ -257,6 +264,7 @@ def train(
         optim="adamw_torch_fused",
         bf16=config.precision == "bfloat16",
         torch_compile=config.compile,
+        torch_compile_mode="reduce-overhead" if config.cuda_graphs else None,
         use_cpu=device.type == "cpu",
         seed=seed,
         data_seed=seed,

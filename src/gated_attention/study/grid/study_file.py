@@ -42,7 +42,7 @@ class Settings:
     """One point of a study, as `compare` would be told of it; what is None follows from the size or the device.
 
     Attributes:
-        optimizer, residual: As `TrainConfig`.
+        optimizer, residual, cuda_graphs: As `TrainConfig`.
         qk_norm: As `make_plan`.
         arms_per_device: How many arms share a GPU; on a CPU, how many run at a time.
         keep_checkpoints: Whether finished arms keep their weights.
@@ -73,6 +73,7 @@ class Settings:
     residual: Precision = "float32"
     precision: Precision | None = None
     compile: bool | None = None
+    cuda_graphs: bool = False
     log_every: int | None = None
     evaluate_every: int | None = None
     checkpoint_every: int | None = None
@@ -93,7 +94,7 @@ class Settings:
 _DATA = ("validation", "text_field", "tokenizer", "bos", "packing")
 _TRAIN = (
     "steps", "batch_size", "accumulation", "learning_rate", "warmup", "weight_decay", "optimizer", "residual",
-    "precision", "compile", "log_every", "evaluate_every", "checkpoint_every",
+    "precision", "compile", "cuda_graphs", "log_every", "evaluate_every", "checkpoint_every",
 )  # fmt: skip
 _KEYS = [field.name for field in fields(Settings)]
 _POINTS = "points"
