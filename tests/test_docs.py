@@ -2,10 +2,14 @@
 
 import re
 import runpy
+import shlex
 from pathlib import Path
 from pkgutil import resolve_name
 
 import pytest
+import typer
+
+from gated_attention.cli import app
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
@@ -54,6 +58,27 @@ def test_the_reference_names_what_exists():
     for page in (ROOT / "docs" / "api").glob("*.md"):
         for name in re.findall(r"^::: (.+)$", page.read_text(), flags=re.MULTILINE):
             resolve_name(":".join(name.rsplit(".", 1)))
+
+
+def test_the_commands_in_the_rules_of_studies_exist():
+    text = (ROOT / "reports" / "README.md").read_text()
+    blocks = re.findall(r"^```sh\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    lines = [
+        line.strip()
+        for block in blocks
+        for line in block.replace("\\\n", " ").splitlines()
+        if "gated-attention " in line
+    ]
+    assert len(lines) >= 4
+    for line in lines:
+        program, name, *words = shlex.split(
+            line.replace("$arm", "baseline").replace("seedK", "seed0").replace(" K ", " 0 ")
+        )
+        command = typer.main.get_command(app).commands[name]
+        with command.make_context(name, words) as context:  # refuses an option that is not there, and wrong values
+            assert program == "gated-attention"
+        for file in re.findall(r"examples/\S+", line):
+            assert (ROOT / file).is_file(), context
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
