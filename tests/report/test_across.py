@@ -72,6 +72,8 @@ def test_the_page_says_whether_a_gate_adds_less(star, tmp_path):
     row = next(line for line in text.splitlines() if "| sandwich-norm-sdpa-headwise |" in line and "adds" in line)
     assert "adds less" in row
     assert "not judged" not in text  # one rate tests no larger rate
+    assert "7 claims are tested at 5 % each" in text  # four gains and three interactions
+    assert "best rate is chosen" not in text
     assert "Loss against compute" not in text
 
 

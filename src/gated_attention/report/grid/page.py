@@ -30,6 +30,7 @@ from gated_attention.report.study.page import unfinished, write_report
 from gated_attention.report.tables import count_text
 from gated_attention.study.grid.rates import FACTOR, Curve, Setting, find_settings, value_text
 from gated_attention.study.grid.run import Failure, find_failures, find_points
+from gated_attention.study.grid.structures import find_additions
 from gated_attention.study.grid.study_file import STUDY_NAME
 from gated_attention.study.record import METRICS_NAME, Result
 from gated_attention.study.statistics import t_quantile
@@ -196,7 +197,10 @@ def _limits(settings: Sequence[Setting]) -> Iterator[str]:
     if any(count < len(setting.rates) for count, setting in zip(common, settings, strict=True)):
         counts = ", ".join(map(str, common))
         yield f"Sensitivity is over the rates at which every variant has every seed: {counts} of them."
-    judged = sum(len(setting.curves) - 1 for setting in settings)
+    additions = find_additions(settings)
+    judged = sum(len(setting.curves) - 1 for setting in settings if len(setting.rates) > 1)
+    judged += len(additions) + sum(one.interaction is not None for one in additions)
     if judged > 1:
         yield f"{judged} claims are tested at 5 % each, without correction."
-    yield "The best rate is chosen among those that were tried, on the held-out text that is also reported."
+    if any(len(setting.rates) > 1 for setting in settings):
+        yield "The best rate is chosen among those that were tried, on the held-out text that is also reported."
