@@ -184,7 +184,7 @@ def test_memory_layout_does_not_matter():
 def test_the_op_is_registered_whole():
     *tensors, _ = inputs(20, 0.5)
     tensors = [x.requires_grad_() for x in tensors]
-    torch.library.opcheck(skip_op, (*tensors, "hard_sigmoid", -3.0, True, 0.25), atol=1e-5, rtol=1e-4)
+    torch.library.opcheck(skip_op, (*tensors, "hard_sigmoid", -3.0, True, 0.25, "eager"), atol=1e-5, rtol=1e-4)
 
 
 def test_it_compiles_whole_for_every_length(compile_whole):
@@ -248,6 +248,22 @@ def test_on_a_gpu_nothing_takes_it_by_itself_either(monkeypatch):
             ops.choose_gated_backend(x, x, s, backend="skip", **options)
 
 
+def test_which_kernels_run_is_known_before(monkeypatch):
+    monkeypatch.setattr("gated_attention.ops.fused._TRITON", "3.7.1")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    q = torch.empty(1, 2, 8, 128, dtype=torch.bfloat16).as_subclass(OnAGPU)
+    s = torch.empty(1, 8, 2, 1, dtype=torch.bfloat16)
+    assert ops.choose_skip_kernels(q, s) == ops.choose_skip_kernels(q[..., :64], s) == "hopper"
+    assert ops.choose_skip_kernels(q[..., :32], s) == "triton"
+    assert ops.choose_skip_kernels(q, s, torch.zeros(1, 8, dtype=torch.int32)) == "triton"
+    apart = torch.empty(2**32, dtype=torch.bfloat16, device="meta").as_strided((1, 2, 8, 128), (0, 2**31, 128, 1))
+    assert ops.choose_skip_kernels(apart.as_subclass(OnAGPU), s) == "triton"
+    assert ops.choose_skip_kernels(q, s.to("meta").as_strided((1, 8, 2, 1), (0, 2**29, 1, 1))) == "triton"
+    assert ops.choose_skip_kernels(q.as_subclass(torch.Tensor), s) == "eager"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (10, 0))
+    assert ops.choose_skip_kernels(q, s) == "triton"
+
+
 @pytest.mark.usefixtures("without_shape_checks")
 @pytest.mark.parametrize(
     ("options", "why"),
@@ -281,13 +297,24 @@ def test_what_does_not_fit_says_why():
     assert skip(q[:, :, :0], k, v, s[:, :0]).shape == (2, 0, 4, 16)
 
 
+@pytest.fixture(params=["triton", "hopper"])
+def kernels(request, monkeypatch):
+    """Every kernel that the GPU can run, also where another is chosen."""
+    if request.param == "hopper" and torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("needs a GPU of compute capability 9.0")
+    monkeypatch.setattr("gated_attention.ops.skip.op.choose_skip_kernels", lambda *_: request.param)
+    return request.param
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.25, 0.5, 0.9, 1.0])
 @pytest.mark.parametrize("options", [{"d": 64}, {"d": 128, "group": 1}, {"d": 64, "group": 8, "s": 900}, {"d": 256}])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_the_gpu_is_no_worse_than_twice_plain_pytorch(share, options, dtype):
+def test_the_gpu_is_no_worse_than_twice_plain_pytorch(share, options, dtype, kernels):
     from gated_attention.ops.triton import skip_rows
 
+    if (options["d"], kernels) == (256, "hopper"):
+        pytest.skip("not offered")
     *tensors, grad = (x.cuda() for x in inputs(799, share, dtype=dtype, **options))
     exact = gradients(truth, [x.double() for x in tensors], grad)
     plain = gradients(composed, tensors, grad)
@@ -304,6 +331,7 @@ def test_the_gpu_is_no_worse_than_twice_plain_pytorch(share, options, dtype):
 
 
 @pytest.mark.gpu
+@pytest.mark.usefixtures("kernels")
 def test_a_cuda_graph_follows_the_gates():
     q, k, v, s, _ = (x.cuda() for x in inputs(300, 0.5, d=64, dtype=torch.bfloat16))
     skip(q, k, v, s)  # compiles

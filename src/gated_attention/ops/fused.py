@@ -197,14 +197,19 @@ def why_not(
         return f"PyTorch has no fused kernel for {q.dtype}, head_dim {head_dim} on device {q.device.type!r}"
     if backend == "triton":
         return why_not_triton(q)
+    if head_dim == 256 and gate_logits.shape[-1] > 1 and not causal:
+        return "with head_dim 256 and a gate per channel it must be causal"
+    return why_not_gluon(q, _HEAD_DIMS["hopper"])
+
+
+def why_not_gluon(q: Tensor, head_dims: tuple[int, ...]) -> str | None:
+    """Why kernels for Hopper cannot run on these queries; None if they can."""
     capability = torch.cuda.get_device_capability(q.device) if q.device.type == "cuda" else (0, 0)
     if capability != (9, 0):
         return f"it needs a GPU of compute capability 9.0 (H100, H200), not device {str(q.device)!r}"
-    if head_dim == 256 and gate_logits.shape[-1] > 1 and not causal:
-        return "with head_dim 256 and a gate per channel it must be causal"
     if _TRITON is not None and not _TRITON.startswith(_GLUON):
         return f"its kernels have run with Triton {', '.join(v + 'x' for v in _GLUON)}, not with {_TRITON}"
-    return _why_not_kernels(q, _HEAD_DIMS["hopper"])
+    return _why_not_kernels(q, head_dims)
 
 
 def why_not_triton(q: Tensor) -> str | None:

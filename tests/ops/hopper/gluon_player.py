@@ -2,8 +2,9 @@
 
 A kernel's source is run as the Python that it is, with this module in the place of Gluon. Tensors are torch tensors
 without layouts, every warp partition is a thread, and what is asynchronous happens as early or as late as it may:
-copies into shared memory when they are asked for, products and copies out of it when they are waited for. So memory
-that is given back too soon, or never, shows as a wrong number or as `Stuck`.
+copies into shared memory when they are asked for; products, copies out of it and gathers when they are waited for, until
+when what is to be gathered is NaN. So memory that is given back too soon, or never, shows as a wrong number or as
+`Stuck`.
 """
 
 import ast
@@ -54,8 +55,13 @@ class Pointer:
     def __init__(self, tensor, offset=0):
         self.tensor, self.offset = tensor, offset
 
+    dtype = property(lambda self: types.SimpleNamespace(element_ty=self.tensor.dtype))
+
     def __add__(self, offset):
         return Pointer(self.tensor, self.offset + offset)
+
+    def __getitem__(self, key):
+        return Pointer(self.tensor, self.offset[key])
 
     def view(self):
         """The memory from this tensor's first number on, whatever its strides."""
@@ -88,6 +94,9 @@ class Shared:
 
     def permute(self, order):
         return Shared(self.tensor.permute(order))
+
+    def slice(self, start, length):
+        return Shared(self.tensor[start : start + length])
 
     def load(self, layout=None):
         return value(self.tensor.clone())
@@ -204,10 +213,10 @@ def _warp_specialize(partitions, warps, registers):
     errors = []
 
     def run(function, args, num_warps):
-        _local.warps, _local.begun, _local.leaving = num_warps, [], []
+        _local.warps, _local.begun, _local.leaving, _local.gathers = num_warps, [], [], []
         try:
             function(*args)
-            assert not _local.begun + _local.leaving, "something is under way at the end"
+            assert not _local.begun + _local.leaving + _local.gathers, "something is under way at the end"
         except BaseException as error:
             errors.append(error)
             _grid.failed = True
@@ -288,6 +297,18 @@ def _copy_out(descriptor, coordinates, place, add=False):
     _local.leaving.append(leave)
 
 
+def _gather(place, pointer):
+    found = _load(pointer)
+    place.tensor.fill_(math.nan)
+    _local.gathers.append((place.tensor, found))
+
+
+def _gather_wait(pending):
+    while len(_local.gathers) > pending:
+        place, found = _local.gathers.pop(0)
+        place.copy_(found)
+
+
 def _store_wait(pending):
     while len(_local.leaving) > pending:
         _local.leaving.pop(0)()
@@ -344,9 +365,13 @@ compat = types.SimpleNamespace(
     async_atomic_add=functools.partial(_copy_out, add=True),
     barrier=lambda: None,
 )
-hopper = types.SimpleNamespace(
-    fence_async_shared=lambda: None, mbarrier=mbarrier, tma=tma, warpgroup_mma=_mma, warpgroup_mma_wait=_mma_wait
+async_copy = types.SimpleNamespace(
+    async_copy_global_to_shared=_gather, commit_group=lambda: None, wait_group=_gather_wait
 )
+hopper = types.SimpleNamespace(
+    async_copy=async_copy, fence_async_shared=lambda: None, mbarrier=mbarrier, tma=tma, warpgroup_mma=_mma,
+    warpgroup_mma_wait=_mma_wait,
+)  # fmt: skip
 
 
 def _jit(function=None, **options):
@@ -360,6 +385,10 @@ triton = types.SimpleNamespace(jit=_jit, cdiv=lambda a, b: -(-a // b))
 tl = types.SimpleNamespace(constexpr=_constexpr)
 
 
+def _range(*bounds):
+    return map(value, range(*map(int, bounds)))
+
+
 def play(path: Path, *known: types.SimpleNamespace, **replaced: object) -> types.SimpleNamespace:
     """The names of a kernel's module, run with this module in the place of Triton and Gluon.
 
@@ -369,7 +398,7 @@ def play(path: Path, *known: types.SimpleNamespace, **replaced: object) -> types
     """
     tree = ast.parse(path.read_text(), str(path))
     names = {"__name__": f"played.{path.stem}", "gl": gl, "gluon": gluon, "triton": triton, "tl": tl}
-    names |= {"aggregate": _jit, "TensorDescriptor": Descriptor}
+    names |= {"aggregate": _jit, "TensorDescriptor": Descriptor, "range": _range}
     names |= {"launch": launch, "launch_key": launch_key, "adjacent": adjacent}
     names |= vars(hopper) | vars(compat)
     for module in known:

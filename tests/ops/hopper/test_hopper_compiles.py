@@ -99,3 +99,32 @@ def test_backward_neither_spills_nor_serialises(head_dim, causal):
     compiled, said = assemble(hopper_backward.backward_kernel, signature, constants, warps, strides)
     assert_fast(compiled, said)
     assert "cp.reduce.async.bulk.tensor.4d" in compiled.asm["ptx"]
+
+
+SKIP = [(d, causal, group, True) for d in (64, 128) for causal in (True, False) for group in (1, 4)]
+SKIP += [(d, True, group, hard) for d in (64, 128) for group, hard in ((8, True), (4, False), (3, True))]
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "causal", "group", "hard"),
+    [pytest.param(*case, marks=[] if case == (128, True, 4, True) else pytest.mark.trust) for case in SKIP],
+)
+def test_forward_that_skips_neither_spills_nor_serialises(head_dim, causal, group, hard):
+    from gated_attention.ops.hopper import skip_forward, skip_forward_launch
+
+    blocks = skip_forward_launch.choose_blocks(head_dim, causal)
+    keys = described(blocks.num_keys, head_dim)
+    signature = {"q_ptr": "*bf16", "k_desc": keys, "v_desc": keys, "out_ptr": "*bf16", "s_ptr": "*bf16"}
+    signature |= dict.fromkeys(("order_ptr", "counts_ptr", "work_ptr", "counter_ptr"), "*i32")
+    signature |= {"lse_ptr": "*fp32", "scale": "fp32"}
+    strides = ("q_b", "q_h", "q_t", "o_b", "o_h", "o_t")
+    signature |= dict.fromkeys((*strides, "ss_t", "ss_h"), "i32") | dict.fromkeys(("q_b", "o_b", "ss_b"), "i64")
+    signature |= dict.fromkeys(("num_heads", "K", "T", "S", "offset", "capacity"), "i32")
+    constants = {"BN": blocks.num_keys, "D": head_dim, "G": group, "STAGES": blocks.num_stages}
+    constants |= {"QUERY_STAGES": blocks.num_query_stages, "OUTPUT_IN_QUERIES": blocks.output_in_queries}
+    constants |= {"CAUSAL": causal, "HARD": hard, "CONSUMERS": blocks.num_consumers}
+    compiled, said = assemble(skip_forward.skip_forward_kernel, signature, constants, aligned=strides)
+    assert_fast(compiled, said, {2: "240", 3: "160"}[blocks.num_consumers])
+    copies = re.findall(r"cp\.async\.c[ag]\.shared\.global\s+\[[^]]*\],\s*\[[^]]*\],\s*(\w+)", compiled.asm["ptx"])
+    assert copies
+    assert set(copies) == {"0x10"}  # bytes; strides of q are known to be multiples of 16

@@ -49,11 +49,12 @@ def test_forward_computes_the_definition(case, d, channels, cut, pipeline):
         pytest.skip("not offered")
     if (d == 256 or not causal) and cut == "short":
         pytest.skip("cut like long ones")
-    kernel = player.play(
-        OPS / "hopper/forward.py", pipeline, _pack=lambda x, dtype: x.to(dtype), _unpack=lambda x, dtype: x
+    attend = player.play(
+        OPS / "hopper/attend.py", pipeline, pack=lambda x, dtype: x.to(dtype), unpack=lambda x, dtype: x
     )
+    kernel = player.play(OPS / "hopper/forward.py", pipeline, attend)
     kernel.forward_kernel = player.Kernel(kernel.forward_kernel)
-    launch = player.play(OPS / "hopper/forward_launch.py", pipeline, kernel)
+    launch = player.play(OPS / "hopper/forward_launch.py", pipeline, attend, kernel)
     q, k, v, logits, _ = inputs(t, s, heads, kv_heads, d, channels)
     if cut == "long":
         launch.CUTS[d] = launch.CUTS[d]._replace(longest_short=0)

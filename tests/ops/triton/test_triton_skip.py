@@ -28,8 +28,8 @@ CASES += [(c, d, group, True, False) for c in SHARED_MEMORY for d in (64, 128) f
 FIRST = (90, 128, 4, True, False)
 
 
-def run_check(*words):
-    script = Path(__file__).with_name("triton_skip_check.py")
+def run_check(*words, script="triton_skip_check.py"):
+    script = Path(__file__).with_name(script)
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run(
         [sys.executable, str(script), *words], env=environment, capture_output=True, text=True, check=False
@@ -39,6 +39,10 @@ def run_check(*words):
 
 def test_kernels_compute_the_definition():
     run_check()
+
+
+def test_the_work_list_is_a_sort():
+    run_check(script="skip_work_check.py")
 
 
 @pytest.mark.trust

@@ -1,9 +1,8 @@
 """Gated attention, forward, for Hopper: asynchronous copies, specialised warpgroups, the gate in the epilogue.
 
 One producer warp draws tiles of query rows, longest first, from a counter that all programs share. It copies queries,
-keys, values and elementwise gate logits to shared memory. Two or three consumer warpgroups own 64 rows each. A consumer
-scores a tile of keys while it multiplies the weights of the tile before it with their values. Scores and sums are
-float32; weights are rounded to the dtype of the values.
+keys, values and elementwise gate logits to shared memory. Two or three consumer warpgroups own 64 rows each; see
+`attend`.
 """
 
 from typing import NamedTuple
@@ -14,18 +13,15 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
     mbarrier,
     tma,
-    warpgroup_mma,
     warpgroup_mma_wait,
 )
 from triton.language.core import _aggregate as aggregate
 
+from gated_attention.ops.hopper.attend import LOG2E, ROWS, add, attend
 from gated_attention.ops.hopper.compat import async_load, async_store, barrier
 from gated_attention.ops.hopper.pipeline import Ring, Shape, drawn_tile, hear_draw, mma_layout, ring, tell_draw
 
-_LOG2E = gl.constexpr(1.4426950408889634)
 _LN2 = gl.constexpr(0.6931471805599453)
-_NO_MAXIMUM = gl.constexpr(-1e30)  # finite: a row whose first tile is all masked would compute -inf - -inf
-ROWS = gl.constexpr(64)  # per consumer
 _PRODUCER_REGISTERS = gl.constexpr(24)
 
 
@@ -115,76 +111,12 @@ def _produce(counter_ptr, q_desc, k_desc, v_desc, s_desc, mem, shape, options):
 
 
 @gluon.jit
-def _score(q, k):
-    """Start the product of a tile of queries with a tile of keys."""
-    BN: gl.constexpr = k.shape[0]
-    zero = gl.zeros([ROWS, BN], gl.float32, mma_layout(BN))
-    return warpgroup_mma(q, k.permute((1, 0)), zero, use_acc=False, is_async=True)
-
-
-@gluon.jit
-def _add(acc, weights, i, mem):
-    """Start to add the product of the weights and values of key tile `i`."""
-    left: gl.constexpr = gl.DotOperandLayout(0, acc.type.layout, 2)
-    mem.v.await_ready(i)
-    v = mem.v.tile(i)
-    return warpgroup_mma(gl.convert_layout(_unpack(weights, v.dtype), left), v, acc, use_acc=True, is_async=True)
-
-
-@gluon.jit
-def _pack(weights, dtype: gl.constexpr):
-    """Two weights as one 32-bit number. Single weights would be unpacked and packed again at every step."""
-    ROWS: gl.constexpr = weights.shape[0]
-    HALF: gl.constexpr = weights.shape[1] // 2
-    NAME: gl.constexpr = "bf16x2" if dtype == gl.bfloat16 else "f16x2"
-    low, high = gl.split(weights.reshape([ROWS, HALF, 2]))
-    return gl.inline_asm_elementwise("cvt.rn." + NAME + ".f32 $0, $2, $1;", "=r,f,f", [low, high], gl.int32, True, 1)
-
-
-@gluon.jit
-def _unpack(packed, dtype: gl.constexpr):
-    ROWS: gl.constexpr = packed.shape[0]
-    low, high = gl.inline_asm_elementwise("mov.b32 {$0, $1}, $2;", "=h,=h,r", [packed], (gl.int16, gl.int16), True, 1)
-    return gl.join(low, high).to(dtype, bitcast=True).reshape([ROWS, packed.shape[1] * 2])
-
-
-@gluon.jit
-def _softmax(s, m, l, qk_scale, rows, at, S, MASKED: gl.constexpr, CAUSAL: gl.constexpr, DTYPE: gl.constexpr):
-    """Packed weights of a tile of scores, the new maximum and sum, and the factor by which earlier sums shrink."""
-    if MASKED:
-        columns = at + gl.arange(0, s.shape[1], layout=gl.SliceLayout(0, s.type.layout))
-        if CAUSAL:
-            s = gl.where(rows[:, None] >= columns[None, :], s, float("-inf"))
-        else:
-            s = gl.where((columns < S)[None, :], s, float("-inf"))
-    higher = gl.maximum(m, gl.max(s, 1) * qk_scale)
-    p = gl.exp2(s * qk_scale - higher[:, None])
-    shrink = gl.exp2(m - higher)
-    return _pack(p, DTYPE), higher, l * shrink + gl.sum(p, 1), shrink
-
-
-@gluon.jit
-def _step(acc, weights, m, l, i, at, q, rows, qk_scale, mem, shape, options, MASKED: gl.constexpr):
-    """Score key tile `i` while the weights of the tile before it are multiplied with their values."""
-    mem.k.await_ready(i)
-    scoring = _score(q, mem.k.tile(i))
-    adding = _add(acc, weights, i - 1, mem)
-    s = warpgroup_mma_wait(1, deps=(scoring,))
-    mem.k.release(i)
-    weights, m, l, shrink = _softmax(s, m, l, qk_scale, rows, at, shape.S, MASKED, options.CAUSAL, mem.v.places.dtype)
-    acc = warpgroup_mma_wait(0, deps=(adding,))
-    mem.v.release(i - 1)
-    acc = acc * gl.convert_layout(shrink, gl.SliceLayout(1, mma_layout(options.D)))[:, None]
-    return acc, weights, m, l, i + 1, at - options.BN
-
-
-@gluon.jit
 def _consume(o_desc, s_ptr, lse_ptr, scale, ss_b, ss_t, ss_h, mem, shape, options, CONSUMER: gl.constexpr):
     BN: gl.constexpr = options.BN
     D: gl.constexpr = options.D
     output: gl.constexpr = mma_layout(D)
     by_row: gl.constexpr = gl.SliceLayout(1, mma_layout(BN))
-    qk_scale = scale * _LOG2E
+    qk_scale = scale * LOG2E
     o = mem.o.places.index(CONSUMER)
     o_tile = o.reshape([ROWS, D])
     i = 0
@@ -206,37 +138,13 @@ def _consume(o_desc, s_ptr, lse_ptr, scale, ss_b, ss_t, ss_h, mem, shape, option
             s_at = s_ptr + b.to(gl.int64) * ss_b + h * ss_h
             logits = gl.load(s_at + rows.to(gl.int64) * ss_t, there, 0.0).to(gl.float32)
 
-        m = gl.full([ROWS], _NO_MAXIMUM, gl.float32, by_row)
-        l = gl.full([ROWS], 0.0, gl.float32, by_row)
-        acc = gl.zeros([ROWS, D], gl.float32, output)
-        if options.CAUSAL:
-            for _ in range(n - seen):  # key tiles that only other consumers see
-                mem.k.await_ready(i)
-                mem.k.release(i)
-                mem.v.await_ready(i)
-                mem.v.release(i)
-                i += 1
-        at = (seen - 1) * BN
         q = mem.q.places.index(mem.q.turn(t) * options.CONSUMERS + CONSUMER).reshape([ROWS, D])
-        mem.q.await_ready(t)
-        mem.k.await_ready(i)
-        s = warpgroup_mma_wait(0, deps=(_score(q, mem.k.tile(i)),))
-        mem.k.release(i)
-        weights, m, l, _ = _softmax(s, m, l, qk_scale, rows, at, shape.S, True, options.CAUSAL, mem.v.places.dtype)
-        i += 1
-        at -= BN
-        if options.CAUSAL:
-            for _ in range(seen - 1 - whole):
-                acc, weights, m, l, i, at = _step(
-                    acc, weights, m, l, i, at, q, rows, qk_scale, mem, shape, options, True
-                )
-        for _ in range(whole):
-            acc, weights, m, l, i, at = _step(acc, weights, m, l, i, at, q, rows, qk_scale, mem, shape, options, False)
+        acc, weights, m, l, i = attend(q, rows, n, seen, whole, i, t, qk_scale, mem, shape.S, options)
         if not options.OUTPUT_IN_QUERIES:
             mem.q.release(t)
         elif options.ELEMENTWISE:
             mem.o.release(t)
-        adding = _add(acc, weights, i - 1, mem)
+        adding = add(acc, weights, i - 1, mem)
         lse_at = lse_ptr + (b * shape.H + h).to(gl.int64) * shape.T
         gl.store(lse_at + rows, (m + gl.log2(l)) * _LN2, there)
         acc = warpgroup_mma_wait(0, deps=(adding,))
@@ -244,11 +152,11 @@ def _consume(o_desc, s_ptr, lse_ptr, scale, ss_b, ss_t, ss_h, mem, shape, option
 
         if options.ELEMENTWISE:
             mem.o.await_ready(t)
-            shut = 1.0 + gl.exp2(-o_tile.load(output).to(gl.float32) * _LOG2E)
+            shut = 1.0 + gl.exp2(-o_tile.load(output).to(gl.float32) * LOG2E)
             acc = acc / (shut * gl.convert_layout(l, gl.SliceLayout(1, output))[:, None])
         else:
             acc = (
-                acc * gl.convert_layout(1.0 / (1.0 + gl.exp2(-logits * _LOG2E)) / l, gl.SliceLayout(1, output))[:, None]
+                acc * gl.convert_layout(1.0 / (1.0 + gl.exp2(-logits * LOG2E)) / l, gl.SliceLayout(1, output))[:, None]
             )
             tma.store_wait(0)
             barrier()  # this warpgroup's last output has left

@@ -5,7 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gated_attention.ops.hopper.forward import ROWS, forward_kernel
+from gated_attention.ops.hopper.attend import ROWS
+from gated_attention.ops.hopper.forward import forward_kernel
 from gated_attention.ops.hopper.pipeline import describe, num_multiprocessors
 from gated_attention.ops.launch import launch, launch_key
 

@@ -146,12 +146,18 @@ class Descriptor(TensorDescriptor):  # type: ignore[misc]  # Triton has no types
 
 def describe(x: Float[Tensor, "b h t d"], rows: int) -> Descriptor:
     """How the copy engine finds tiles of `rows` rows. A tensor that it cannot address is copied first."""
-    strides = _strides(x.shape, x.stride(), 16 // x.element_size())
+    x, strides = addressable(x, 16 // x.element_size())
+    width = x.shape[-1]
+    return Descriptor(x, list(x.shape), strides, [1, 1, rows, width], _layout(rows, width, x.dtype))
+
+
+def addressable(x: Tensor, aligned: int) -> tuple[Tensor, list[int]]:
+    """A tensor, or a copy unless its rows begin at multiples of 16 bytes and of `aligned` numbers; and its strides."""
+    strides = _strides(x.shape, x.stride(), aligned)
     if strides is None or x.data_ptr() % 16:
         x = x.clone(memory_format=torch.contiguous_format)
         strides = list(x.stride())
-    width = x.shape[-1]
-    return Descriptor(x, list(x.shape), strides, [1, 1, rows, width], _layout(rows, width, x.dtype))
+    return x, strides
 
 
 # The rest is cached: it is slow to build and needed at every launch.
@@ -159,7 +165,7 @@ def describe(x: Float[Tensor, "b h t d"], rows: int) -> Descriptor:
 
 @functools.lru_cache(maxsize=1024)
 def _strides(shape: torch.Size, strides: tuple[int, ...], aligned: int) -> list[int] | None:
-    """As the copy engine takes them; None if rows do not start at multiples of 16 bytes. Sizes of 1 have any stride."""
+    """As the copy engine takes them; None unless rows begin at multiples of `aligned`. Sizes of 1 have any stride."""
     width = shape[-1]
     found = [stride if size > 1 else width for size, stride in zip(shape[:-1], strides[:-1], strict=True)]
     if strides[-1] != 1 or any(stride <= 0 or stride % aligned for stride in found):

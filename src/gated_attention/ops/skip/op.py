@@ -1,16 +1,24 @@
-"""One differentiable op over the kernels that skip closed gates: Triton's on a GPU, plain PyTorch's on a CPU."""
+"""One differentiable op over the kernels that skip closed gates; `choose_skip_kernels` says which run."""
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
-from gated_attention.ops.fused import load_kernels, why_not_triton
+from gated_attention.ops.fused import load_kernels, why_not_gluon, why_not_triton
 from gated_attention.ops.sdpa import fake_attention
-from gated_attention.ops.skip import eager
-from gated_attention.ops.skip.rows import GateActivation, Rows, closing_logit, list_rows
+from gated_attention.ops.skip.rows import GateActivation, Rows, closing_logit
 from gated_attention.ops.transforms import KernelFunction, has_tangent
+
+SkipKernels = Literal["eager", "triton", "hopper"]
+"""`eager`: plain PyTorch, on a CPU. `triton`: ours in portable Triton. `hopper`: ours for Hopper, with `triton`'s lists
+and backward pass."""
+
+_LIST = {"eager": "skip.rows", "triton": "triton.skip_rows", "hopper": "triton.skip_rows"}
+_FORWARD = {"eager": "skip.eager", "triton": "triton.skip_forward", "hopper": "hopper.skip_forward_launch"}
+_BACKWARD = {"eager": "skip.eager", "triton": "triton.skip_backward", "hopper": "triton.skip_backward"}
+_HEAD_DIMS = (64, 128)  # of `hopper`
 
 Forward = Callable[..., tuple[Tensor, Tensor]]
 """From q, k, v, gate logits, rows, activation, `causal`, the scale and first keys or None to the gated output,
@@ -25,16 +33,12 @@ to the gradients of q, k, v and the gate logits; those of closed rows are 0."""
 @torch.library.custom_op("gated_attention::skip", mutates_args=())
 def skip_op(
     q: Tensor, k: Tensor, v: Tensor, gate_logits: Tensor, activation: str, closed_at: float, causal: bool,
-    scale: float, first_keys: Tensor | None = None,
+    scale: float, kernels: str, first_keys: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Outputs of `Forward`, and the rows; only the gated output has a gradient."""
-    if q.device.type == "cpu":
-        forward, find_rows = cast(Forward, eager.attention_forward), list_rows
-    else:
-        forward = load_kernels("triton.skip_forward").attention_forward
-        find_rows = load_kernels("triton.skip_rows").list_rows
+    forward: Forward = load_kernels(_FORWARD[kernels]).attention_forward
     with torch.cuda.device_of(q):  # type: ignore[no-untyped-call]  # Triton launches on the current device
-        rows = find_rows(gate_logits[..., 0], k.shape[1], closed_at)
+        rows: Rows = load_kernels(_LIST[kernels]).list_rows(gate_logits[..., 0], k.shape[1], closed_at)
         return *forward(q, k, v, gate_logits, rows, activation, causal, scale, first_keys), *rows
 
 
@@ -50,11 +54,10 @@ def _(q: Tensor, k: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 @torch.library.custom_op("gated_attention::skip_backward", mutates_args=())
 def _backward_op(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, gate_logits: Tensor, out: Tensor, lse: Tensor,
-    order: Tensor, before: Tensor, activation: str, causal: bool, scale: float, first_keys: Tensor | None = None,
+    order: Tensor, before: Tensor, activation: str, causal: bool, scale: float, kernels: str,
+    first_keys: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    on_cpu = q.device.type == "cpu"
-    kernels: Any = eager.attention_backward if on_cpu else load_kernels("triton.skip_backward").attention_backward
-    backward: Backward = kernels
+    backward: Backward = load_kernels(_BACKWARD[kernels]).attention_backward
     with torch.cuda.device_of(q):  # type: ignore[no-untyped-call]
         rows = Rows(order, before)
         return backward(grad, q, k, v, gate_logits, out, lse, rows, activation, causal, scale, first_keys)
@@ -68,7 +71,7 @@ def _(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    q, k, v, gate_logits, ctx.activation, _, ctx.causal, ctx.scale, first_keys = inputs
+    q, k, v, gate_logits, ctx.activation, _, ctx.causal, ctx.scale, ctx.kernels, first_keys = inputs
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*output[1:])
     ctx.save_for_backward(q, k, v, gate_logits, *output, first_keys)
@@ -76,7 +79,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 def _gradients(backward: Callable[..., Any], ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     *saved, first_keys = ctx.saved_tensors
-    return *backward(grad, *saved, ctx.activation, ctx.causal, ctx.scale, first_keys), None, None, None, None, None
+    grads = backward(grad, *saved, ctx.activation, ctx.causal, ctx.scale, ctx.kernels, first_keys)
+    return *grads, None, None, None, None, None, None
 
 
 def _backward(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -108,7 +112,23 @@ def run_skip(
     as_function = torch.is_grad_enabled() and not torch.compiler.is_compiling()
     run: Any = _Skip.apply if as_function else skip_op
     closed_at = closing_logit(activation, threshold)
-    return cast(Tensor, run(q, k, v, gate_logits, activation, closed_at, causal, scale, first_keys)[0])
+    kernels = choose_skip_kernels(q, gate_logits, first_keys)
+    return cast(Tensor, run(q, k, v, gate_logits, activation, closed_at, causal, scale, kernels, first_keys)[0])
+
+
+def choose_skip_kernels(q: Tensor, gate_logits: Tensor, first_keys: Tensor | None = None) -> SkipKernels:
+    """The kernels that the backend `skip` runs for these inputs, which it can run.
+
+    `hopper` where Gluon's kernels run, for head width 64 and 128, without first keys, and where a batch's numbers are
+    counted in 31 bits; else `triton`, and on a CPU `eager`.
+    """
+    if q.device.type == "cpu":
+        return "eager"
+    if first_keys is not None or why_not_gluon(q, _HEAD_DIMS) is not None:
+        return "triton"
+    # Of queries and logits where they lie, and of the output, whose rows lie side by side.
+    extents = [sum((n - 1) * s for n, s in zip(x.shape[1:], x.stride()[1:], strict=True)) for x in (q, gate_logits)]
+    return "hopper" if max(*extents, q[0].numel()) < 2**31 else "triton"
 
 
 def why_not_skip(
