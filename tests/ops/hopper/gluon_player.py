@@ -2,8 +2,8 @@
 
 A kernel's source is run as the Python that it is, with this module in the place of Gluon. Tensors are torch tensors
 without layouts, every warp partition is a thread, and what is asynchronous happens as early or as late as it may:
-copies into shared memory when they are asked for; products, copies out of it and gathers when they are waited for, until
-when what is to be gathered is NaN. So memory that is given back too soon, or never, shows as a wrong number or as
+copies into shared memory when they are asked for; products, copies out of it and gathers when they are waited for, and
+until then what is to be gathered is NaN. So memory that is given back too soon, or never, shows as a wrong number or as
 `Stuck`.
 """
 

@@ -1,18 +1,14 @@
 """The portable kernels that skip closed gates: what they compute, in the interpreter, and how they compile."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 pytest.importorskip("triton")
 
 from absent import SHARED_MEMORY, SPILLED, assert_fast
+from in_interpreter import run_interpreted
 
-from gated_attention.ops.triton import skip_backward, skip_forward, skip_rows
+from gated_attention.ops.triton import skip_backward, skip_forward, skip_rows, skip_work
 from gated_attention.ops.triton.tiles import GATHERED_LARGE, GATHERED_LARGE_WITH_FIRST_KEYS, GATHERED_SMALL, heads
 
 CUTS = {
@@ -28,26 +24,12 @@ CASES += [(c, d, group, True, False) for c in SHARED_MEMORY for d in (64, 128) f
 FIRST = (90, 128, 4, True, False)
 
 
-def run_check(*words, script="triton_skip_check.py"):
-    script = Path(__file__).with_name(script)
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run(
-        [sys.executable, str(script), *words], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-
-
 def test_kernels_compute_the_definition():
-    run_check()
+    run_interpreted("triton_skip_check.py")
 
 
 def test_the_work_list_is_a_sort():
-    run_check(script="skip_work_check.py")
-
-
-@pytest.mark.trust
-def test_kernels_compute_the_definition_in_300_random_cases():
-    run_check("300")
+    run_interpreted("skip_work_check.py")
 
 
 @pytest.mark.parametrize(
@@ -81,5 +63,8 @@ def test_what_comes_before_the_kernels_neither_spills(capability, assemble):
     compiled = assemble(capability, skip_backward.prepare_kernel, *prepare, HARD=True, ROWS=16, G=4, D=128)
     assert_fast(capability, *compiled)
     logits = torch.empty(1, 64, 8, dtype=torch.bfloat16)
+    working = (codes, codes, codes, 64, 64, 0, 2, 2)
+    constants = {"BM": 128, "BN": 128, "CAUSAL": True, "RANKS": skip_work._RANKS, "HEADS": skip_work._HEADS}
+    assert_fast(capability, *assemble(capability, skip_work.work_kernel, *working, G=4, **constants))
     listing = (logits, *logits.stride(), codes, codes, 64, 2, -3.0)
     assert_fast(capability, *assemble(capability, skip_rows.list_kernel, *listing, G=4, CHUNK=skip_rows._CHUNK))
