@@ -1,9 +1,9 @@
 """Gated attention over open rows, forward, for Hopper: as `forward`, with rows gathered and scattered.
 
 One warp draws tiles of open rows from a work list, those with most keys first, and gathers their queries by
-asynchronous copies of 16 bytes. One copies keys and values, by the copy engine. One writes the zeros of closed rows. Two
-or three consumer warpgroups own 64 rows each, which see keys up to their own positions, and scatter their outputs. The
-lists are `skip.rows` and `triton.skip_work`.
+asynchronous copies of 16 bytes. One copies keys and values, by the copy engine. One writes the zeros of closed rows.
+Two or three consumer warpgroups own 64 rows each, which see keys up to their own positions, and scatter their outputs.
+The lists are `skip.rows` and `triton.skip_work`.
 """
 
 from typing import NamedTuple
