@@ -1,5 +1,7 @@
 """What scripts share that run kernels in Triton's interpreter."""
 
+import dataclasses
+
 import torch
 from triton.runtime import interpreter
 
@@ -21,6 +23,9 @@ def _call(self, *args, **kwargs):
 
 
 patched = set()
+# A third of the time goes into looking for overflow in sums, which is then said only under `debug`.
+options = dataclasses.replace(interpreter.interpreter_builder.options, sanitize_overflow=False)
+interpreter.interpreter_builder.options = options
 interpreter._patch_lang_tensor = _patch_tensor
 interpreter.InterpretedFunction.__call__ = _call
 

@@ -1,0 +1,11 @@
+"""The portable kernels that skip closed gates in random cases: half of them, in a file for a worker of its own."""
+
+import pytest
+from in_interpreter import run_interpreted
+
+pytest.importorskip("triton")
+
+
+@pytest.mark.trust
+def test_kernels_compute_the_definition_in_150_random_cases():
+    run_interpreted("triton_skip_check.py", "150", "2")
