@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import gluon_player as player
 import pytest
 import torch
-from sorted_work import sorted_work
+from skip_work_check import sorted_work
 
 from gated_attention.ops import reference, skip
 from gated_attention.ops.skip.rows import GateActivation, Rows, closing_logit, list_rows

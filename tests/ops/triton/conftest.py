@@ -1,4 +1,9 @@
-"""Compilation of kernels for GPUs that are not there."""
+"""Kernels without a GPU: compiled for one that is not there, or run in Triton's interpreter."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from ptxas_log import listening
@@ -17,3 +22,16 @@ def assemble(monkeypatch):
         return said.getvalue(), compiled.metadata.shared
 
     return assemble
+
+
+@pytest.fixture
+def run_interpreted():
+    """Run a script of this folder with the interpreter, which is switched on before Triton is imported."""
+
+    def run(script, *words):
+        command = [sys.executable, str(Path(__file__).with_name(script)), *words]
+        environment = {**os.environ, "TRITON_INTERPRET": "1"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+
+    return run

@@ -6,7 +6,6 @@ import torch
 pytest.importorskip("triton")
 
 from absent import SHARED_MEMORY, SPILLED, assert_fast
-from in_interpreter import run_interpreted
 
 from gated_attention.ops.triton import skip_backward, skip_forward, skip_rows, skip_work
 from gated_attention.ops.triton.tiles import GATHERED_LARGE, GATHERED_LARGE_WITH_FIRST_KEYS, GATHERED_SMALL, heads
@@ -24,11 +23,16 @@ CASES += [(c, d, group, True, False) for c in SHARED_MEMORY for d in (64, 128) f
 FIRST = (90, 128, 4, True, False)
 
 
-def test_kernels_compute_the_definition():
+def test_kernels_compute_the_definition(run_interpreted):
     run_interpreted("triton_skip_check.py")
 
 
-def test_the_work_list_is_a_sort():
+@pytest.mark.trust
+def test_kernels_compute_the_definition_in_150_more_random_cases(run_interpreted):
+    run_interpreted("triton_skip_check.py", "150", "2")
+
+
+def test_the_work_list_is_a_sort(run_interpreted):
     run_interpreted("skip_work_check.py")
 
 
