@@ -72,7 +72,7 @@ def test_the_numbers_are_those_of_the_definitions(study):
 def test_the_page_says_what_the_rule_says(study):
     text, folder = page_of(study)
     assert "**`sdpa-headwise`: confirmed.** From 0.004, the best rate of `baseline`, to 0.016" in text
-    assert "its loss rises by 0.3767 ± 0.0318 nats/token less than that of `baseline` (n = 3, t = -11.8" in text
+    assert "its loss rises by 0.3767 ± 0.0318 nats less than that of `baseline` (n = 3, t = -11.8" in text
     assert "**Best learning rate**: `baseline` 0.004, `sdpa-headwise` 0.004." in text
     assert "**Divergences**: `baseline` 1, `sdpa-headwise` 0." in text
     assert "| 1 of 12 |" in text

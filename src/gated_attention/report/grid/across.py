@@ -12,12 +12,12 @@ from gated_attention.study.grid.structures import Addition, find_additions
 from gated_attention.study.statistics import PairedDifference
 
 _GAIN = Column(
-    "Gate minus none", "nats/token", better="lower",
+    "Gate minus none", "nats", better="lower",
     meaning="validation loss with the gate minus that of the same structure without it, paired over seeds, ± the "
     "standard error of the mean",
 )  # fmt: skip
 _INTERACTION = Column(
-    "Minus the plain gain", "nats/token", beneath=True,
+    "Minus the plain gain", "nats", beneath=True,
     meaning="that difference minus the one in the plain structure, paired over seeds: above 0 the gate adds less here "
     "than to the plain model, below 0 more",
 )  # fmt: skip

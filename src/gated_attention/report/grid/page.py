@@ -91,8 +91,8 @@ def _document(
     yield from _figures(settings)
     yield Heading("Every learning rate")
     yield Paragraph(
-        "Validation loss in nats/token, mean over seeds ± standard deviation; a number in brackets is how many seeds "
-        "there are if some are missing. Differences are paired over seeds, ± their standard error.",
+        "Validation loss in nats per token, or per image, mean over seeds ± standard deviation; a number in brackets is "
+        "how many seeds there are if some are missing. Differences are paired over seeds, ± their standard error.",
         "note",
     )
     yield TableBlock(losses)
@@ -156,7 +156,7 @@ def _verdict(setting: Setting, curve: Curve, at: str) -> str:
     verdict = {"better": "confirmed", "worse": "the opposite holds"}.get(found.verdict, "not confirmed")
     return (
         f"**{name}{at}: {verdict}.** {rises}, its loss rises by {abs(found.mean):.4f} ± {found.standard_error:.4f} "
-        f"nats/token {'less' if found.mean < 0 else 'more'} than that of `{reference.variant}` (n = {found.n}, "
+        f"nats {'less' if found.mean < 0 else 'more'} than that of `{reference.variant}` (n = {found.n}, "
         f"t = {found.t:+.1f}, significant if |t| > {t_quantile(found.n - 1):.2f})."
     )
 
@@ -179,7 +179,7 @@ def _figures(settings: Sequence[Setting]) -> Iterator[FigureBlock]:
         "Dots are seeds, lines go through their means, thin where seeds are missing. A ring marks the lowest mean of "
         "all seeds. A cross at the top is a run that diverged or lies above the frame; the line leaves its rate out."
     )
-    figure = rate_curves(settings, strokes, lambda curve, rate: curve.losses[rate], "Validation loss (nats/token)")
+    figure = rate_curves(settings, strokes, lambda curve, rate: curve.losses[rate], "Validation loss (nats)")
     yield figure_block(f"{FOLDER}/loss_by_rate.svg", figure, "Loss against learning rate", caption)
     if any(curve.values("m_act", rate) for one in settings for curve in one.curves for rate in curve.losses):
         figure = rate_curves(settings, strokes, lambda curve, rate: curve.values("m_act", rate), "M-Act", log=True)

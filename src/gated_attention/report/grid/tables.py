@@ -26,7 +26,7 @@ OPTIMUM = Column(
     "it is the lowest or the highest that was tried, so that the optimum may lie beyond",
 )
 SENSITIVITY = Column(
-    "Sensitivity", "nats/token", better="lower",
+    "Sensitivity", "nats", better="lower",
     meaning="mean over learning rates of the loss minus the best loss, for each seed (arXiv 2309.14322), at the rates "
     "where every variant has every seed; no loss counts for more than that of a uniform guess",
 )  # fmt: skip
@@ -35,12 +35,12 @@ DIVERGED = Column(
     meaning="runs that ended without a finite loss, or with a higher one than at a tenth of training",
 )  # fmt: skip
 RISE = Column(
-    f"Rise to {FACTOR:g} times it", "nats/token", better="lower",
+    f"Rise to {FACTOR:g} times it", "nats", better="lower",
     meaning=f"loss at {FACTOR:g} times the reference's best rate minus that at its best rate, with the same seed; "
     "a loss that is higher than a uniform guess's, or not finite, counts as that",
 )  # fmt: skip
 CLAIM = Column(
-    "Minus the reference's", "nats/token", beneath=True, better="lower",
+    "Minus the reference's", "nats", beneath=True, better="lower",
     meaning="that rise minus the reference's, paired over seeds, with the standard error of the mean",
 )  # fmt: skip
 
@@ -54,7 +54,7 @@ def optimum_table(settings: Sequence[Setting]) -> Table:
             SETTING: [setting.label for setting, _ in rows],
             Column("Runs"): [str(sum(map(len, curve.losses.values()))) for _, curve in rows],
             OPTIMUM: [_optimum(curve) for _, curve in rows],
-            Column("Loss there", "nats/token", better="lower"): [
+            Column("Loss there", "nats", better="lower"): [
                 spread_text(spread(curve.capped(curve.best).values()), fixed(4)) for _, curve in rows
             ],
             RISE: [_rise(setting, curve) for setting, curve in rows],
