@@ -1,19 +1,12 @@
 """A small run for the tests of `train`, and processes that train it."""
 
-import multiprocessing
 import os
 import signal
-import socket
-import sys
 from random import Random
 
-from gated_attention.cli import main
+import engine_processes
 
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(
-    ["run_files", "gated_attention.study.engine_run.run", "gated_attention.engine.run.train"]
-)
-"""A new process has OLMo-core imported already, which takes 10 s of a core."""
+from gated_attention.cli import main
 
 SETTINGS = """
 name = "small"
@@ -58,43 +51,14 @@ def write_run(folder):
     return folder / "small.toml"
 
 
-def _train(arguments, environment, printed):
-    os.environ.update(environment)
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    with printed.open("wb") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
+def _train(arguments):
     main(["train", *arguments])
 
 
 def start(file, output, processes, *changes):
     """Start `train` on so many processes, as torchrun would."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {
-        "GLOO_SOCKET_IFNAME": "lo", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "XDG_CACHE_HOME": str(file.parent / "cache"),
-    }  # fmt: skip
     arguments = [str(file), "--output", str(output), *(word for change in changes for word in ("--set", change))]
-    started = []
-    for rank in range(processes):
-        ranked = {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        printed = output.with_name(f"{output.name}-{rank}.txt")
-        started.append(PROCESSES.Process(target=_train, args=(arguments, ranked, printed)))
-        started[-1].printed = printed
-        started[-1].start()
-    return started
-
-
-def finish(started, code=0):
-    """Wait for processes that end with a code; returns what the first printed."""
-    for process in started:
-        process.join(timeout=200)
-    printed = [process.printed.read_text() for process in started]
-    assert [process.exitcode for process in started] == [code] * len(started), "\n".join(printed)[-6000:]
-    return printed[0]
+    return engine_processes.start(processes, output, _train, arguments, XDG_CACHE_HOME=str(file.parent / "cache"))
 
 
 def kill(started):

@@ -1,7 +1,4 @@
-"""Run by torchrun: saves sharded models as OLMo-core's trainer saves them."""
-
-import sys
-from pathlib import Path
+"""In each of several processes: saves sharded models as OLMo-core's trainer saves them."""
 
 from engine_models import DENSE, MOE, config_of
 from olmo_core.distributed.checkpoint import save_model_and_optim_state
@@ -21,7 +18,3 @@ def main(folder):
         load_weights(model, folder / name)
         save_model_and_optim_state(folder / f"{name}-saved", model)
     teardown_training_environment()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -2,24 +2,20 @@
 
 import os
 import pickle
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+import save_worker
 import torch
 from engine_models import DENSE, MOE, config_of, save
+from engine_processes import finish, start
 from olmo_core.distributed.checkpoint import save_model_and_optim_state
 from transformers import AutoModelForCausalLM
 
-import gated_attention
 from gated_attention.engine import GuardedCheckpointerConfig, engine_config, export_checkpoint, load_weights
 from gated_attention.engine import checkpoints as engine_checkpoints
 from gated_attention.models.convert.storage import open_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")  # one process saves
-
-SAVE = Path(__file__).with_name("save_worker.py")
 
 
 @pytest.fixture(scope="module")
@@ -28,15 +24,7 @@ def sharded(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sharded")
     for name, size in (("dense", DENSE), ("moe", MOE)):
         save("sdpa-elementwise", size, folder / name)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4", str(SAVE)]
-    paths = [str(Path(gated_attention.__file__).parents[1]), str(SAVE.parent)]
-    environment = {
-        **os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths), "GLOO_SOCKET_IFNAME": "lo"
-    }  # fmt: skip
-    run = subprocess.run(
-        [*command, str(folder)], env=environment, capture_output=True, text=True, timeout=200, check=False
-    )
-    assert run.returncode == 0, (run.stdout + run.stderr)[-6000:]
+    finish(start(4, folder / "saving", save_worker.main, folder))
     return folder
 
 

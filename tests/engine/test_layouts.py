@@ -1,32 +1,20 @@
 """Losses do not depend on how many processes share a model, or how; a run goes on on another number of them."""
 
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import worker
 from engine_models import PARALLEL, TRAINED, save
-
-import gated_attention
-
-WORKER = Path(__file__).with_name("worker.py")
+from engine_processes import finish, start
 
 
-def start(folder, num_processes):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}"]
-    paths = [str(Path(gated_attention.__file__).parents[1]), str(WORKER.parent)]
-    environment = {
-        **os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths), "GLOO_SOCKET_IFNAME": "lo"
-    }  # fmt: skip
-    run = subprocess.run(
-        [*command, str(WORKER), str(folder)], env=environment, capture_output=True, text=True, timeout=400, check=False
-    )
-    assert run.returncode == 0, (run.stdout + run.stderr)[-6000:]
-    return torch.load(folder / f"found-{num_processes}.pt", weights_only=True)
+def losses_on(folder, num_processes):
+    """Losses by variant, layout and number of processes."""
+    finish(start(num_processes, folder / f"on-{num_processes}", worker.main, folder))
+    found = torch.load(folder / f"found-{num_processes}.pt", weights_only=True)
+    return {(*key, num_processes): values for key, values in found.items()}
 
 
 @pytest.fixture(scope="module")
@@ -38,12 +26,12 @@ def found(tmp_path_factory):
     tokens.flush()
     for variant in TRAINED:
         save(variant, PARALLEL, folder / variant)
-    losses = {(*key, 2): values for key, values in start(folder, 2).items()}
+    losses = losses_on(folder, 2)
     for variant in TRAINED:
         for num in (1, 4):
             shutil.copytree(folder / f"{variant}-stopped", folder / f"{variant}-on-{num}")
     for num in (1, 4):
-        losses |= {(*key, num): values for key, values in start(folder, num).items()}
+        losses |= losses_on(folder, num)
     return losses
 
 

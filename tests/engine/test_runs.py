@@ -9,7 +9,8 @@ from random import Random
 import numpy as np
 import pytest
 import torch
-from run_files import finish, kill, start, write_run
+from engine_processes import finish
+from run_files import kill, start, write_run
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -1,8 +1,6 @@
-"""Run by torchrun: trains every gate in every layout that this number of processes allows; rank 0 saves the losses."""
+"""Trains every gate in every layout that this number of processes allows, in each of them; rank 0 saves the losses."""
 
-import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from engine_models import PARALLEL, TRAINED, config_of
@@ -99,7 +97,3 @@ def main(folder):
     if distributed.get_rank() == 0:
         torch.save(found, folder / f"found-{world}.pt")
     teardown_training_environment()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
