@@ -1,6 +1,5 @@
 """The engine computes what transformers computes, and weights come back bit for bit."""
 
-import eager_kernels
 import pytest
 import torch
 from engine_models import DENSE, MOE, config_of, save
@@ -11,11 +10,6 @@ from gated_attention.engine.convert import num_experts_of, to_hugging_face
 from gated_attention.models.convert.storage import open_checkpoint
 
 DENSE_VARIANTS = [variant.name for variant, _, _ in fitting(DENSE)]
-
-
-@pytest.fixture
-def experts_on_a_cpu(monkeypatch):
-    monkeypatch.setattr("olmo_core.ops.moe.kernels", eager_kernels)
 
 
 def loaded(variant, size, folder):
@@ -44,7 +38,7 @@ def test_logits_are_the_same_and_weights_come_back(variant, tmp_path):
 
 
 @pytest.mark.parametrize("variant", [variant.name for variant, _, _ in fitting(MOE) if variant.name not in SANDWICHES])
-def test_so_they_are_with_experts(variant, tmp_path, experts_on_a_cpu):
+def test_so_they_are_with_experts(variant, tmp_path):
     check(variant, MOE, tmp_path)
 
 

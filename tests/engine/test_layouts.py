@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import worker
-from engine_models import PARALLEL, TRAINED, save
+from engine_models import MIXTURE, PARALLEL, TRAINED, save
 from engine_processes import finish, start
 
 
@@ -38,6 +38,8 @@ def found(tmp_path_factory):
 @pytest.mark.parametrize(("layout", "num"), [("fsdp", 2), ("cp", 2), ("fsdp", 4), ("tp", 4)])
 @pytest.mark.parametrize("variant", TRAINED)
 def test_every_layout_has_the_losses_of_one_process(found, variant, layout, num):
+    if (variant, layout) == (MIXTURE, "tp"):
+        pytest.skip("experts are not trained with tensor parallelism; a run's file is refused")
     expected = found[variant, "fsdp", 1]
     assert list(expected) == list(range(1, 21))
     assert expected[20] < expected[1] - 0.2

@@ -16,6 +16,7 @@ from gated_attention.models.configuration_gated_qwen3 import make_config
 RUNS = Path(__file__).parents[2] / "examples" / "train"
 EXPECTED = {
     "laptop": (919_040, 240 * 2048, 1),
+    "laptop-moe": (1_553_024, 240 * 2048, 1),
     "one-gpu": (97_539_840, 6000 * 32_768, 1),
     "eight-gpus": (1_721_754_624, 34e9, 8),
     "sixty-four-gpus": (1_715_369_472, 400e9, 64),

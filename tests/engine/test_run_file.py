@@ -8,6 +8,7 @@ import pytest
 
 from gated_attention.engine.run.run_file import RUN_NAME, read_run
 from gated_attention.engine.run.token_folders import read_folders
+from gated_attention.registry.penalty import AuxiliaryWeights
 from gated_attention.shards.unfinished import TokenizeConfig
 from gated_attention.spec import GateSpec
 from gated_attention.train.text.tokenize import tokenize
@@ -72,6 +73,14 @@ def test_tokens_steps_and_batches_follow_from_each_other(written):
     assert read_run(written(), ["batch.sequences=24", "batch.micro=4"], gpus=4).micro == 3
 
 
+def test_a_mixture_has_the_weights_of_compare_and_a_dense_model_none(written, tmp_path):
+    run = read_run(written(), ["model.size=moe-tiny", "auxiliary.router_z=0.5"])
+    assert run.auxiliary == AuxiliaryWeights(load_balance=0.01, router_z=0.5)
+    (tmp_path / RUN_NAME).write_text(run.toml())
+    assert read_run(tmp_path / RUN_NAME) == run
+    assert "load_balance" not in read_run(written()).toml()
+
+
 def test_a_variants_factor_and_width_are_kept(written):
     run = read_run(written(), ["model.variant=sdpa-elementwise-lr-8"])
     assert run.learning_rate == 8e-3
@@ -114,6 +123,10 @@ def test_a_model_is_a_size_or_its_fields(written):
         (["steps"], "--set 'steps' sets nothing; write --set section.key=value"),
         (["name.x=3"], "name is no section"),
         (["data.bos=true", "data.packing=documents"], "which finds documents by EOS alone"),
+        (["auxiliary.router_z=0.1"], "auxiliary.router_z is of routers, which the model has not"),
+        (["model.size=moe-tiny", "auxiliary.router_z=-0.1"], "auxiliary.router_z is -0.1; it must be at least 0"),
+        (["model.size=moe-tiny", "parallel.tensor=3", "parallel.gpus=3", "model.vocab_size=258"],
+            "a mixture of experts is not trained with parallel.tensor above 1"),
         (["model.num_experts=4"], "num_experts_per_tok is 0 of num_experts 4"),
     ],
 )  # fmt: skip

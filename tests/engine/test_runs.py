@@ -108,6 +108,22 @@ def test_the_layouts_of_the_file_have_the_same_losses(whole, file, tmp_path, pro
     assert held_out(tmp_path / ARM) == pytest.approx(held_out(whole[0]), abs=1e-4)
 
 
+def test_experts_train_alike_on_one_and_two_processes_and_their_model_loads(file, tmp_path):
+    experts = ("model.num_experts=8", "model.num_experts_per_tok=2", "auxiliary.load_balance=0.5", "schedule.steps=10")
+    recomputed = "precision.recompute=full"
+    finish(start(file, tmp_path / "two", 2, *experts))
+    finish(start(file, tmp_path / "one", 1, *experts, "batch.micro=2", recomputed))  # in four passes
+    one, two = (tmp_path / name / ARM for name in ("one", "two"))
+    assert losses(one) == pytest.approx(losses(two), abs=1e-4)
+    assert held_out(one) == pytest.approx(held_out(two), abs=1e-4)
+    for name in ("load_balance_loss", "router_z_loss", "expert_load_max"):
+        first, second = ([line.get(name) for line in read_metrics(folder / "metrics.jsonl")] for folder in (one, two))
+        assert first == pytest.approx(second, abs=1e-2 if name == "expert_load_max" else 1e-4)
+    model = AutoModelForCausalLM.from_pretrained(two / "model")
+    assert type(model).__name__ == "GatedQwen3MoeForCausalLM"
+    assert json.loads((two / "config.json").read_text())["config"]["train"]["auxiliary"]["load_balance"] == 0.5
+
+
 def killed_and_resumed(file, output, kills, *changes):
     """Kill a run so many times, each soon after another checkpoint, then let it end."""
     random, folder = Random(0), output / ARM

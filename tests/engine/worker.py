@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 import torch
-from engine_models import PARALLEL, TRAINED, config_of
+from engine_models import MIXTURE, PARALLEL, TRAINED, config_of
 from olmo_core.config import DType
 from olmo_core.data import NumpyDataLoaderConfig, NumpyFSLDatasetConfig, TokenizerConfig
 from olmo_core.distributed import parallel
@@ -14,11 +14,11 @@ from olmo_core.train.train_module import (
     TransformerContextParallelConfig,
     TransformerDataParallelConfig,
     TransformerTensorParallelConfig,
-    TransformerTrainModuleConfig,
 )
 from torch import distributed
 
-from gated_attention.engine import GuardedCheckpointerConfig, engine_config, load_weights
+from gated_attention.engine import BalancedTrainModule, GuardedCheckpointerConfig, engine_config, load_weights
+from gated_attention.registry.penalty import AuxiliaryWeights
 
 ROWS, STEPS = 8, 20
 LAYOUTS = {
@@ -43,7 +43,9 @@ def train(folder, variant, layout, run, stop=None):
     """The losses of a run from the weights that the test saved; it goes on where `run` holds a checkpoint."""
     rows = ROWS * (1 if layout == "fsdp" else 2) // distributed.get_world_size()
     parallel._WORLD_MESH = None  # OLMo-core expects one run per process
-    module = TransformerTrainModuleConfig(
+    config = engine_config(config_of(variant, PARALLEL), AuxiliaryWeights(load_balance=0.5, router_z=0.1))
+    module = BalancedTrainModule(
+        config.build(init_device="meta"),
         rank_microbatch_size=min(4, rows) * PARALLEL.context,
         max_sequence_length=PARALLEL.context,
         optim=AdamWConfig(lr=3e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=False),
@@ -52,8 +54,9 @@ def train(folder, variant, layout, run, stop=None):
         ),
         max_grad_norm=1.0,
         scheduler=CosWithWarmup(warmup=4),
+        device=torch.device("cpu"),
         **LAYOUTS[layout],
-    ).build(engine_config(config_of(variant, PARALLEL)).build(init_device="meta"), device=torch.device("cpu"))
+    )
     load_weights(module.model, folder / variant)
     data = NumpyFSLDatasetConfig(
         paths=[str(folder / "tokens.npy")],
@@ -87,7 +90,7 @@ def main(folder):
     layouts = {1: ["fsdp"], 2: ["fsdp", "cp"], 4: ["fsdp", "tp"]}[world]
     found = {}
     for variant in TRAINED:
-        for layout in layouts:
+        for layout in layouts if variant != MIXTURE else [one for one in layouts if one != "tp"]:
             found[variant, layout] = train(folder, variant, layout, folder / "unsaved")
         run = folder / f"{variant}-stopped"
         if world == 2:

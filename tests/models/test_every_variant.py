@@ -6,9 +6,10 @@ from transformers import AutoModelForCausalLM
 
 from gated_attention.models.build import build_model
 from gated_attention.models.configuration_gated_qwen3 import make_config
+from gated_attention.registry.penalty import AuxiliaryWeights
 from gated_attention.registry.variants import VARIANTS
 from gated_attention.sizes import SIZES, ModelSize, count_parameters, get_size
-from gated_attention.train.auxiliary import AuxiliaryLosses, AuxiliaryWeights
+from gated_attention.train.auxiliary import AuxiliaryLosses
 
 DENSE = ModelSize("dense", 2, 24, 4, 2, 8, 96, 31, 16, ffn_multiple=1)
 MOE = ModelSize("moe", 2, 24, 4, 2, 8, 16, 31, 16, num_experts=4, num_experts_per_tok=2)

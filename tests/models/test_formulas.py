@@ -12,11 +12,11 @@ from torch.nn import functional as F
 from gated_attention.models.build import build_model
 from gated_attention.models.configuration_gated_qwen3 import make_config
 from gated_attention.models.parent import CACHE_NAME
-from gated_attention.registry.penalty import TARGET_BAND
+from gated_attention.registry.penalty import TARGET_BAND, AuxiliaryWeights
 from gated_attention.registry.variants import VARIANTS
 from gated_attention.sizes import ModelSize
 from gated_attention.spec import BlockSpec, GateSpec, SwitchSpec
-from gated_attention.train.auxiliary import AuxiliaryLosses, AuxiliaryWeights
+from gated_attention.train.auxiliary import AuxiliaryLosses
 
 DENSE = ModelSize("dense", 2, 24, 4, 2, 8, 96, 31, 16)
 MOE = replace(DENSE, name="moe", intermediate_size=8, num_experts=4, num_experts_per_tok=2, tie_word_embeddings=False)

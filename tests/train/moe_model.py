@@ -7,10 +7,9 @@ from transformers import TrainerCallback
 
 from gated_attention.models.build import build_model
 from gated_attention.models.configuration_gated_qwen3 import make_config
-from gated_attention.registry.penalty import GatePenalty
+from gated_attention.registry.penalty import AuxiliaryWeights, GatePenalty
 from gated_attention.sizes import SIZES
 from gated_attention.spec import BlockSpec, GateSpec
-from gated_attention.train.auxiliary import AuxiliaryWeights
 from gated_attention.train.callbacks import MetricsCallback
 from gated_attention.train.text.data import collate
 from gated_attention.train.trainer import TrainConfig, train

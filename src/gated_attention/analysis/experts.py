@@ -13,8 +13,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from gated_attention.analysis.batches import NOTHING
-from gated_attention.models.experts import count_experts, routers
+from gated_attention.models.experts import routers
 from gated_attention.nn.eval_mode import evaluating
+from gated_attention.nn.routing import count_experts
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,10 @@ if TYPE_CHECKING:
     from gated_attention.engine.config import engine_config, undecayed, variant_config
     from gated_attention.engine.convert import load_weights
     from gated_attention.engine.mixer import GatedSelfAttention, GatedSelfAttentionConfig
+    from gated_attention.engine.train_module import BalancedTrainModule
 
 __all__ = [
+    "BalancedTrainModule",
     "GatedSelfAttention",
     "GatedSelfAttentionConfig",
     "GuardedCheckpointerConfig",
@@ -24,6 +26,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "BalancedTrainModule": "train_module",
     "GatedSelfAttention": "mixer",
     "GatedSelfAttentionConfig": "mixer",
     "GuardedCheckpointerConfig": "checkpoints",

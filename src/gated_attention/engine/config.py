@@ -6,15 +6,17 @@ from typing import Any
 from olmo_core.nn.feed_forward import FeedForwardConfig
 from olmo_core.nn.layer_norm import LayerNormConfig, LayerNormType
 from olmo_core.nn.lm_head import LMHeadConfig
-from olmo_core.nn.moe import MoEConfig, MoERouterConfig, MoEType
+from olmo_core.nn.moe import MoEType
 from olmo_core.nn.rope import RoPEConfig
 from olmo_core.nn.transformer import TransformerBlockConfig, TransformerBlockType, TransformerConfig, TransformerType
 from olmo_core.nn.transformer.block import TransformerBlockBase
 from torch import Tensor, nn
 
+from gated_attention.engine.experts import BalancedMoEConfig, BalancedRouterConfig
 from gated_attention.engine.mixer import GatedSelfAttentionConfig
 from gated_attention.models.configuration_gated_qwen3 import GatedQwen3Config, GatedQwen3MoeConfig, make_config
 from gated_attention.nn.gate import GATE_MODULES
+from gated_attention.registry.penalty import AuxiliaryWeights
 from gated_attention.registry.variants import get_variant
 from gated_attention.sizes import get_size
 from gated_attention.spec import GateSpec
@@ -41,8 +43,14 @@ def variant_config(variant: str, size: str) -> TransformerConfig:
     return engine_config(make_config(chosen.resize(get_size(size)), chosen.block))
 
 
-def engine_config(config: GatedQwen3Config | GatedQwen3MoeConfig) -> TransformerConfig:
+def engine_config(
+    config: GatedQwen3Config | GatedQwen3MoeConfig,
+    auxiliary: AuxiliaryWeights = AuxiliaryWeights(),  # noqa: B008  frozen
+) -> TransformerConfig:
     """OLMo-core's configuration of the model that transformers would build from `config`.
+
+    Args:
+        auxiliary: On the losses of routers, which `BalancedTrainModule` adds; a dense model has none.
 
     Raises:
         ValueError: if the engine does not take the model; names the field.
@@ -66,17 +74,18 @@ def engine_config(config: GatedQwen3Config | GatedQwen3MoeConfig) -> Transformer
     )
     block: dict[str, Any] = {"sequence_mixer": mixer, "layer_norm": norm}
     if is_moe:
-        router = MoERouterConfig(
+        router = BalancedRouterConfig(
             top_k=config.num_experts_per_tok, normalize_expert_weights=1.0 if config.norm_topk_prob else None
         )
         block |= {
             "name": TransformerBlockType.moe,
-            "feed_forward_moe": MoEConfig(
+            "feed_forward_moe": BalancedMoEConfig(
                 name=MoEType.dropless,
                 num_experts=config.num_experts,
                 hidden_size=config.moe_intermediate_size,
                 router=router,
-                lb_loss_weight=None,
+                lb_loss_weight=auxiliary.load_balance,
+                z_loss_weight=auxiliary.router_z,
             ),
         }
     else:

@@ -8,6 +8,7 @@ import torch
 from olmo_core.distributed.utils import distribute_like, get_local_tensor
 from olmo_core.nn.moe import MoEBase
 from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import _CHECKPOINT_PREFIX
 
 from gated_attention.models.convert.storage import open_checkpoint
 
@@ -38,6 +39,7 @@ def stored_names(name: str, num_experts: int) -> list[str]:
     Raises:
         ValueError: if no weight of the engine has this name.
     """
+    name = name.replace(_CHECKPOINT_PREFIX, "")  # of blocks that are computed again in the backward pass
     if name in _OUTSIDE:
         return [_OUTSIDE[name]]
     if found := _BLOCK.fullmatch(name):

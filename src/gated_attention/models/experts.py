@@ -9,7 +9,6 @@ experts. The weights are therefore cast, and their width padded, before transfor
 from typing import Any
 
 import torch
-from jaxtyping import Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.models.qwen3_moe.modeling_qwen3_moe import (
@@ -71,12 +70,6 @@ def routers(model: nn.Module) -> list[Qwen3MoeTopKRouter]:
     The output of a router is (N, E) logits, (N, k) weights and (N, k) chosen experts.
     """
     return [module for module in model.modules() if isinstance(module, Qwen3MoeTopKRouter)]
-
-
-def count_experts(chosen: Int[Tensor, "n k"], num_experts: int) -> Int[Tensor, " e"]:
-    """How many of the (token, choice) pairs went to each expert, int64."""
-    flat = chosen.flatten()
-    return flat.new_zeros(num_experts).scatter_add(0, flat, torch.ones_like(flat))
 
 
 class GatedQwen3MoeSparseMoeBlock(Qwen3MoeSparseMoeBlock):  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""A training penalty that closes gates, as data, so that the registry of variants can carry it."""
+"""Losses beside the cross-entropy as data: the penalty that closes gates, which a variant can carry, and factors."""
 
 from dataclasses import dataclass
 
@@ -39,3 +39,23 @@ class GatePenalty:
         if self.target is None:
             return f"gate penalty {self.weight:g}"
         return f"gate penalty up to {self.weight:g}, open share {self.target:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class AuxiliaryWeights:
+    """Factors on the auxiliary losses; they have no effect without routers, or without hard-sigmoid gates.
+
+    The paper does not state its factors. The defaults are OLMoE's (arXiv 2409.02060): 0.01 on a load-balancing
+    loss with the same normalisation, and ST-MoE's 0.001 on the z-loss (arXiv 2202.08906).
+
+    Raises:
+        ValueError: if a factor is negative.
+    """
+
+    load_balance: float = 1e-2
+    router_z: float = 1e-3
+    gate_penalty: GatePenalty | None = None
+
+    def __post_init__(self) -> None:
+        require_within("load_balance", self.load_balance, least=0)
+        require_within("router_z", self.router_z, least=0)

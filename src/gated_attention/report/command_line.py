@@ -10,10 +10,10 @@ from gated_attention.jobs.analyze import AnalysisPlan
 from gated_attention.jobs.evaluation_plan import EvaluationPlan
 from gated_attention.registry.architectures import OWN
 from gated_attention.registry.choices import TEXT
+from gated_attention.registry.penalty import AuxiliaryWeights
 from gated_attention.registry.settings import SETTINGS
 from gated_attention.study.comparison import Comparison
 from gated_attention.study.record import Result
-from gated_attention.train.auxiliary import AuxiliaryWeights
 from gated_attention.train.images.data import ImageConfig
 from gated_attention.train.text.data import DataConfig
 from gated_attention.train.trainer import TrainConfig

@@ -6,42 +6,21 @@ are computed from these sums outside of the model. All arithmetic is in float32 
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gated_attention import ops
-from gated_attention.models.experts import count_experts, routers
+from gated_attention.models.experts import routers
 from gated_attention.nn.block import find_gates
 from gated_attention.nn.gate import by_head
+from gated_attention.nn.routing import count_experts, load_balance_loss, num_ranks, sum_over_ranks
 from gated_attention.ops.sdpa import widen
-from gated_attention.ranges import require_within
-from gated_attention.registry.penalty import TARGET_BAND, GatePenalty
+from gated_attention.registry.penalty import TARGET_BAND, AuxiliaryWeights, GatePenalty
 from gated_attention.spec import GateSpec
-
-
-@dataclass(frozen=True, slots=True)
-class AuxiliaryWeights:
-    """Factors on the auxiliary losses; they have no effect without routers, or without hard-sigmoid gates.
-
-    The paper does not state its factors. The defaults are OLMoE's (arXiv 2409.02060): 0.01 on a load-balancing
-    loss with the same normalisation, and ST-MoE's 0.001 on the z-loss (arXiv 2202.08906).
-
-    Raises:
-        ValueError: if a factor is negative.
-    """
-
-    load_balance: float = 1e-2
-    router_z: float = 1e-3
-    gate_penalty: GatePenalty | None = None
-
-    def __post_init__(self) -> None:
-        require_within("load_balance", self.load_balance, least=0)
-        require_within("router_z", self.router_z, least=0)
 
 
 class RouterSums(NamedTuple):
@@ -64,20 +43,6 @@ class GateSums(NamedTuple):
     mean: Tensor
     num_open: Tensor
     num_scores: int
-
-
-def load_balance_loss(counts: Tensor, probabilities: Tensor) -> Tensor:
-    """`E * sum_i f_i p_i` (Switch Transformer, arXiv 2101.03961, eq. 4), averaged over layers.
-
-    `f_i` is the share of (token, choice) pairs sent to expert i. The shares sum to 1 for any k, and the loss of a
-    balanced router is 1; transformers' function gives k.
-
-    Args:
-        counts: (L, E) pairs of the whole batch.
-        probabilities: (L, E) mean router probability of any part of the batch, as the loss is linear in it.
-    """
-    shares = counts.to(probabilities.dtype) / counts.sum(-1, keepdim=True)
-    return (counts.shape[-1] * (shares * probabilities).sum(-1)).mean()
 
 
 def penalty_pressure(penalty: GatePenalty, open_share: Tensor) -> Tensor:
@@ -158,7 +123,7 @@ class AuxiliaryLosses:
             with self.gather():
                 model(**inputs, use_cache=False, logits_to_keep=1)
             counts.append(torch.stack([sums.counts for sums in self._router_sums]))
-        return _sum_over_ranks(torch.stack(counts).sum(0))
+        return sum_over_ranks(torch.stack(counts).sum(0))
 
     def total(self, cross_entropy: Tensor, counts: Tensor | None = None, num_passes: int = 1) -> Tensor:
         """What a pass is trained on: its share of the cross-entropy and `loss`, whose arguments the others are."""
@@ -176,7 +141,7 @@ class AuxiliaryLosses:
         if self.has_routers:
             router = [torch.stack(sums) for sums in zip(*self._router_sums, strict=True)]
             if counts is None:
-                counts = _sum_over_ranks(router[0])
+                counts = sum_over_ranks(router[0])
             values["expert_load"] = counts.double()
             values["load_balance_loss"] = load_balance_loss(counts, router[1])
             values["router_z_loss"] = router[2].mean()
@@ -205,7 +170,7 @@ class AuxiliaryLosses:
         if not sums:
             return {}
         counts = sums.pop("expert_load", None)
-        means = _sum_over_ranks(torch.stack(list(sums.values()))) / (_num_ranks() * num_passes)
+        means = sum_over_ranks(torch.stack(list(sums.values()))) / (num_ranks() * num_passes)
         found: dict[str, Any] = dict(zip(sums, means.tolist(), strict=True))
         if counts is not None:
             load = counts / counts.mean(-1, keepdim=True)
@@ -217,8 +182,8 @@ class AuxiliaryLosses:
         """The mean score of this rank, which has a gradient, and the open share of all ranks, which has none."""
         num_scores = sum(sums.num_scores for sums in self._gate_sums)
         mean = torch.stack([sums.mean * (sums.num_scores / num_scores) for sums in self._gate_sums]).sum()
-        num_open = _sum_over_ranks(torch.stack([sums.num_open for sums in self._gate_sums]).sum())
-        return mean, num_open.to(mean.dtype) / (num_scores * _num_ranks())
+        num_open = sum_over_ranks(torch.stack([sums.num_open for sums in self._gate_sums]).sum())
+        return mean, num_open.to(mean.dtype) / (num_scores * num_ranks())
 
     # Both also run when activations are recomputed for a backward pass: what was saved must be saved again.
 
@@ -239,15 +204,3 @@ class AuxiliaryLosses:
         sums = GateSums(scores.mean(), (scores > 0).sum(), scores.numel())
         if self._gathering:
             self._gate_sums.append(sums)
-
-
-def _num_ranks() -> int:
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
-
-
-def _sum_over_ranks(x: Tensor) -> Tensor:
-    if _num_ranks() == 1:
-        return x
-    x = x.clone()
-    distributed.all_reduce(x)
-    return x

@@ -21,7 +21,8 @@ from transformers import TrainingArguments as Arguments
 
 from gated_attention.models.saved.loading import load_model
 from gated_attention.ranges import require_within
-from gated_attention.train.auxiliary import AuxiliaryLosses, AuxiliaryWeights
+from gated_attention.registry.penalty import AuxiliaryWeights
+from gated_attention.train.auxiliary import AuxiliaryLosses
 from gated_attention.train.checkpoints import checkpoint_step, find_sound_checkpoint, last_checkpoint, seal, tokens_seen
 from gated_attention.train.images.data import Images
 from gated_attention.train.optimizer import Optimizer, make_optimizer

@@ -14,6 +14,7 @@ from olmo_core.train.callbacks import Callback
 from olmo_core.train.common import OPTIM_GRAD_NORM_METRIC, TRAIN_CE_LOSS_METRIC
 from torch import Tensor, distributed
 
+from gated_attention.engine.experts import LOAD_BALANCE, ROUTER_Z, expert_load, routers
 from gated_attention.engine.whole import keep_newest
 
 _IGNORED = -100
@@ -131,7 +132,7 @@ class Metrics(Callback):  # type: ignore[misc]
     _is_first: bool = True
     _start: tuple[float, int] = (0.0, 0)
     _took: tuple[float, int] = (0.0, 0)
-    _logged: dict[int, tuple[int, float | None]] = field(default_factory=dict)
+    _logged: dict[int, tuple[int, float | None, dict[str, Any]]] = field(default_factory=dict)
 
     def pre_load_batch(self) -> None:
         """A step begins."""
@@ -145,14 +146,15 @@ class Metrics(Callback):  # type: ignore[misc]
         self._is_first = False
         if self.step % self.every == 0 or self.step == self.trainer.max_steps:
             took, tokens = self._took
-            self._logged[self.step] = seen, tokens / took if tokens else None
+            load = expert_load(self.trainer.train_module.model)
+            self._logged[self.step] = seen, tokens / took if tokens else None, load
             self._took = 0.0, 0
 
     def log_metrics(self, step: int, metrics: dict[str, float]) -> None:
         """Report a step once OLMo-core has gathered its metrics."""
         if step not in self._logged or get_rank() != 0:
             return
-        tokens, speed = self._logged.pop(step)
+        tokens, speed, load = self._logged.pop(step)
         line = {
             "step": step,
             "loss_nats": metrics.get(TRAIN_CE_LOSS_METRIC),
@@ -162,7 +164,11 @@ class Metrics(Callback):  # type: ignore[misc]
             "tokens_per_s": speed,
         }
         spikes = metrics.get("spike/SpikeScore (total)")
-        self.report({**line, **({} if spikes is None else {"spike_share": spikes})})
+        if load:
+            layers = len(routers(self.trainer.train_module.model))  # over which OLMo-core sums
+            line["load_balance_loss"] = metrics[f"train/{LOAD_BALANCE}"] / layers
+            line["router_z_loss"] = metrics[f"train/{ROUTER_Z}"] / layers
+        self.report({**line, **load, **({} if spikes is None else {"spike_share": spikes})})
 
 
 @dataclass

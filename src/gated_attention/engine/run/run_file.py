@@ -11,9 +11,10 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from gated_attention.engine.run.sections import Batch, Evaluation, Precision, Sections
+from gated_attention.engine.run.sections import Auxiliary, Batch, Evaluation, Precision, Sections
 from gated_attention.engine.run.shape import CUSTOM, block_of, size_of, variant_of
 from gated_attention.ranges import require_folder_name, require_within
+from gated_attention.registry.penalty import AuxiliaryWeights
 from gated_attention.registry.settings import SETTINGS, Settings
 from gated_attention.sizes import ModelSize
 from gated_attention.spec import BlockSpec
@@ -86,6 +87,12 @@ class Run:
         """The peak, with the variant's factor."""
         chosen = variant_of(self.file.model)
         return (self.file.optimizer.learning_rate or 0.0) * (float(chosen.learning_rate) if chosen else 1.0)
+
+    @property
+    def auxiliary(self) -> AuxiliaryWeights:
+        """Factors on the losses of routers."""
+        given = {name: value for name, value in asdict(self.file.auxiliary).items() if value is not None}
+        return AuxiliaryWeights(**given)
 
     @property
     def micro(self) -> int:
@@ -204,6 +211,7 @@ def _filled(file: Sections, on_gpu: bool) -> Run:
         data=data,
         batch=batch,
         optimizer=replace(file.optimizer, learning_rate=file.optimizer.learning_rate or settings.learning_rate),
+        auxiliary=_auxiliary(file.auxiliary, size),
         schedule=replace(schedule, steps=steps, tokens=None, warmup=warmup),
         precision=_precision(file.precision, on_gpu),
         checkpoints=replace(checkpoints, every=checkpoints.every or often),
@@ -218,6 +226,18 @@ def _filled(file: Sections, on_gpu: bool) -> Run:
 
 def _is_custom(file: Sections) -> bool:
     return block_of(file.model) != BlockSpec()
+
+
+def _auxiliary(given: Auxiliary, size: ModelSize) -> Auxiliary:
+    if size.num_experts:
+        weights = AuxiliaryWeights()
+        return Auxiliary(
+            load_balance=weights.load_balance if given.load_balance is None else given.load_balance,
+            router_z=weights.router_z if given.router_z is None else given.router_z,
+        )
+    if named := [name for name, value in asdict(given).items() if value is not None]:
+        raise ValueError(f"auxiliary.{named[0]} is of routers, which the model has not; leave it out")
+    return given
 
 
 def _precision(precision: Precision, on_gpu: bool) -> Precision:
@@ -256,6 +276,10 @@ def _checked(run: Run) -> Run:
         if (width := getattr(run.size, name)) % parallel.tensor:
             cure = "model.ffn_multiple" if name == "intermediate_size" else "a larger model.vocab_size"
             raise ValueError(f"{name} {width} does not divide by parallel.tensor {parallel.tensor}; choose {cure}")
+    for name, value in asdict(file.auxiliary).items():
+        require_within(f"auxiliary.{name}", value, least=0)
+    if run.size.num_experts and parallel.tensor > 1:
+        raise ValueError("a mixture of experts is not trained with parallel.tensor above 1; use replicas or context")
     if run.context % (2 * parallel.context):
         raise ValueError(f"data.context {run.context} does not divide by 2 x parallel.context {parallel.context}")
     if parallel.context > 1 and file.data.packing == "documents":

@@ -92,6 +92,15 @@ class Optimizer:
 
 @_section
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Auxiliary:
+    """Factors on the losses of routers, as in `AuxiliaryWeights`; a dense model has none."""
+
+    load_balance: float | None = None
+    router_z: float | None = None
+
+
+@_section
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
     """Linear warm-up, then a cosine.
 
@@ -213,6 +222,7 @@ class Sections:
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
     optimizer: Optimizer = field(default_factory=Optimizer)
+    auxiliary: Auxiliary = field(default_factory=Auxiliary)
     schedule: Schedule = field(default_factory=Schedule)
     batch: Batch = field(default_factory=Batch)
     parallel: Parallel = field(default_factory=Parallel)

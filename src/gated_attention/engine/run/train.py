@@ -24,8 +24,6 @@ from olmo_core.train.train_module import (
     TransformerContextParallelConfig,
     TransformerDataParallelConfig,
     TransformerTensorParallelConfig,
-    TransformerTrainModule,
-    TransformerTrainModuleConfig,
 )
 from olmo_core.utils import seed_all
 
@@ -35,6 +33,7 @@ from gated_attention.engine.convert import load_weights
 from gated_attention.engine.run.callbacks import HeldOutLoss, Metrics, Prune, SkipNonFinite
 from gated_attention.engine.run.run_file import Run
 from gated_attention.engine.run.token_folders import Tokens
+from gated_attention.engine.train_module import BalancedTrainModule
 from gated_attention.engine.whole import last_whole
 from gated_attention.models.configuration_gated_qwen3 import GatedQwen3Config, GatedQwen3MoeConfig, make_config
 
@@ -113,13 +112,8 @@ def check_trainable(run: Run, tokens: Tokens) -> None:
     """Refuse a run that would train nothing, or that the engine cannot train.
 
     Raises:
-        ValueError: if it has experts, or fewer sequences than a step takes.
+        ValueError: if the engine has no such model, or the data has fewer sequences than a step takes.
     """
-    if run.size.num_experts:
-        raise ValueError(
-            "the engine has no load balance over the global batch yet and trains no mixture of experts; "
-            "use `compare`, or --plan alone"
-        )
     engine_config(model_config(run, tokens))
     found, wanted = tokens.sequences(tokens.train, run.context), run.file.batch.sequences or 0
     if found < wanted:
@@ -180,7 +174,7 @@ def _train(run: Run, tokens: Tokens, folder: Path, reports: Reports) -> Ended:
     return Ended(trainer.global_step, trainer.global_train_tokens_seen, len(skip.skipped), reason)
 
 
-def _module(run: Run, config: GatedQwen3Config | GatedQwen3MoeConfig) -> TransformerTrainModule:
+def _module(run: Run, config: GatedQwen3Config | GatedQwen3MoeConfig) -> BalancedTrainModule:
     file, parallel, precision = run.file, run.file.parallel, run.file.precision
     on_gpu, is_parallel = torch.cuda.is_available(), is_distributed()
     dtype = DType(precision.compute)
@@ -194,17 +188,20 @@ def _module(run: Run, config: GatedQwen3Config | GatedQwen3MoeConfig) -> Transfo
             reduce_dtype=DType.float32,
         )
     elif precision.compute == "bfloat16":
-        options["autocast_precision"] = dtype
+        options["autocast_precision"] = torch.bfloat16
     if parallel.tensor > 1:
         options["tp_config"] = TransformerTensorParallelConfig(degree=parallel.tensor)
     if parallel.context > 1:
         options["cp_config"] = TransformerContextParallelConfig.ulysses(degree=parallel.context)
     if precision.recompute == "full":
-        mode = TransformerActivationCheckpointingMode.full
-        options["ac_config"] = TransformerActivationCheckpointingConfig(mode=mode)
-    wanted = engine_config(config)
+        options["ac_config"] = TransformerActivationCheckpointingConfig(
+            mode=TransformerActivationCheckpointingMode.selected_modules,  # `full` refuses experts
+            modules=[f"blocks.{layer}" for layer in range(run.size.num_hidden_layers)],
+        )
+    wanted = engine_config(config, run.auxiliary)
     wanted.init_seed = file.seed
-    return TransformerTrainModuleConfig(
+    return BalancedTrainModule(
+        wanted.build(init_device="meta"),
         rank_microbatch_size=run.micro * run.context,
         max_sequence_length=run.context,
         optim=AdamWConfig(
@@ -218,11 +215,12 @@ def _module(run: Run, config: GatedQwen3Config | GatedQwen3MoeConfig) -> Transfo
         max_grad_norm=file.optimizer.max_grad_norm or None,
         scheduler=CosWithWarmup(warmup=run.warmup_steps, alpha_f=file.schedule.min_learning_rate),
         compile_model=bool(precision.compile),
+        device=_device(),
         **options,
-    ).build(wanted.build(init_device="meta"), device=_device())
+    )
 
 
-def _loader(run: Run, tokens: Tokens, folder: Path, module: TransformerTrainModule) -> Any:
+def _loader(run: Run, tokens: Tokens, folder: Path, module: BalancedTrainModule) -> Any:
     work = str(folder / "work")
     data = NumpyFSLDatasetConfig(
         paths=[str(path) for path in tokens.train],

@@ -58,7 +58,10 @@ def settings(run: Run) -> dict[str, Any]:
             "bos": data.bos,
             "packing": data.packing,
         },
-        "train": {key: value for key, value in asdict(training).items() if key != "auxiliary"},
+        "train": {
+            **{key: value for key, value in asdict(training).items() if key != "auxiliary"},
+            **({"auxiliary": asdict(file.auxiliary)} if run.size.num_experts else {}),
+        },
         "engine": asdict(replace(file.parallel)),
     }
     return {"schema": SCHEMA, "study": file.name, "variant": run.variant, "seed": file.seed, "config": config}
