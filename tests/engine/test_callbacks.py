@@ -41,7 +41,9 @@ def trained(tmp_path, tokens, monkeypatch, one_thread):
         monkeypatch.setattr(TransformerTrainModule, "train_batch", train_batch)
         lines = []
         run = read_run(write_run(tmp_path), [f"schedule.steps={STEPS}", *changes], on_gpu=False).with_vocabulary(258)
-        ended = train(run, tokens, tmp_path / "run", Reports(lines.append, lambda step, loss: None))
+        ended = train(
+            run, tokens, tmp_path / "run", Reports(lines.append, lambda step, loss: None, lambda step, found: None)
+        )
         return ended, {line["step"]: line["loss_nats"] for line in lines}, weights, modules[-1]
 
     return call

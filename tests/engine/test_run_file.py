@@ -37,6 +37,8 @@ def test_what_is_not_said_follows_from_the_size(written):
     assert run.file.data.text == "stdlib"
     assert run.file.data.tokenizer == "bytes"
     assert run.size.vocab_size == 257
+    assert (run.file.evaluation.every, run.file.evaluation.probe_every) == (48, 48)
+    assert read_run(written(), ["evaluation.probe_every=0"]).file.evaluation.probe_every == 0
     assert (run.file.precision.compute, run.file.precision.compile) == ("float32", False)
     assert read_run(written()).file.precision.compute == "bfloat16"
 

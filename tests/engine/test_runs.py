@@ -14,6 +14,7 @@ from run_files import kill, start, write_run
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from gated_attention.analysis import inspect_model
 from gated_attention.engine.run.run_file import read_run
 from gated_attention.engine.whole import last_whole
 from gated_attention.report.study.page import write_report
@@ -43,6 +44,18 @@ def held_out(folder):
     return {line["step"]: line["val_loss_nats"] for line in lines if "val_loss_nats" in line}
 
 
+def probed(folder):
+    lines = read_metrics(folder / "probe.jsonl")
+    return {(line["step"], name): values for line in lines for name, values in line.items() if name != "step"}
+
+
+def assert_probed_alike(found, expected):
+    found, expected = probed(found), probed(expected)
+    assert found.keys() == expected.keys()
+    for key, values in expected.items():
+        assert found[key] == pytest.approx(values, abs=1e-3), key
+
+
 def assert_same_run(found, expected, steps):
     """The same weights to the bit, the same losses at the same steps, each once."""
     weights = [load_file(folder / "model" / "model.safetensors") for folder in (found, expected)]
@@ -50,6 +63,7 @@ def assert_same_run(found, expected, steps):
     assert all(weights[0][name].equal(weights[1][name]) for name in weights[0])
     assert losses(found) == losses(expected)
     assert held_out(found) == held_out(expected)
+    assert probed(found) == probed(expected)
     assert list(losses(found)) == list(range(1, steps + 1))
     assert len(read_metrics(found / "metrics.jsonl")) == steps + steps // 10
 
@@ -65,7 +79,8 @@ def test_a_run_learns_and_leaves_what_the_docs_say(whole, tmp_path):
     assert "Traceback" not in printed
     assert "Setting env" not in printed
     assert sorted(path.name for path in folder.iterdir() if path.name != "work") == [
-        "config.json", "engine.log", "metrics.jsonl", "model", "result.json", "run.toml", "step16", "step20",
+        "config.json", "engine.log", "metrics.jsonl", "model", "probe.jsonl", "result.json", "run.toml", "step16",
+        "step20",
     ]  # fmt: skip
     model = AutoModelForCausalLM.from_pretrained(folder / "model")
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
@@ -87,6 +102,11 @@ def test_the_held_out_loss_is_that_of_the_exported_model(whole, file):
     with torch.no_grad():
         expected = model(ids, labels=ids).loss.item()
     assert held_out(folder)[20] == pytest.approx(expected, abs=1e-5)
+    inspection = inspect_model(model, [ids])
+    for name in ("f_attn", "m_act"):
+        assert probed(folder)[20, name] == pytest.approx(inspection.by_layer(name), rel=1e-4), name
+    means = inspection.gates["sdpa"].by_layer("gate_mean")
+    assert probed(folder)[20, "gate_mean_sdpa"] == pytest.approx(means, rel=1e-4)
 
 
 def test_the_resolved_file_starts_the_identical_run_also_on_one_process(whole, tmp_path):
@@ -96,6 +116,7 @@ def test_the_resolved_file_starts_the_identical_run_also_on_one_process(whole, t
     finish(start(folder / "run.toml", tmp_path, 1))
     assert losses(tmp_path / ARM) == pytest.approx(losses(folder), abs=1e-4)
     assert held_out(tmp_path / ARM) == pytest.approx(held_out(folder), abs=1e-4)
+    assert_probed_alike(tmp_path / ARM, folder)
 
 
 @pytest.mark.parametrize(
@@ -106,6 +127,7 @@ def test_the_layouts_of_the_file_have_the_same_losses(whole, file, tmp_path, pro
     assert "Warning" not in printed
     assert losses(tmp_path / ARM) == pytest.approx(losses(whole[0]), abs=1e-4)
     assert held_out(tmp_path / ARM) == pytest.approx(held_out(whole[0]), abs=1e-4)
+    assert_probed_alike(tmp_path / ARM, whole[0])
 
 
 def test_experts_train_alike_on_one_and_two_processes_and_their_model_loads(file, tmp_path):

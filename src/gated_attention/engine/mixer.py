@@ -1,5 +1,6 @@
 """Gated attention as a sequence mixer of OLMo-core, built from a `BlockSpec`."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -37,6 +38,9 @@ class GatedSelfAttention(GatedBlock, Attention):  # type: ignore[misc]  # OLMo-c
         block: What the attention carries; sandwich norms and clipping are the decoder block's.
         options: Of OLMo-core's `Attention`.
 
+    Attributes:
+        watch: Told of every pass if set: the input (B, T, C), queries, keys and values (B, H or K, T, D), the mask.
+
     Raises:
         ValueError: if a gate is one that the norm of queries and keys cancels.
     """
@@ -50,6 +54,7 @@ class GatedSelfAttention(GatedBlock, Attention):  # type: ignore[misc]  # OLMo-c
     def __init__(self, block: BlockSpec, **options: Any) -> None:
         check_qk_norm(block.gates)
         super().__init__(**options)
+        self.watch: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None], None] | None = None
         del self.gate  # OLMo-core's own, None, in the place of the method
         for theirs, ours in _OURS.items():
             self.add_module(ours, self._modules.pop(theirs))
@@ -82,6 +87,8 @@ class GatedSelfAttention(GatedBlock, Attention):  # type: ignore[misc]  # OLMo-c
             q, k, v = (all_to_all_single_cp2hp(heads, group) for heads in (q, k, v))  # whole T, some of the heads
         mask = None if cu_doc_lens is None else document_mask(cu_doc_lens, *q.shape[:2])
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, T, D)
+        if self.watch is not None:
+            self.watch(x, q, k, v, mask)
         if self.fused_gate is not None and group is None:
             logits = self.gate_logits(self.fused_gate, x) if logits is None else logits
             y = ops.gated_attention(q, k, v, logits, mask=mask)

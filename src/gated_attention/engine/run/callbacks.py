@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -15,6 +16,7 @@ from olmo_core.train.common import OPTIM_GRAD_NORM_METRIC, TRAIN_CE_LOSS_METRIC
 from torch import Tensor, distributed
 
 from gated_attention.engine.experts import LOAD_BALANCE, ROUTER_Z, expert_load, routers
+from gated_attention.engine.run.probe import Probe
 from gated_attention.engine.whole import keep_newest
 
 _IGNORED = -100
@@ -66,10 +68,11 @@ class SkipNonFinite(Callback):  # type: ignore[misc]  # OLMo-core is untyped her
 
 @dataclass
 class HeldOutLoss(Callback):  # type: ignore[misc]
-    """The mean loss per held-out token, before the checkpoint of its step.
+    """The mean loss per held-out token, and what `Probe` measures on them, before the checkpoint of its step.
 
     Attributes:
         rows: Held-out sequences, (sequences, tokens); every data-parallel process reads its own.
+        probe_every: Steps between measurements; 0 is none.
         eos: The token that ends a document, where documents are kept apart.
     """
 
@@ -77,19 +80,35 @@ class HeldOutLoss(Callback):  # type: ignore[misc]
 
     rows: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty((0, 0), np.int64))
     every: int = 1
+    probe_every: int = 0
     micro: int = 1
     eos: int | None = None
     report: Callable[[int, float], None] = lambda step, loss: None
+    report_probe: Callable[[int, dict[str, list[float]]], None] = lambda step, found: None
 
     def post_train_batch(self) -> None:
         """Score where it is due, and after the last step."""
-        if len(self.rows) and (self.step % self.every == 0 or self.step == self.trainer.max_steps):
-            loss = self.score()
-            if get_rank() == 0:
+        is_last = self.step == self.trainer.max_steps
+        scores = self.step % self.every == 0 or is_last
+        measures = self.probe_every > 0 and (self.step % self.probe_every == 0 or is_last)
+        if not len(self.rows) or not (scores or measures):
+            return
+        probe = Probe(self.trainer.train_module.model) if measures else None
+        with probe.watching() if probe else nullcontext():
+            loss = self.score(probe)
+        found = probe.read() if probe else None
+        if get_rank() == 0:
+            if scores:
                 self.report(self.step, loss)
+            if found is not None:
+                self.report_probe(self.step, found)
 
-    def score(self) -> float:
-        """The mean over all targets, the same on every process."""
+    def score(self, probe: Probe | None = None) -> float:
+        """The mean over all targets, the same on every process.
+
+        Args:
+            probe: Told how many sequences of each pass count; the rest only make the number of passes the same.
+        """
         module, group = self.trainer.train_module, self.trainer.dp_process_group
         reader, readers = get_rank(group), get_world_size(group)
         total = torch.zeros((), dtype=torch.float64, device=self.trainer.device)
@@ -98,6 +117,8 @@ class HeldOutLoss(Callback):  # type: ignore[misc]
             ids = torch.from_numpy(self.rows[np.minimum(chosen, len(self.rows) - 1)])
             labels = torch.nn.functional.pad(ids[:, 1:], (0, 1), value=_IGNORED)
             labels[torch.from_numpy(chosen >= len(self.rows))] = _IGNORED  # all processes make the same passes
+            if probe is not None:
+                probe.rows = int((chosen < len(self.rows)).sum())
             batch = {"input_ids": ids.to(self.trainer.device), **self._documents(ids)}
             output = module.eval_batch(batch, labels=labels.to(self.trainer.device))
             total += get_local_tensor(output.ce_loss).double().sum()

@@ -205,6 +205,7 @@ def _filled(file: Sections, on_gpu: bool) -> Run:
     warmup = settings.warmup if schedule.warmup is None else schedule.warmup
     often = max(1, min(steps // 10, 1000))
     shown, checkpoints = file.evaluation, file.checkpoints
+    every = shown.every or max(1, min(steps // 5, 1000))
     file = replace(
         file,
         model=replace(file.model, variant=file.model.variant or (None if _is_custom(file) else "baseline")),
@@ -216,7 +217,8 @@ def _filled(file: Sections, on_gpu: bool) -> Run:
         precision=_precision(file.precision, on_gpu),
         checkpoints=replace(checkpoints, every=checkpoints.every or often),
         evaluation=Evaluation(
-            every=shown.every or max(1, min(steps // 5, 1000)),
+            every=every,
+            probe_every=every if shown.probe_every is None else shown.probe_every,
             tokens=shown.tokens or settings.validation_tokens,
             log_every=shown.log_every or max(1, min(steps // 50, 10)),
         ),

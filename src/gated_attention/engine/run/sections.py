@@ -188,11 +188,13 @@ class Evaluation:
     Attributes:
         every: Steps between held-out losses; the last step has one, too.
         tokens: About how many held-out tokens.
+        probe_every: Steps between lines of `probe.jsonl`, measured on the held-out tokens; 0 for none.
         log_every: Steps between lines of `metrics.jsonl`.
     """
 
     every: _Count | None = None
     tokens: _Count | None = None
+    probe_every: Annotated[int, Field(ge=0)] | None = None
     log_every: _Count | None = None
 
 

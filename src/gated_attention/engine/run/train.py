@@ -62,10 +62,12 @@ class Reports:
     Attributes:
         line: A line of `metrics.jsonl`.
         held_out: A step and its held-out loss.
+        probe: A step and what `Probe` found, by measure and layer.
     """
 
     line: Callable[[dict[str, Any]], None]
     held_out: Callable[[int, float], None]
+    probe: Callable[[int, dict[str, list[float]]], None]
 
 
 @contextmanager
@@ -159,9 +161,11 @@ def _train(run: Run, tokens: Tokens, folder: Path, reports: Reports) -> Ended:
             "held_out": HeldOutLoss(
                 rows=tokens.held_out(run.context, file.evaluation.tokens or 1),
                 every=file.evaluation.every or 1,
+                probe_every=file.evaluation.probe_every or 0,
                 micro=micro,
                 eos=tokens.eos_token_id if file.data.packing == "documents" else None,
                 report=reports.held_out,
+                report_probe=reports.probe,
             ),
             "checkpointer": CheckpointerCallback(
                 save_interval=file.checkpoints.every, save_async=False, pre_train_checkpoint=False, max_checkpoints=None

@@ -1,4 +1,4 @@
-"""The lines of a run: into `metrics.jsonl`, and in words on the terminal."""
+"""The lines of a run: into `metrics.jsonl` and `probe.jsonl`, and in words on the terminal."""
 
 import json
 import time
@@ -10,15 +10,19 @@ import torch
 
 from gated_attention.engine.run.plan import find_mfu
 from gated_attention.engine.run.run_file import Run
+from gated_attention.study.record import METRICS_NAME
+
+PROBE_NAME = "probe.jsonl"
+"""A line for each measurement inside of the model."""
 
 _PAUSE_S = 1.0  # between lines on the terminal
 
 
 class Lines:
-    """Appends to a metrics file and tells the progress."""
+    """Appends to a run's files and tells the progress."""
 
-    def __init__(self, run: Run, path: Path, say: Callable[[str], None]) -> None:
-        self.run, self.path, self.say = run, path, say
+    def __init__(self, run: Run, folder: Path, say: Callable[[str], None]) -> None:
+        self.run, self.folder, self.say = run, folder, say
         self.gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
         self._said = 0.0
 
@@ -43,8 +47,12 @@ class Lines:
         self._append({"step": step, "val_loss_nats": loss})
         self.say(f"step {step:,}/{self.run.steps:,}  held-out loss {loss:.4f}")
 
-    def _append(self, line: dict[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
+    def probe(self, step: int, found: dict[str, list[float]]) -> None:
+        """What was measured inside of the model, by layer."""
+        self._append({"step": step, **found}, PROBE_NAME)
+
+    def _append(self, line: dict[str, Any], name: str = METRICS_NAME) -> None:
+        with (self.folder / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from gated_attention.engine.run.run_file import RUN_NAME, Run
 from gated_attention.engine.whole import checkpoint_step, clear_unfinished, last_whole
 from gated_attention.files import cache_folder, claimed, remove_parts, write_text
-from gated_attention.study.engine_run.progress import Lines
+from gated_attention.study.engine_run.progress import PROBE_NAME, Lines
 from gated_attention.study.engine_run.record import record, settings
 from gated_attention.study.engine_run.tokens import find_tokens
 from gated_attention.study.record import CONFIG_NAME, METRICS_NAME, RESULT_NAME, write_json, write_result
@@ -50,12 +50,12 @@ def train_run(run: Run, output: Path, say: Callable[[str], None]) -> int:
     with claimed(folder) if is_first else nullcontext():
         if is_first:
             _prepare(run, folder, say)
-        lines = Lines(run, folder / METRICS_NAME, say)
+        lines = Lines(run, folder, say)
         with engine.logged_to(folder / engine.LOG_NAME), engine.processes(run.file.seed) as rank:
             last = last_whole(folder)
             ended = None
             if last is None or checkpoint_step(last) < run.steps:
-                ended = engine.train(run, tokens, folder, engine.Reports(lines.train, lines.held_out))
+                ended = engine.train(run, tokens, folder, engine.Reports(lines.train, lines.held_out, lines.probe))
         if ended and ended.stopped_by:
             say(f"checkpoint at step {ended.step:,}")
             return 128 + signal.Signals[ended.stopped_by]
@@ -71,7 +71,8 @@ def _prepare(run: Run, folder: Path, say: Callable[[str], None]) -> None:
     say(f"{folder}: from step {step:,} of {run.steps:,}")
     write_text(folder / RUN_NAME, run.toml())
     write_json(folder / CONFIG_NAME, settings(run))
-    keep_metrics_until(folder / METRICS_NAME, step)
+    for name in (METRICS_NAME, PROBE_NAME):
+        keep_metrics_until(folder / name, step)
 
 
 def _finish(run: Run, tokens: Any, folder: Path, say: Callable[[str], None]) -> None:
