@@ -91,8 +91,8 @@ def _document(
     yield from _figures(settings)
     yield Heading("Every learning rate")
     yield Paragraph(
-        "Validation loss in nats per token, or per image, mean over seeds ± standard deviation; a number in brackets is "
-        "how many seeds there are if some are missing. Differences are paired over seeds, ± their standard error.",
+        "Validation loss in nats per token, or per image, mean over seeds ± standard deviation; a number in brackets "
+        "is how many seeds there are if some are missing. Differences are paired over seeds, ± their standard error.",
         "note",
     )
     yield TableBlock(losses)
