@@ -164,7 +164,16 @@ def test_the_command_plans_and_runs_and_refuses(tmp_path, capsys, monkeypatch):
     exits(["study", "study.toml", "--plan"])
     printed = capsys.readouterr().out
     assert "small: 1 arm = 1 point x 1 variant x 1 seed, 256 tokens in all" in printed
+    assert "by a rough guess for CPU" in printed
+    exits(["study", "study.toml", "--plan", "--gpu", "H200"])
+    assert "about 0.67 minutes on 1 device, by other studies on an H200" in capsys.readouterr().out
     assert not (tmp_path / "runs").exists()
+    exits(["study", "study.toml", "--plan", "--gpu", "B12"], 2)
+    exits(["study", "study.toml", "--gpu", "H200"], 2)
+    assert capsys.readouterr().err.splitlines() == [
+        "error: unknown GPU 'B12'; choose from H200, H100, A100",
+        "error: --gpu is for the plan; add --plan",
+    ]
     exits(["study", "study.toml"])
     printed = capsys.readouterr().out
     assert "1/1 baseline seed 0, learning-rate-0.004: validation loss" in printed

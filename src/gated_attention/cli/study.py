@@ -11,6 +11,7 @@ from gated_attention.files import cache_folder, claimed
 from gated_attention.ranges import require_choice, require_folder_name
 from gated_attention.registry.architectures import ARCHITECTURES, OWN
 from gated_attention.registry.choices import DEFAULT, DEFAULT_SIZES, STUDY_TASKS, TEXT, choose_variants, split_names
+from gated_attention.registry.settings import SUSTAINED
 from gated_attention.registry.vision import VISION_SIZES
 from gated_attention.sizes import SIZES, get_size
 
@@ -130,6 +131,7 @@ def compare(
 def study(
     file: Annotated[Path, Argument(help="The study, a TOML file; docs/studies.md has its keys.")],
     plan: Annotated[bool, Option("--plan", help="Print arms, tokens and expected minutes, and run nothing.")] = False,
+    gpu: Annotated[str | None, Option(help=f"With --plan: one {', one '.join(SUSTAINED)}, wherever it runs.")] = None,
     output: Annotated[Path, Option(help="Folder for runs/<name>/ and reports/<name>/.")] = Path(),
 ) -> None:
     """Train a grid of variants, sizes, learning rates and other settings from one file, and write a report.
@@ -137,20 +139,29 @@ def study(
     Every setting of the file may be a list; lists are crossed. Run the same command again to resume: finished arms are
     kept, and an arm that fails is recorded and does not stop the others.
     """
+    if gpu is not None:
+        require_choice("GPU", gpu, SUSTAINED)
+        if not plan:
+            raise ValueError("--gpu is for the plan; add --plan")
+
+    import torch
+
     from gated_attention.device import count_like, pick_device
     from gated_attention.report.grid.page import write_study_report
     from gated_attention.report.grid.terminal import GridDisplay, print_plan
-    from gated_attention.study.grid.estimate import expect, find_speed
+    from gated_attention.study.grid.estimate import expect, find_speed, known_speed
     from gated_attention.study.grid.run import find_points, run_grid
     from gated_attention.study.grid.study_file import read_study
 
     wanted = read_study(file)
-    device = pick_device(wanted.settings.device)
+    device = pick_device(wanted.settings.device) if gpu is None else torch.device("cuda")
     plans = wanted.plans(output, device)
     runs = output / "runs" / wanted.settings.name
     if plan:
-        speed, source = find_speed(device, [result for found in find_points(runs).values() for result in found])
-        print_plan(plans, [expect(one, device, speed) for one in plans], source, count_like(device))
+        finished = [result for found in find_points(runs).values() for result in found]
+        speed, source = find_speed(device, finished) if gpu is None else known_speed(gpu)
+        count = count_like(device) if gpu is None else 1
+        print_plan(plans, [expect(one, device, speed) for one in plans], source, count)
         return
     display, folder = GridDisplay(plans, device, count_like(device)), output / "reports" / wanted.settings.name
     with claimed(folder):

@@ -37,3 +37,6 @@ SETTINGS: dict[str, Settings] = {
 }
 """By size. Small sizes reach a clear loss in minutes. Table 7's sizes follow the paper: batch 1024, 100k steps, and for
 the MoE a warm-up of 1k steps to 2e-3."""
+
+SUSTAINED = {"H200": 1.8e14, "H100": 1.8e14, "A100": 8e13}
+"""FLOP/s that training reaches by name of GPU: size `s`, compiled, bfloat16; see reports/main-s for the first two."""

@@ -9,13 +9,11 @@ import torch
 
 from gated_attention.device import device_name
 from gated_attention.models.build import count_of
+from gated_attention.registry.settings import SUSTAINED
 from gated_attention.sizes import ModelSize, count_flops
 from gated_attention.study.arms import StudyPlan
 from gated_attention.study.record import Result
 from gated_attention.train.images.data import ImageConfig
-
-_SUSTAINED = {"H200": 1.8e14, "H100": 1.8e14, "A100": 8e13}
-"""FLOP/s that training reaches by name of GPU: size `s`, compiled, bfloat16; see reports/main-s for the first two."""
 
 _PER_THREAD = 2e10
 """FLOP/s of a CPU thread, size `tiny`."""
@@ -68,8 +66,13 @@ def find_speed(device: torch.device, finished: Sequence[Result]) -> tuple[float,
         return median(speeds), f"{len(speeds)} finished arm{'s' * (len(speeds) > 1)} on {name}"
     if device.type == "cpu":
         return _PER_THREAD * torch.get_num_threads(), f"a rough guess for {name}"
-    known = next((key for key in _SUSTAINED if key in name), None)
-    return _SUSTAINED[known or "A100"], f"other studies on an {known}" if known else f"an A100, for want of a {name}"
+    known = next((key for key in SUSTAINED if key in name), None)
+    return known_speed(known) if known else (SUSTAINED["A100"], f"an A100, for want of a {name}")
+
+
+def known_speed(gpu: str) -> tuple[float, str]:
+    """FLOP/s of training on a GPU of `SUSTAINED`, and where the number comes from."""
+    return SUSTAINED[gpu], f"other studies on an {gpu}"
 
 
 def _measured(result: Result) -> float | None:
