@@ -20,8 +20,8 @@ from gated_attention.models.build import build_model
 from gated_attention.models.convert import convert
 from gated_attention.models.saved.loading import load_model
 from gated_attention.spec import GateSpec
+from gated_attention.train.checkpoints import load_weights
 from gated_attention.train.text.tokenizer import load_tokenizer
-from gated_attention.train.trainer import load_weights
 
 SIZES = {
     "vocab_size": 257, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,

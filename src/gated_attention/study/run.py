@@ -30,11 +30,11 @@ from gated_attention.study.record import (
 from gated_attention.study.samples import SAMPLES_NAME, write_samples
 from gated_attention.study.workers import OnError, raise_error, run_side_by_side
 from gated_attention.train.callbacks import MetricsCallback, tensorboard_callback
-from gated_attention.train.checkpoints import keep_newest, last_checkpoint
+from gated_attention.train.checkpoints import keep_newest, last_checkpoint, load_weights
 from gated_attention.train.images.data import ImageConfig, ImageData, collate_images, load_images
 from gated_attention.train.optimizer import round_residual
 from gated_attention.train.text.data import DataConfig, PackedData, collate, load_data
-from gated_attention.train.trainer import check_batch, load_weights, train, training_precision
+from gated_attention.train.trainer import check_batch, train, training_precision
 from gated_attention.versions import git_commit, library_versions
 
 

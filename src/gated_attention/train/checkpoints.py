@@ -1,7 +1,8 @@
-"""The checkpoints of a run: which is the last, and whether it is undamaged."""
+"""The checkpoints of a run: which is the last, whether it is undamaged, and its weights."""
 
 import hashlib
 import json
+import logging
 import re
 import shutil
 from collections.abc import Callable
@@ -10,8 +11,11 @@ from typing import Any
 
 from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel
 
 from gated_attention.files import write_text
+from gated_attention.models.saved.loading import load_model
+from gated_attention.train.quiet import quiet
 
 SEAL_NAME = ".whole.json"
 """The last file of a checkpoint to be written: SHA-256 of the others by name."""
@@ -141,3 +145,14 @@ def _without_seal(checkpoint: Path) -> str | None:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_weights(model: PreTrainedModel, checkpoint: Path) -> None:
+    """Load a checkpoint's weights into a model through `from_pretrained`, which knows how experts are stored.
+
+    Raises:
+        ValueError: if the checkpoint is incomplete.
+    """
+    with quiet(logging.ERROR):
+        saved = load_model(type(model), checkpoint, dtype="auto")
+    model.load_state_dict(saved.state_dict())

@@ -19,11 +19,17 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback
 from transformers import TrainingArguments as Arguments
 
-from gated_attention.models.saved.loading import load_model
 from gated_attention.ranges import require_within
 from gated_attention.registry.penalty import AuxiliaryWeights
 from gated_attention.train.auxiliary import AuxiliaryLosses
-from gated_attention.train.checkpoints import checkpoint_step, find_sound_checkpoint, last_checkpoint, seal, tokens_seen
+from gated_attention.train.checkpoints import (
+    checkpoint_step,
+    find_sound_checkpoint,
+    last_checkpoint,
+    load_weights,
+    seal,
+    tokens_seen,
+)
 from gated_attention.train.images.data import Images
 from gated_attention.train.optimizer import Optimizer, make_optimizer
 from gated_attention.train.quiet import quiet
@@ -320,17 +326,6 @@ def check_batch(data: Sized, config: TrainConfig) -> None:
             f"batch size {config.batch_size} exceeds the training text, which fills {len(data)} sequences; "
             f"use a --batch-size of at most {max(1, len(data))}, a smaller --context or more text"
         )
-
-
-def load_weights(model: PreTrainedModel, checkpoint: Path) -> None:
-    """Load a checkpoint's weights into a model through `from_pretrained`, which knows how experts are stored.
-
-    Raises:
-        ValueError: if the checkpoint is incomplete.
-    """
-    with quiet(logging.ERROR):
-        saved = load_model(type(model), checkpoint, dtype="auto")
-    model.load_state_dict(saved.state_dict())
 
 
 def training_precision(device: torch.device, settings: TrainConfig) -> torch.autocast:
