@@ -138,9 +138,10 @@ def watch(model: PreTrainedModel, watcher: Watcher, attention: Sequence[Attentio
         layers: dict[int, Iterator[int]] = {id(m): cycle([one.layer for one in runs]) for m, runs in by_module}
         token = _current.set((watcher, layers))
         stack.callback(_current.reset, token)
-        for part in _with_own_configuration(model):
+        parts = _with_own_configuration(model)
+        for part in parts:
             stack.callback(part.set_attn_implementation, part.config._attn_implementation)
-        for part in _with_own_configuration(model):
+        for part in parts:
             part.set_attn_implementation(_IMPLEMENTATION)
         for _, runs in by_module:
             stack.enter_context(runs[0].output_projection.register_forward_pre_hook(_in_each_run(runs, watcher.heads)))

@@ -158,9 +158,11 @@ def study(
     plans = wanted.plans(output, device)
     runs = output / "runs" / wanted.settings.name
     if plan:
-        finished = [result for found in find_points(runs).values() for result in found]
-        speed, source = find_speed(device, finished) if gpu is None else known_speed(gpu)
-        count = count_like(device) if gpu is None else 1
+        if gpu is None:
+            finished = [result for found in find_points(runs).values() for result in found]
+            (speed, source), count = find_speed(device, finished), count_like(device)
+        else:
+            (speed, source), count = known_speed(gpu), 1
         print_plan(plans, [expect(one, device, speed) for one in plans], source, count)
         return
     display, folder = GridDisplay(plans, device, count_like(device)), output / "reports" / wanted.settings.name

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gated_attention.models.experts import ALIGNMENT, product_dtype
-from gated_attention.nn.routing import count_experts, load_balance_loss, sum_over_ranks
+from gated_attention.nn.routing import count_experts, describe_load, load_balance_loss, sum_over_ranks
 
 LOAD_BALANCE, ROUTER_Z = "load balance loss", "router z loss"
 """Names of a router's metrics."""
@@ -97,15 +97,7 @@ def routers(model: nn.Module) -> list[BalancedRouter]:
 def expert_load(model: nn.Module) -> dict[str, Any]:
     """Tokens of each expert in the last step relative to a balanced router, as in `compare`; empty if dense."""
     counts = [router.counts for router in routers(model) if router.counts is not None]
-    if not counts:
-        return {}
-    pairs = torch.stack(counts).double()
-    load = pairs / pairs.mean(-1, keepdim=True)
-    return {
-        "expert_load_max": load.max().item(),
-        "expert_load_min": load.min().item(),
-        "expert_load": [[round(value, 4) for value in layer] for layer in load.tolist()],
-    }
+    return describe_load(torch.stack(counts).double()) if counts else {}
 
 
 class _Products(DroplessMoEMLP):  # type: ignore[misc]

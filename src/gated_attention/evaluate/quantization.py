@@ -193,6 +193,7 @@ def quantization_losses(
         held_out_loss(model, calibration)
     layers = {name: module for name, module in layers.items() if name in peaks}  # those that the text runs through
     plain = held_out_loss(model, batches)
+    plain_first = held_out_loss(model, batches[:1]).loss_nats if find_worst else 0.0
     worst: dict[tuple[int, Granularity], WorstInput] = {}
     rows = []
     for scheme, granularity in product(schemes, granularities):
@@ -203,7 +204,8 @@ def quantization_losses(
             loss = held_out_loss(model, scored).loss_nats
         place = scheme.activation_bits, granularity
         if find_worst and place not in worst:
-            worst[place] = _find_worst(model, layers, round_input, batches[:1])
+            name, loss_first = _find_worst(model, layers, round_input, batches[:1])
+            worst[place] = WorstInput(name, loss_first - plain_first)
         rows.append(QuantizedLoss(scheme, granularity, loss, loss - plain.loss_nats, worst.get(place)))
     num_rounded = sum(module.weight.numel() for module in layers.values())  # type: ignore[operator,misc]
     share = num_rounded / sum(parameter.numel() for parameter in model.parameters())
@@ -215,10 +217,11 @@ def _find_worst(
     layers: Mapping[str, nn.Module],
     round_input: Callable[[str, Tensor], Tensor],
     batches: Sequence[Tensor],
-) -> WorstInput:
+) -> tuple[str, float]:
+    """The layer whose rounded input costs the most, and the loss with it."""
     losses = {}
     for name, module in layers.items():
         with _seeing({name: module}, round_input):
             losses[name] = held_out_loss(model, batches).loss_nats
     name = max(losses, key=losses.__getitem__)
-    return WorstInput(name, losses[name] - held_out_loss(model, batches).loss_nats)
+    return name, losses[name]

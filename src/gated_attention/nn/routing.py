@@ -1,5 +1,7 @@
 """What the choices of a router say of its balance; one definition for every trainer."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, distributed
@@ -23,6 +25,16 @@ def load_balance_loss(counts: Int[Tensor, "l e"], probabilities: Float[Tensor, "
     """
     shares = counts.to(probabilities.dtype) / counts.sum(-1, keepdim=True)
     return (counts.shape[-1] * (shares * probabilities).sum(-1)).mean()
+
+
+def describe_load(counts: Float[Tensor, "l e"]) -> dict[str, Any]:
+    """Pairs of each expert relative to a balanced router, by layer, and the largest and smallest of all."""
+    load = counts / counts.mean(-1, keepdim=True)
+    return {
+        "expert_load_max": load.max().item(),
+        "expert_load_min": load.min().item(),
+        "expert_load": [[round(value, 4) for value in layer] for layer in load.tolist()],
+    }
 
 
 def num_ranks() -> int:

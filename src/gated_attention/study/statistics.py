@@ -99,6 +99,13 @@ def resamples(n: int) -> np.ndarray:
     return np.random.default_rng(0).integers(n, size=(DRAWS, n))
 
 
+def percentile_interval(values: np.ndarray) -> tuple[float, float]:
+    """Between which the middle `CONFIDENCE` of the values of resampled seeds lie."""
+    tail = 50 * (1 - CONFIDENCE)
+    low, high = np.percentile(values, [tail, 100 - tail])
+    return float(low), float(high)
+
+
 def t_quantile(degrees: int, confidence: float = CONFIDENCE) -> float:
     """The t that |T| stays below with this probability: 4.30 for 2 degrees of freedom at 95 %.
 

@@ -17,7 +17,7 @@ from gated_attention import ops
 from gated_attention.models.experts import routers
 from gated_attention.nn.block import find_gates
 from gated_attention.nn.gate import by_head
-from gated_attention.nn.routing import count_experts, load_balance_loss, num_ranks, sum_over_ranks
+from gated_attention.nn.routing import count_experts, describe_load, load_balance_loss, num_ranks, sum_over_ranks
 from gated_attention.ops.sdpa import widen
 from gated_attention.registry.penalty import TARGET_BAND, AuxiliaryWeights, GatePenalty
 from gated_attention.spec import GateSpec
@@ -173,9 +173,7 @@ class AuxiliaryLosses:
         means = sum_over_ranks(torch.stack(list(sums.values()))) / (num_ranks() * num_passes)
         found: dict[str, Any] = dict(zip(sums, means.tolist(), strict=True))
         if counts is not None:
-            load = counts / counts.mean(-1, keepdim=True)
-            found["expert_load_max"], found["expert_load_min"] = load.max().item(), load.min().item()
-            found["expert_load"] = [[round(value, 4) for value in layer] for layer in load.tolist()]
+            found |= describe_load(counts)
         return found
 
     def _mean_gate(self) -> tuple[Tensor, Tensor]:

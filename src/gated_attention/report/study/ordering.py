@@ -10,7 +10,7 @@ from scipy.stats import permutation_test, rankdata, spearmanr
 
 from gated_attention.registry.published import ROWS, PublishedRow
 from gated_attention.study.comparison import Comparison, VariantRow
-from gated_attention.study.statistics import CONFIDENCE, paired_difference, resamples
+from gated_attention.study.statistics import paired_difference, percentile_interval, resamples
 
 COLUMNS = {
     "perplexity": ("Perplexity", "val_perplexity"),
@@ -183,9 +183,7 @@ def bootstrap_interval(theirs: Sequence[float], by_seed: Sequence[Mapping[int, f
     found = (centred @ ranks)[lengths > 0] / lengths[lengths > 0]
     if not len(found):
         return None
-    tail = 50 * (1 - CONFIDENCE)
-    low, high = np.percentile(found, [tail, 100 - tail])
-    return float(low), float(high)
+    return percentile_interval(found)
 
 
 def _signs(column: str, rows: Sequence[PublishedRow], ours: Mapping[str, float]) -> Iterator[bool]:

@@ -11,9 +11,9 @@ import numpy as np
 
 from gated_attention.sizes import ModelSize, count_flops
 from gated_attention.spec import BlockSpec, SwitchSpec, as_gates
-from gated_attention.study.grid.rates import Curve, Setting
+from gated_attention.study.grid.rates import Setting
 from gated_attention.study.record import Result
-from gated_attention.study.statistics import CONFIDENCE, PairedDifference, paired_difference, resamples
+from gated_attention.study.statistics import PairedDifference, paired_difference, percentile_interval, resamples
 
 _SCALES = {"size", "steps"}
 
@@ -48,9 +48,8 @@ class Scaling:
         """From 2.5 to 97.5 % of the slope when seeds are drawn with replacement; None for fewer than two."""
         if len(self.slopes) < 2:
             return None
-        values, tail = np.array(list(self.slopes.values())), 50 * (1 - CONFIDENCE)
-        low, high = np.percentile(values[resamples(len(values))].mean(-1), [tail, 100 - tail])
-        return float(low), float(high)
+        values = np.array(list(self.slopes.values()))
+        return percentile_interval(values[resamples(len(values))].mean(-1))
 
     def minus(self, reference: "Scaling") -> PairedDifference:
         """The slope minus the reference's, paired over seeds; below 0 the loss falls faster with compute."""
@@ -66,7 +65,7 @@ def find_scaling(settings: Sequence[Setting]) -> list[Scaling]:
         curves = [curve for setting in settings for curve in setting.curves if curve.variant == name]
         flops = [training_flops(next(iter(curve.runs[curve.best].values()))) for curve in curves]
         if len(curves) == len(settings) and None not in flops:
-            losses = tuple(_at_best(curve) for curve in curves)
+            losses = tuple(curve.capped(curve.best) for curve in curves)
             found.append(Scaling(name, tuple(value for value in flops if value is not None), losses))
     return [one for one in found if one.slopes]
 
@@ -87,7 +86,3 @@ def _block(stored: Mapping[str, Any]) -> BlockSpec:
     return BlockSpec(
         **{**stored, "gates": as_gates(stored.get("gates")), "switch": SwitchSpec(**switch) if switch else None}
     )
-
-
-def _at_best(curve: Curve) -> dict[int, float]:
-    return curve.capped(curve.best)
